@@ -1,0 +1,1 @@
+"""Shards on disk to batches of tensors: writing, ordering, reading, decoding, collating."""

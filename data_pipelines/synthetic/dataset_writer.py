@@ -1,0 +1,76 @@
+"""Writes the splits of a data set and the manifest that describes them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.errors import DataError
+from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
+from data_pipelines.synthetic.encoded import EncodedSample
+from data_pipelines.writer import ShardWriter
+
+STATISTICS_SPLIT = "train"
+
+
+class DatasetWriter:
+    """Counts the labels and gathers the regressions' statistics while samples are written.
+
+    Args:
+        root: Empty or absent folder.
+        fields: What a sample can have; regressions get their mean and deviation here.
+        samples_per_shard: Samples in every shard but the last of a split.
+
+    Raises:
+        DataError: `root` already holds a data set, which writing would destroy.
+    """
+
+    def __init__(self, root: Path, fields: Mapping[str, Field], samples_per_shard: int) -> None:
+        if (root / MANIFEST_NAME).exists():
+            raise DataError(
+                f"{root / MANIFEST_NAME}: a data set is already here; name another folder"
+            )
+        self._root = root
+        self._fields = dict(fields)
+        self._samples_per_shard = samples_per_shard
+        self._splits: dict[str, Split] = {}
+        self._values: dict[str, list[float]] = {
+            name: [] for name, field in fields.items() if field.kind == "regression"
+        }
+
+    def write_split(self, name: str, samples: Iterable[EncodedSample]) -> None:
+        """Write all samples of one split."""
+        labelled: Counter[str] = Counter()
+        with ShardWriter(self._root, name, self._samples_per_shard) as writer:
+            for sample in samples:
+                writer.write(sample.key, sample.members)
+                labelled.update(self._present(sample))
+                if name == STATISTICS_SPLIT:
+                    self._collect(sample)
+        self._splits[name] = writer.split(dict(sorted(labelled.items())))
+
+    def finish(self, dataset: str, image: str) -> Manifest:
+        """Save the manifest, which makes the folder a data set."""
+        fields = dict(self._fields)
+        for name, values in self._values.items():
+            if len(set(values)) > 1:  # a single value has no deviation to scale by
+                statistics = {"mean": float(np.mean(values)), "std": float(np.std(values))}
+                fields[name] = fields[name].model_copy(update=statistics)
+        manifest = Manifest(dataset=dataset, image=image, fields=fields, splits=self._splits)
+        manifest.save(self._root)
+        return manifest
+
+    def _present(self, sample: EncodedSample) -> list[str]:
+        return [
+            name
+            for name, field in self._fields.items()
+            if field.member in sample.members and (not field.key or field.key in sample.scalars)
+        ]
+
+    def _collect(self, sample: EncodedSample) -> None:
+        for name, values in self._values.items():
+            if name in sample.scalars:
+                values.append(sample.scalars[name])

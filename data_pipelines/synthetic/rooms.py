@@ -1,0 +1,123 @@
+"""Writes ray-cast rooms with exact dense labels and attributes as shards."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipelines.manifest import Field, Manifest
+from data_pipelines.synthetic.attributes import attribute_fields
+from data_pipelines.synthetic.dataset_writer import DatasetWriter
+from data_pipelines.synthetic.encoded import EncodedSample
+from data_pipelines.synthetic.labels import DENSE_LABELS, SEMANTIC_CLASSES
+from data_pipelines.synthetic.sample import (
+    IMAGE_MEMBER,
+    Job,
+    dense_member,
+    make_sample,
+)
+
+logger = logging.getLogger(__name__)
+
+MIN_SIZE = 32
+_COLOUR_LABELS = frozenset({"normal", "reshading", "principal_curvature"})
+_CHUNK = 8  # samples a worker takes at a time
+
+
+def write_rooms(
+    root: Path,
+    samples: int,
+    size: int,
+    seed: int,
+    missing: float = 0.0,
+    val_fraction: float = 0.15,
+    workers: int = 1,
+    samples_per_shard: int = 500,
+    progress: bool = True,
+) -> Manifest:
+    """Write the splits train and val of a rooms data set, and its manifest last.
+
+    The bytes of every file depend on (samples, size, seed, missing, val_fraction,
+    samples_per_shard) and not on the number of workers.
+
+    Args:
+        root: Empty or absent folder.
+        samples: Samples of both splits together.
+        size: Side of the square pictures in pixels.
+        seed: Any integer from 0.
+        missing: Probability with which each label of each sample is left out.
+        val_fraction: Share of the samples in val; the split is absent where that is none.
+        workers: Processes that render; 1 renders in this one.
+        samples_per_shard: Samples in every shard but the last of a split.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: An argument is out of its range.
+        DataError: `root` already holds a data set.
+    """
+    _check_arguments(samples, size, seed, missing, val_fraction, workers)
+    num_val = round(samples * val_fraction)
+    counts = {"train": samples - num_val} | ({"val": num_val} if num_val else {})
+    writer = DatasetWriter(root, room_fields(), samples_per_shard)
+    with _mapper(workers) as mapper, tqdm(total=samples, disable=not progress) as bar:
+        for name, count in counts.items():
+            jobs = [Job(seed, name, index, size, missing) for index in range(count)]
+            writer.write_split(name, _counted(mapper(jobs), bar))
+    logger.info("wrote %d rooms of %d pixels to %s", samples, size, root)
+    return writer.finish("rooms", image="rgb")
+
+
+def room_fields() -> dict[str, Field]:
+    """The image, the dense labels and the attributes; regressions have no statistics yet."""
+    fields = {"rgb": Field(member=IMAGE_MEMBER, kind="image", channels=3)}
+    for name in DENSE_LABELS:
+        semantic = name == "segment_semantic"
+        fields[name] = Field(
+            member=dense_member(name),
+            kind="dense_classification" if semantic else "dense_regression",
+            channels=3 if name in _COLOUR_LABELS else 1,
+            classes=SEMANTIC_CLASSES if semantic else (),
+            on_flip="negate_x" if name == "normal" else "keep",
+        )
+    return fields | attribute_fields()
+
+
+def _check_arguments(
+    samples: int, size: int, seed: int, missing: float, val_fraction: float, workers: int
+) -> None:
+    checks: list[tuple[str, Any, bool, str]] = [
+        ("samples", samples, samples >= 1, "at least 1"),
+        ("size", size, size >= MIN_SIZE, f"at least {MIN_SIZE} pixels"),
+        ("seed", seed, seed >= 0, "0 or more"),
+        ("missing", missing, 0 <= missing < 1, "in [0, 1)"),
+        ("val_fraction", val_fraction, 0 <= val_fraction <= 0.5, "in [0, 0.5]"),
+        ("workers", workers, workers >= 1, "at least 1"),
+    ]
+    faults = [
+        f"{name} is {value}, must be {rule}" for name, value, good, rule in checks if not good
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+@contextmanager
+def _mapper(workers: int) -> Iterator[Any]:
+    """A function from jobs to samples in the jobs' order, in this process or several."""
+    if workers == 1:
+        yield lambda jobs: map(make_sample, jobs)
+        return
+    # Spawned, not forked: the caller may hold threads, which a fork would leave locked.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield lambda jobs: pool.imap(make_sample, jobs, chunksize=_CHUNK)
+
+
+def _counted(samples: Iterable[EncodedSample], bar: tqdm[Any]) -> Iterator[EncodedSample]:
+    for sample in samples:
+        yield sample
+        bar.update()

@@ -1,0 +1,79 @@
+"""One room as a stored sample: a pure function of (seed, split, index, size)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines.codecs import encode_json, encode_png
+from data_pipelines.synthetic.attributes import (
+    ATTRIBUTES_MEMBER,
+    attribute_fields,
+    attributes,
+    shows_its_labels,
+)
+from data_pipelines.synthetic.encoded import EncodedSample
+from data_pipelines.synthetic.labels import DENSE_LABELS, dense_labels
+from data_pipelines.synthetic.raycast import Hits, cast
+from data_pipelines.synthetic.scene import Scene, draw_plan, draw_scene
+from data_pipelines.synthetic.shading import render
+
+SPLITS = ("train", "val")
+IMAGE_MEMBER = "rgb.png"
+# Independent random streams of a sample: dropping labels must not change the picture.
+_SCENE_STREAM, _MISSING_STREAM = range(2)
+_SCENE_TRIES = 1000
+_LABELS = (*DENSE_LABELS, *attribute_fields())
+
+
+@dataclass(frozen=True)
+class Job:
+    """What identifies a sample, and the share of its labels to drop."""
+
+    seed: int
+    split: str
+    index: int
+    size: int
+    missing: float
+
+
+def make_sample(job: Job) -> EncodedSample:
+    """Draw, render and encode one sample."""
+    rng = _stream(job, _SCENE_STREAM)
+    scene, hits = visible_scene(rng, job.size)
+    picture = render(scene, hits, job.size, rng)
+    dropped = _dropped(job)
+    members = {IMAGE_MEMBER: encode_png(picture)}
+    for name, array in dense_labels(scene, hits, picture).items():
+        if name not in dropped:
+            members[dense_member(name)] = encode_png(array)
+    kept = {k: v for k, v in attributes(scene, hits).items() if k not in dropped}
+    members[ATTRIBUTES_MEMBER] = encode_json(kept)
+    return EncodedSample(f"{job.split}-{job.index:07d}", members, kept)
+
+
+def dense_member(name: str) -> str:
+    """Member that holds a dense label."""
+    return f"{name}.png"
+
+
+def visible_scene(rng: np.random.Generator, size: int) -> tuple[Scene, Hits]:
+    """The first drawn scene whose size x size picture shows all that its labels speak of."""
+    plan = draw_plan(rng)
+    for _ in range(_SCENE_TRIES):
+        scene = draw_scene(rng, plan)
+        if scene is not None:
+            hits = cast(scene, size)
+            if shows_its_labels(scene, hits):
+                return scene, hits
+    raise AssertionError(f"no visible scene for {plan} in {_SCENE_TRIES} attempts")
+
+
+def _stream(job: Job, stream: int) -> np.random.Generator:
+    return np.random.default_rng([job.seed, SPLITS.index(job.split), job.index, stream])
+
+
+def _dropped(job: Job) -> frozenset[str]:
+    draws = _stream(job, _MISSING_STREAM).random(len(_LABELS))
+    return frozenset(name for name, draw in zip(_LABELS, draws, strict=True) if draw < job.missing)

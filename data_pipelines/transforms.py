@@ -1,0 +1,127 @@
+"""One crop, resize and mirror for all pictures of a sample."""
+# Shapes: C channels, H, W of the picture at hand.
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Params:
+    """A crop in pixels of a reference picture, kept as integers so that it scales exactly."""
+
+    height: int
+    width: int
+    top: int
+    left: int
+    crop_height: int
+    crop_width: int
+    mirror: bool
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How pictures are brought to one size.
+
+    Attributes:
+        size: Height and width after the transform, in pixels.
+        crop: None resizes the whole picture; a number in (0, 1] first cuts out a random part of
+            the same aspect ratio, whose share of the area is uniform from that number to 1.
+        flip: Mirror left and right with probability one half.
+    """
+
+    size: tuple[int, int]
+    crop: float | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ValueError(f"size: {self.size} must be at least 1 x 1")
+        if self.crop is not None and not 0 < self.crop <= 1:
+            raise ValueError(f"crop: {self.crop} must be greater than 0 and at most 1, or none")
+
+    def draw(self, rng: np.random.Generator, height: int, width: int) -> Params:
+        """Draws the transform of one sample.
+
+        Args:
+            rng: The sample's own generator.
+            height: Height of the sample's image, in pixels.
+            width: Its width.
+        """
+        crop_height, crop_width, top, left = height, width, 0, 0
+        if self.crop is not None:
+            side = math.sqrt(rng.uniform(self.crop, 1))
+            crop_height = max(1, round(height * side))
+            crop_width = max(1, round(width * side))
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+        mirror = self.flip and bool(rng.integers(2))
+        return Params(height, width, top, left, crop_height, crop_width, mirror)
+
+    def apply(
+        self,
+        array: np.ndarray,
+        params: Params,
+        interpolation: Literal["bilinear", "nearest"],
+        *,
+        negate_x: bool = False,
+    ) -> np.ndarray:
+        """Transforms one picture of the sample, whatever its own resolution.
+
+        Args:
+            array: [C,H,W]; uint8 with C 1 or 3 for bilinear, unsigned integers for nearest.
+            params: What `draw` gave for the sample.
+            interpolation: `bilinear` is antialiased; `nearest` never mixes values.
+            negate_x: A mirrored picture's first channel changes its sign about mid-range.
+
+        Returns:
+            [C, *size] in the same dtype, which may be a view of `array`.
+        """
+        whole = (params.crop_height, params.crop_width) == (params.height, params.width)
+        if not (whole and array.shape[1:] == self.size):
+            resize = _resize_bilinear if interpolation == "bilinear" else _resize_nearest
+            array = resize(array, params, self.size)
+        if params.mirror:
+            array = array[..., ::-1]
+            if negate_x:
+                array = np.concatenate([np.iinfo(array.dtype).max - array[:1], array[1:]])
+        return array
+
+
+def _resize_bilinear(array: np.ndarray, params: Params, size: tuple[int, int]) -> np.ndarray:
+    if array.dtype != np.uint8 or len(array) not in (1, 3):
+        raise ValueError(
+            "array: bilinear needs uint8 with 1 or 3 channels, "
+            f"found {array.dtype} with {len(array)}"
+        )
+    rows, columns = array.shape[1] / params.height, array.shape[2] / params.width
+    box = (
+        params.left * columns,
+        params.top * rows,
+        (params.left + params.crop_width) * columns,
+        (params.top + params.crop_height) * rows,
+    )
+    pixels = array[0] if len(array) == 1 else array.transpose(1, 2, 0)  # as Pillow has them
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    resized = np.asarray(picture.resize(size[::-1], Image.Resampling.BILINEAR, box))
+    return resized[None] if len(array) == 1 else resized.transpose(2, 0, 1)
+
+
+def _resize_nearest(array: np.ndarray, params: Params, size: tuple[int, int]) -> np.ndarray:
+    rows = _nearest(size[0], array.shape[1], params.height, params.top, params.crop_height)
+    columns = _nearest(size[1], array.shape[2], params.width, params.left, params.crop_width)
+    return array[:, rows][:, :, columns]
+
+
+def _nearest(out: int, length: int, reference: int, start: int, crop: int) -> np.ndarray:
+    """Source index under the centre of each of `out` pixels, in exact integer arithmetic.
+
+    The centre of pixel i lies at (start + (i + 1/2) crop / out) length / reference.
+    """
+    centres = 2 * start * out + (2 * np.arange(out, dtype=np.int64) + 1) * crop
+    return centres * length // (2 * out * reference)
