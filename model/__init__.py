@@ -1,0 +1,1 @@
+"""Networks, task groupings, losses, metrics and the exported file of multi-task models."""

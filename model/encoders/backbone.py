@@ -1,0 +1,214 @@
+"""Any backbone of the transformers library as an encoder, split into trunk and branch if it can be.
+
+Legend: B batch, T tokens, C channels, h, w feature size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+
+# Attributes of a config that say nothing about the architecture, or that this module sets itself.
+_NOT_OPTIONS = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "dtype",
+        "id2label",
+        "label2id",
+        "num_labels",
+        "out_features",
+        "out_indices",
+        "stage_names",
+        "transformers_version",
+    }
+)
+
+
+class _LastMap(nn.Module):
+    """The last feature map [B,C,h,w] of a backbone that is used whole."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone(images).feature_maps[-1]
+
+
+class _TokensToMap(nn.Module):
+    """The normalised patch tokens of a transformer [B,1+T,C] as a map [B,C,h,w]."""
+
+    def __init__(self, norm: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm = norm
+        self.grid = grid
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        patches = self.norm(tokens)[:, 1:]  # the first is the class token
+        return patches.transpose(1, 2).unflatten(2, self.grid)
+
+
+def _resnet_stages(model: PreTrainedModel, _image_size: tuple[int, int]) -> list[nn.Module]:
+    return [model.embedder, *model.encoder.stages]
+
+
+def _convnext_stages(model: PreTrainedModel, _image_size: tuple[int, int]) -> list[nn.Module]:
+    *first, last = model.encoder.stages
+    (norm,) = model.hidden_states_norms.values()
+    return [model.embeddings, *first, nn.Sequential(last, norm)]
+
+
+def _dinov2_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
+    patch_height, patch_width = model.embeddings.patch_embeddings.patch_size
+    grid = (image_size[0] // patch_height, image_size[1] // patch_width)
+    norm = model.layernorm if model.config.apply_layernorm else nn.Identity()
+    *first, last = model.encoder.layer
+    return [model.embeddings, *first, nn.Sequential(last, _TokensToMap(norm, grid))]
+
+
+# How a family falls into stages that feed each other one tensor; the embedding is the first.
+SPLITTERS = {
+    "resnet": _resnet_stages,
+    "convnext": _convnext_stages,
+    "convnextv2": _convnext_stages,
+    "dinov2": _dinov2_stages,
+}
+
+
+def _model_types() -> list[str]:
+    types = {config.model_type for config in MODEL_FOR_BACKBONE_MAPPING}
+    return sorted(types - {"timm_backbone"})
+
+
+def resolve_config(
+    options: Mapping[str, Any], pretrained: str | None, image_size: tuple[int, int]
+) -> PretrainedConfig:
+    """Return the backbone's config: the family's defaults or the pretrained ones, overridden.
+
+    Raises:
+        ValueError: If the folder, the model type or an option is not usable.
+    """
+    overrides = dict(options)
+    model_type = overrides.pop("model_type", None)
+    if pretrained is not None:
+        if not (Path(pretrained) / "config.json").is_file():
+            raise ValueError(
+                f"model.encoder.pretrained is {pretrained!r}, must be a folder with a config.json"
+            )
+        base = AutoConfig.from_pretrained(pretrained, local_files_only=True)
+        model_type = model_type or base.model_type
+        if model_type != base.model_type:
+            raise ValueError(
+                f"model.encoder.options.model_type is {model_type!r}, "
+                f"must be {base.model_type!r}, as in {pretrained}"
+            )
+    if model_type not in _model_types():
+        allowed = ", ".join(_model_types())
+        raise ValueError(
+            f"model.encoder.options.model_type is {model_type!r}, must be one of {allowed}"
+        )
+    if pretrained is None:
+        base = AutoConfig.for_model(model_type)
+        if hasattr(base, "image_size"):
+            # Square, as most families take it; they adapt their positions to other shapes.
+            overrides.setdefault("image_size", max(image_size))
+    unknown = sorted(key for key in overrides if key in _NOT_OPTIONS or not hasattr(base, key))
+    if unknown:
+        allowed = ", ".join(sorted(set(base.to_dict()) - _NOT_OPTIONS))
+        raise ValueError(
+            f"model.encoder.options has {unknown[0]!r}, {model_type} knows only {allowed}"
+        )
+    try:
+        # Built anew, because some attributes (the names of the stages) follow from others.
+        config = type(base)(**{**_differences(base), **overrides})
+        config.out_features = [config.stage_names[-1]]
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"model.encoder.options is {dict(options)!r}, not allowed by {model_type}: {error}"
+        ) from error
+    return config
+
+
+def _differences(config: PretrainedConfig) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in config.to_diff_dict().items()
+        if name not in _NOT_OPTIONS and name != "model_type"
+    }
+
+
+def to_options(config: PretrainedConfig) -> dict[str, Any]:
+    """Return options that rebuild the config without its folder."""
+    return {"model_type": config.model_type, **_differences(config)}
+
+
+def build_parts(
+    config: PretrainedConfig,
+    trunk_depth: int,
+    image_size: tuple[int, int],
+    pretrained: str | None,
+) -> tuple[nn.Module, nn.Module]:
+    """Build a trunk of the first `trunk_depth` stages and a branch of the others.
+
+    Raises:
+        ValueError: If the family cannot be split there, or not be trained in every parameter.
+    """
+    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    # The classes are used directly: the Auto class asks the hub even about a local folder.
+    if pretrained is None:
+        model = backbone_class(config)
+    else:
+        model = backbone_class.from_pretrained(pretrained, config=config, local_files_only=True)
+    model.train()
+    family = config.model_type
+    trunk: nn.Module = nn.Identity()
+    branch: nn.Module
+    if family not in SPLITTERS:
+        if trunk_depth != 0:
+            raise ValueError(
+                f"model.trunk_depth is {trunk_depth!r}, must be 0 for {family}; "
+                f"only {', '.join(SPLITTERS)} can be split"
+            )
+        branch = _LastMap(model)
+    else:
+        stages = SPLITTERS[family](model, image_size)
+        if trunk_depth not in range(len(stages)):
+            raise ValueError(
+                f"model.trunk_depth is {trunk_depth!r}, must be from 0 to {len(stages) - 1} "
+                f"for this {family}"
+            )
+        if trunk_depth:
+            trunk = nn.Sequential(*stages[:trunk_depth])
+        branch = nn.Sequential(*stages[trunk_depth:])
+    _drop_unused(nn.ModuleList([trunk, branch]), image_size, family)
+    return trunk, branch
+
+
+def _drop_unused(parts: nn.ModuleList, image_size: tuple[int, int], family: str) -> None:
+    """Remove parameters that the output does not depend on (mask tokens, norms of other outputs).
+
+    DDP and ZeRO wait for a gradient of every parameter.
+    """
+    trunk, branch = parts
+    parts.eval()
+    images = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+    output = branch(trunk(images))
+    parameters = dict(parts.named_parameters())
+    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
+    unused = [name for name, grad in zip(parameters, gradients, strict=True) if grad is None]
+    for name in unused:
+        owner, _, attribute = name.rpartition(".")
+        setattr(parts.get_submodule(owner), attribute, None)
+    if unused:
+        with torch.no_grad():
+            same = torch.allclose(branch(trunk(images)), output, rtol=1e-3, atol=1e-5)
+        if not same:
+            raise ValueError(f"model.encoder {family} needs {unused[0]} but does not train it")
+    parts.train()

@@ -1,0 +1,66 @@
+"""The published encoder for 64-pixel images: a convolutional stem and one residual block.
+
+Legend: B batch, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_TRUNK_DEPTH = 1
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch normalisation and an identity shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps [B,C,H,W] of the same shape."""
+        hidden = F.relu(self.norm1(self.conv1(maps)))
+        return F.relu(self.norm2(self.conv2(hidden)) + maps)
+
+
+def build_parts(options: Mapping[str, Any], trunk_depth: int) -> tuple[nn.Module, nn.Module]:
+    """Build a trunk and one branch.
+
+    With 64x64 images and 64 channels the output is [B,64,15,15], 14,400 features.
+
+    Args:
+        options: `channels` (64 where left out).
+        trunk_depth: 1 puts the stem into the trunk, 0 into the branch.
+
+    Raises:
+        ValueError: If an option is unknown or a value not allowed.
+    """
+    unknown = sorted(set(options) - {"channels"})
+    if unknown:
+        raise ValueError(
+            f"model.encoder.options has {unknown[0]!r}, residual64 knows only 'channels'"
+        )
+    channels = options.get("channels", 64)
+    if not isinstance(channels, int) or channels < 1:
+        raise ValueError(
+            f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
+        )
+    if trunk_depth not in range(MAX_TRUNK_DEPTH + 1):
+        raise ValueError(
+            f"model.trunk_depth is {trunk_depth!r}, must be 0 or {MAX_TRUNK_DEPTH} for residual64"
+        )
+    stem = nn.Sequential(
+        nn.Conv2d(3, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2),
+    )
+    block = nn.Sequential(ResidualBlock(channels), nn.AvgPool2d(2))
+    return (stem, block) if trunk_depth else (nn.Identity(), nn.Sequential(stem, block))
