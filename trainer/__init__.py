@@ -1,0 +1,1 @@
+"""The training run: configuration, engines, the loop, checkpoints, export and the command line."""

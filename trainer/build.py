@@ -1,0 +1,203 @@
+"""Joins the packages: task specs from config and manifest, the network, the data loaders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from data_pipelines.collate import Batch
+from data_pipelines.fields import LabelRequest
+from data_pipelines.loader import epoch_order, eval_loader, train_loader
+from data_pipelines.manifest import Field, Manifest, check_shards
+from data_pipelines.transforms import Geometry
+from model.encoders import build_encoder
+from model.grouping import Grouping
+from model.network import MultiTaskNetwork
+from model.presets import PRESETS, TASKONOMY
+from model.tasks import TaskSpec
+from trainer.config import Config, TasksSection
+from trainer.errors import UserError
+
+
+def open_manifest(config: Config) -> Manifest:
+    """Read the manifest and check that the shards of both splits are whole.
+
+    Raises:
+        DataError: The manifest, a split or a shard is missing or damaged.
+    """
+    manifest = Manifest.load(config.data.shards)
+    for name in (config.data.train_split, config.data.eval_split):
+        check_shards(config.data.shards, manifest.split(name))
+    return manifest
+
+
+def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:
+    """The tasks of a run.
+
+    A task's description is, in this order: its entry in `tasks.define` over the preset's, over
+    the released Taskonomy domain of that name, over the manifest's description of its field.
+
+    Raises:
+        UserError: An unknown preset or task, or a definition that is not a task's.
+    """
+    if section.preset is not None and section.preset not in PRESETS:
+        allowed = ", ".join(PRESETS)
+        raise UserError(f"tasks.preset: found {section.preset!r}; allowed: {allowed}")
+    known = dict(TASKONOMY)
+    if section.preset is not None:
+        known |= {spec.name: spec for spec in PRESETS[section.preset]}
+        names = [spec.name for spec in PRESETS[section.preset]]
+    elif section.names is not None:
+        names = list(section.names)
+    else:
+        names = [name for name, field in manifest.fields.items() if field.kind != "image"]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"tasks.names: found {names}; allowed: one or more names, each once")
+    unused = sorted(set(section.define) - set(names))
+    if unused:
+        raise UserError(f"tasks.define: {', '.join(unused)} is not among the tasks of the run")
+    return tuple(_resolve(name, section, known, manifest) for name in names)
+
+
+def _resolve(
+    name: str, section: TasksSection, known: dict[str, TaskSpec], manifest: Manifest
+) -> TaskSpec:
+    definition = section.define.get(name, {})
+    field = manifest.fields.get(definition.get("field", name))
+    spec: dict[str, Any] = {}
+    if name in known:
+        classes = field.classes if field and len(field.classes) == known[name].channels else ()
+        spec = replace(known[name], classes=classes or known[name].classes).to_dict()
+    elif field is not None and field.kind != "image":
+        spec = _spec_of_field(name, field)
+    try:
+        return TaskSpec.from_dict({"name": name, **spec, **definition})
+    except (ValueError, TypeError) as error:
+        labels = ", ".join(sorted(n for n, f in manifest.fields.items() if f.kind != "image"))
+        hint = "" if spec or definition else f"; labels in {manifest.dataset}: {labels}"
+        raise UserError(f"tasks.define.{name}: {error}{hint}") from None
+
+
+def _spec_of_field(name: str, field: Field) -> dict[str, Any]:
+    spec: dict[str, Any] = {"name": name, "kind": field.kind, "classes": list(field.classes)}
+    if field.classes:
+        spec["channels"] = len(field.classes)
+    elif field.kind == "dense_regression":
+        spec["channels"] = field.channels
+    if field.mean is not None:
+        spec |= {"mean": [field.mean], "scale": [field.std]}
+    return spec
+
+
+def label_requests(tasks: tuple[TaskSpec, ...]) -> list[LabelRequest]:
+    """What the loader must read for the tasks."""
+    return [
+        LabelRequest(t.name, t.field, t.channels if t.kind == "dense_regression" else 1)
+        for t in tasks
+    ]
+
+
+def build_network(config: Config, tasks: tuple[TaskSpec, ...]) -> MultiTaskNetwork:
+    """The network with all K*N heads, drawn from `run.seed`.
+
+    Raises:
+        UserError: The encoder or the decoder cannot be built as configured.
+    """
+    torch.manual_seed(config.run.seed)
+    section, pretrained = config.model, config.model.encoder.pretrained
+    try:
+        encoder = build_encoder(
+            section.encoder.name,
+            section.branches,
+            image_size=config.data.size,
+            trunk_depth=section.trunk_depth,
+            init=section.init,
+            options=section.encoder.options,
+            pretrained=None if pretrained is None else str(pretrained),
+        )
+        return MultiTaskNetwork(tasks, encoder, config.data.size, dense_widths=section.dense_widths)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def build_grouping(config: Config, num_tasks: int) -> Grouping:
+    """The Categoricals of all tasks over all branches."""
+    section = config.grouping
+    return Grouping(
+        num_tasks,
+        config.model.branches,
+        sampler=section.sampler,
+        init=section.init,
+        init_noise=section.init_noise,
+        seed=config.run.seed,
+    )
+
+
+def num_steps(config: Config, manifest: Manifest) -> int:
+    """Optimizer steps of the whole run."""
+    if config.run.steps is not None:
+        return config.run.steps
+    order = epoch_order(
+        manifest.split(config.data.train_split),
+        seed=config.run.seed,
+        global_batch=config.data.global_batch,
+        streams=config.data.streams,
+    )
+    assert config.run.epochs is not None
+    return max(1, round(config.run.epochs * order.steps_per_epoch(config.data.global_batch)))
+
+
+def build_train_loader(
+    config: Config,
+    manifest: Manifest,
+    tasks: tuple[TaskSpec, ...],
+    *,
+    start_step: int,
+    rank: int,
+    world_size: int,
+) -> DataLoader[Batch]:
+    """Micro-batches of this process from `start_step` to the end of the run."""
+    data = config.data
+    return train_loader(
+        data.shards,
+        manifest,
+        label_requests(tasks),
+        Geometry(data.size, crop=data.crop, flip=data.flip),
+        seed=config.run.seed,
+        global_batch=data.global_batch,
+        num_steps=num_steps(config, manifest),
+        split=data.train_split,
+        streams=data.streams,
+        rank=rank,
+        world_size=world_size,
+        accumulation=config.optim.accumulation,
+        start_step=start_step,
+        workers=data.workers,
+    )
+
+
+def build_eval_loader(
+    config: Config,
+    manifest: Manifest,
+    tasks: tuple[TaskSpec, ...],
+    *,
+    rank: int,
+    world_size: int,
+    workers: int | None = None,
+) -> DataLoader[Batch]:
+    """Every sample of the evaluation split once over all processes."""
+    return eval_loader(
+        config.data.shards,
+        manifest,
+        label_requests(tasks),
+        config.data.size,
+        batch_size=config.eval.batch,
+        split=config.data.eval_split,
+        rank=rank,
+        world_size=world_size,
+        limit=config.eval.limit,
+        workers=config.data.workers if workers is None else workers,
+    )

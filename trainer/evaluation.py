@@ -1,0 +1,101 @@
+"""Exact metrics over a split: sums over all samples and ranks, finalised once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from data_pipelines.collate import Batch
+from model.constant import ConstantPredictor
+from model.layout import Head
+from model.metrics import metric_for
+from model.network import MultiTaskNetwork
+from model.tasks import TaskSpec
+from trainer.engine import Engine
+
+Metrics = dict[str, dict[str, float]]
+TaskTargets = Mapping[str, tuple[Tensor, Tensor]]
+
+
+class MetricSums:
+    """The metric states of all tasks, in one vector that may be added over ranks."""
+
+    def __init__(self, tasks: Sequence[TaskSpec], device: torch.device | str = "cpu") -> None:
+        self._metrics = {task.name: metric_for(task) for task in tasks}
+        self._states = {name: m.zeros(device) for name, m in self._metrics.items()}
+
+    def update(self, predictions: Mapping[str, Tensor], targets: TaskTargets) -> None:
+        """Add a batch: predictions as the heads give them, targets as `by_task` gives them."""
+        for name, metric in self._metrics.items():
+            self._states[name] = metric.update(
+                self._states[name], predictions[name], *targets[name]
+            )
+
+    @property
+    def vector(self) -> Tensor:
+        """All states end to end, float64."""
+        return torch.cat(list(self._states.values()))
+
+    def compute(self, vector: Tensor) -> Metrics:
+        """Task to metric to value of a (summed) vector; tasks without any label are left out."""
+        parts = vector.split([len(state) for state in self._states.values()])
+        values = {
+            name: metric.compute(part)
+            for (name, metric), part in zip(self._metrics.items(), parts, strict=True)
+        }
+        return {name: found for name, found in values.items() if found}
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Metrics:
+    """Evaluate one head per task; every rank must call it and gets the same result.
+
+    Args:
+        engine: The network, left in training mode.
+        batches: This rank's share of the split. Fillers have no labels and do not count.
+        heads: One (task, branch) per task.
+    """
+    module, device = engine.module, engine.accelerator.device
+    plan, sums = module.plan(heads), MetricSums(module.tasks, device)
+    engine.network.eval()
+    for host_batch in batches:
+        batch = host_batch.to(device)
+        sums.update(engine.network(batch.images, plan), task_targets(module, batch))
+    engine.network.train()
+    return sums.compute(engine.sum_over_ranks(sums.vector))
+
+
+@torch.no_grad()
+def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metrics:
+    """Evaluate a network with one head per task in this process."""
+    plan, sums = network.plan(network.heads), MetricSums(network.tasks)
+    for batch in batches:
+        sums.update(network(batch.images, plan), task_targets(network, batch))
+    return sums.compute(sums.vector)
+
+
+def evaluate_constants(
+    network: MultiTaskNetwork, training: Iterable[Batch], batches: Iterable[Batch]
+) -> Metrics:
+    """Metrics of the best constant prediction of every task, learned from training labels."""
+    predictors = {task.name: ConstantPredictor(task) for task in network.tasks}
+    for batch in training:
+        for name, target in task_targets(network, batch).items():
+            predictors[name].update(*target)
+    sums = MetricSums(network.tasks)
+    for batch in batches:
+        predictions = {
+            task.name: predictors[task.name].prediction(
+                len(batch.images), network.image_size if task.dense else None
+            )
+            for task in network.tasks
+        }
+        sums.update(predictions, task_targets(network, batch))
+    return sums.compute(sums.vector)
+
+
+def task_targets(network: MultiTaskNetwork, batch: Batch) -> TaskTargets:
+    """The scaled targets and masks of a batch, by task."""
+    return network.by_task(network.targets(batch.scalars, batch.dense, batch.valid_rows))

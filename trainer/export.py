@@ -1,0 +1,124 @@
+"""Exports the pruned model of a run and compares it with the full model before it is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from data_pipelines.collate import Batch
+from data_pipelines.manifest import Manifest
+from model.bundle import load_pruned, save_bundle
+from model.layout import Head
+from model.network import MultiTaskNetwork
+from trainer.build import build_eval_loader
+from trainer.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint
+from trainer.config import Config
+from trainer.errors import UserError
+from trainer.groups import hard_heads
+from trainer.run_folder import RunFolder
+from trainer.state import load_weights
+
+TOLERANCE = 1e-4  # of outputs of order one: another order of summation, not another model
+_NUM_BATCHES = 2
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported; `max_abs_diff` is over all outputs of the compared batches."""
+
+    path: str
+    step: int
+    tasks: int
+    groups: int
+    parameters: int
+    bytes: int
+    max_abs_diff: float
+
+
+def export_run(run: Path, out: Path, shards: Path | None = None) -> ExportReport:
+    """Write the newest checkpoint's model, one head per task, as a safetensors file.
+
+    Args:
+        run: Folder of the run.
+        out: The file to write.
+        shards: Where to read the batches of the comparison; None reads the run's own data.
+
+    Raises:
+        UserError: The run has no whole checkpoint.
+        ValueError: The reloaded file's outputs differ from the full model's; nothing is left.
+    """
+    folder = RunFolder(run)
+    config = folder.load_config()
+    if shards is not None:
+        config = config.model_copy(
+            update={"data": config.data.model_copy(update={"shards": shards})}
+        )
+    newest = newest_checkpoint(folder.checkpoints)
+    if newest is None:
+        raise UserError(f"{run}: no whole checkpoint in {folder.checkpoints}")
+    checkpoint = load_checkpoint(newest)
+    full = MultiTaskNetwork.from_config(checkpoint.progress.network).eval()
+    load_weights(full, checkpoint.state)
+    heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
+    batches = _comparison_batches(config, full)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.unchecked")
+    try:
+        save_bundle(partial, full.subset(heads), _metadata(config, checkpoint))
+        pruned = load_pruned(partial)
+        difference = _difference(full, heads, pruned.network, batches)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return ExportReport(
+        path=str(out),
+        step=checkpoint.progress.step,
+        tasks=len(pruned.tasks),
+        groups=len(pruned.groups),
+        parameters=sum(p.numel() for p in pruned.parameters()),
+        bytes=out.stat().st_size,
+        max_abs_diff=difference,
+    )
+
+
+def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
+    return {
+        "config": config.model_dump(mode="json"),
+        "step": checkpoint.progress.step,
+        "data": checkpoint.progress.data,
+    }
+
+
+def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:
+    manifest = Manifest.load(config.data.shards)
+    loader = build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0)
+    return list(islice(loader, _NUM_BATCHES))
+
+
+@torch.no_grad()
+def _difference(
+    full: MultiTaskNetwork, heads: list[Head], pruned: MultiTaskNetwork, batches: Iterable[Batch]
+) -> float:
+    """The largest difference of any output, relative to its task's largest where that is over 1.
+
+    Raises:
+        ValueError: It is more than a changed order of summation explains.
+    """
+    largest = 0.0
+    for batch in batches:
+        expected = full(batch.images, full.plan(heads))
+        found = pruned(batch.images, pruned.plan(pruned.heads))
+        for name, value in expected.items():
+            error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1.0)
+            largest = max(largest, float(error))
+    if not largest <= TOLERANCE:
+        raise ValueError(
+            f"the exported model's outputs differ from the full model's by {largest:.3g}, "
+            f"allowed is {TOLERANCE}; nothing was written"
+        )
+    return largest

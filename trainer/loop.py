@@ -1,0 +1,192 @@
+"""The training loop: one step reads top to bottom in `train`.
+
+Legend: N tasks, K branches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_pipelines.collate import Batch
+from trainer.build import build_eval_loader, build_train_loader
+from trainer.evaluation import Metrics, evaluate
+from trainer.schedules import learning_rate_factor
+from trainer.session import Session, compact, save_session
+
+logger = logging.getLogger(__name__)
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss became NaN or infinite; the last checkpoint is from before."""
+
+
+class LossGuard:
+    """Remembers the first step whose losses were not finite, without a look at the device."""
+
+    def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
+        self._tasks = tasks
+        self._bad_step = torch.full((), -1, device=device)
+        self._bad_tasks = torch.zeros(len(tasks), dtype=torch.bool, device=device)
+
+    def watch(self, step: int, losses: Tensor) -> None:
+        """Take note of the losses [N,K] of a step."""
+        bad = ~losses.isfinite().all(dim=1)
+        first = (self._bad_step < 0) & bad.any()
+        self._bad_step = torch.where(first, step, self._bad_step)
+        self._bad_tasks = torch.where(first, bad, self._bad_tasks)
+
+    def check(self) -> None:
+        """Raise if any watched loss was not finite.
+
+        Raises:
+            NonFiniteLossError: Naming the step and the tasks.
+        """
+        step = int(self._bad_step)
+        if step >= 0:
+            flags = self._bad_tasks.tolist()
+            names = [name for name, bad in zip(self._tasks, flags, strict=True) if bad]
+            raise NonFiniteLossError(f"the loss became NaN or infinite in step {step}: {names}")
+
+
+def train(session: Session) -> Metrics:
+    """Train from the session's step to the end of the run.
+
+    Returns:
+        The metrics of the final evaluation.
+
+    Raises:
+        NonFiniteLossError: A loss became NaN or infinite; no checkpoint holds its effects.
+    """
+    config, accelerator = session.config, session.accelerator
+    guard = LossGuard(tuple(task.name for task in session.tasks), accelerator.device)
+    metrics: Metrics = {}
+    for micro_batches in _batches(session):
+        _seed_step(session)
+        losses, weights = _step(session, micro_batches)
+        guard.watch(session.step, losses)
+        session.step += 1
+        last = session.step == session.num_steps
+        if session.step % config.log.every == 0 or last:
+            guard.check()
+            _log_step(session, losses, weights)
+        _prune(session)
+        if last or (config.eval.every and session.step % config.eval.every == 0):
+            metrics = _evaluate(session)
+        if last or session.step % config.run.checkpoint_every == 0:
+            guard.check()
+            save_session(session)
+    return metrics
+
+
+def _batches(session: Session) -> Iterator[list[Batch]]:
+    """The micro-batches of every remaining step, on the device."""
+    accelerator = session.accelerator
+    loader = build_train_loader(
+        session.config,
+        session.manifest,
+        session.tasks,
+        start_step=session.step,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    batches = iter(loader)
+    while micro_batches := list(islice(batches, session.config.optim.accumulation)):
+        yield [batch.to(accelerator.device) for batch in micro_batches]
+
+
+def _seed_step(session: Session) -> None:
+    """Make dropout and the like a function of seed, step and rank: nothing to save or restore."""
+    key = (session.config.run.seed, session.step, session.accelerator.process_index)
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
+def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]:
+    """One optimizer step.
+
+    The objective is sum_nk z_nk * loss_nk (DMTG, eq. 5), where the loss of a task is normalised
+    by its valid labels over all micro-batches and ranks.
+
+    Returns:
+        The losses of all heads over the global batch, and the weights z, both [N,K].
+    """
+    engine, learner = session.engine, session.learner
+    module, plan = engine.module, session.engine.module.plan(learner.grouping.heads())
+    factor = learning_rate_factor(session.config.optim, session.step, session.num_steps)
+    engine.set_learning_rate(factor)
+    targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
+    labelled = engine.sum_over_ranks(torch.stack([module.weights(t) for t in targets]).sum(0))
+    share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)[:, None]  # [N,1]
+    weights = learner.weights(session.step)  # [N,K]
+    # The engine averages over micro-batches and ranks, the objective is a sum over them.
+    parts = len(micro_batches) * session.accelerator.num_processes
+    losses = torch.zeros_like(weights)
+    for batch, target in zip(micro_batches, targets, strict=True):
+        with engine.accumulate():
+            own = engine.network(batch.images, plan, target) * share  # [N,K]
+            engine.backward((weights.detach() * own).sum() * parts)
+        losses = losses + own.detach()
+    gradient = learner.grouping.logit_gradient(weights, losses)
+    gradient, losses = engine.sum_over_ranks(torch.stack([gradient, losses]))
+    learner.update(gradient, factor)
+    engine.average_buffers()
+    return losses, weights.detach()
+
+
+def _log_step(session: Session, losses: Tensor, weights: Tensor) -> None:
+    grouping, step = session.learner.grouping, session.step
+    per_task = (weights * losses).sum(dim=1).tolist()  # [N]
+    values = {
+        "loss": sum(per_task) / len(per_task),
+        "temperature": session.learner.temperature(step - 1),
+        "heads": int(grouping.alive.sum()),
+        "branches": int(grouping.alive.any(dim=0).sum()),
+        "lr": session.config.optim.lr
+        * learning_rate_factor(session.config.optim, step - 1, session.num_steps),
+    }
+    names = [task.name for task in session.tasks]
+    session.log.write(step, "train", **values, losses=dict(zip(names, per_task, strict=True)))
+    session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
+    session.log.probabilities(step, grouping.probabilities())
+    shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
+    shown["heads"] = f"{values['heads']}/{len(names) * session.config.model.branches}"
+    session.log.advance(session.config.data.global_batch, {"step": step, **shown})
+
+
+def _prune(session: Session) -> None:
+    """Switch heads off; rebuild the network when a branch is empty or every task has one head."""
+    learner = session.learner
+    off = learner.prune(session.step)
+    if not off:
+        return
+    session.log.write(session.step, "prune", off=off, heads=int(learner.grouping.alive.sum()))
+    if learner.finished or not bool(learner.grouping.alive.any(dim=0).all()):
+        kept = compact(session)
+        session.log.write(session.step, "compact", branches=list(kept))
+        logger.info(
+            "step %d: %d heads on %d branches are left",
+            session.step,
+            len(session.engine.module.heads),
+            len(kept),
+        )
+
+
+def _evaluate(session: Session) -> Metrics:
+    accelerator = session.accelerator
+    loader = build_eval_loader(
+        session.config,
+        session.manifest,
+        session.tasks,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    metrics = evaluate(session.engine, loader, session.learner.chosen_heads())
+    session.log.write(session.step, "eval", metrics=metrics)
+    flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
+    session.log.scalars(session.step, flat)
+    return metrics

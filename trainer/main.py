@@ -1,0 +1,77 @@
+"""Train: learn which tasks share an encoder, and the weights, in one run.
+
+One process:    python trainer/main.py --config experiments/demo.yaml
+Several:        accelerate launch --config_file accelerate_configs/zero2.yaml \
+                    trainer/main.py --config experiments/demo.yaml run.out=runs/first optim.lr=3e-4
+Only look:      python trainer/main.py --config experiments/demo.yaml --print-config
+
+Exit codes: 0 the run is complete, 2 the configuration, data or folder cannot be used, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+# Run as a script, Python puts this folder on the path; the packages lie one above.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from data_pipelines.errors import DataError
+from trainer.config import Config, load_config
+from trainer.errors import UserError
+from trainer.logs import setup_logging
+
+logger = logging.getLogger("trainer")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
+    parser.add_argument("--print-config", action="store_true", help="show the config and stop")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_args(arguments)
+
+
+def run(config: Config) -> None:
+    """Train from start, or from the newest checkpoint, to the end.
+
+    Raises:
+        UserError, DataError: Something the user gave cannot be used.
+        NonFiniteLossError: Training diverged.
+    """
+    from trainer.engine import make_accelerator
+    from trainer.loop import train
+    from trainer.session import start_session
+
+    accelerator = make_accelerator(config)
+    session = start_session(config, accelerator)
+    if session.step >= session.num_steps:
+        logger.info("%s is complete (%d steps)", config.run.out, session.step)
+    else:
+        train(session)
+    session.log.close()
+    accelerator.end_training()
+
+
+def main() -> int:
+    """Run the command line and return the exit code."""
+    setup_logging(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    arguments = parse_arguments()
+    try:
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            sys.stdout.write(config.to_yaml())
+        else:
+            run(config)
+    except (UserError, DataError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

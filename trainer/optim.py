@@ -1,0 +1,48 @@
+"""Optimizers: parameter groups of the network, and the small optimizer of the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import OptimSection
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam and AdamW keep for each parameter, beside the step
+
+
+def build_optimizer(network: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
+    """Adam or AdamW over the groups `encoder` and `heads`, each with and without weight decay.
+
+    Biases and normalisation parameters are not decayed. Every trainable parameter is in exactly
+    one group.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "heads" if name.startswith("banks.") else "encoder"
+        decayed = not (name.endswith("bias") or "norm" in name or parameter.ndim <= 1)
+        lr = section.heads_lr if part == "heads" and section.heads_lr else section.lr
+        group = groups.setdefault(
+            part if decayed else f"{part}_no_decay",
+            {"params": [], "lr": lr, "weight_decay": section.weight_decay if decayed else 0.0},
+        )
+        group["params"].append(parameter)
+    for name, group in groups.items():
+        group["name"] = name
+    kind = torch.optim.Adam if section.name == "adam" else torch.optim.AdamW
+    return kind(list(groups.values()), lr=section.lr, betas=section.betas, fused=True)
+
+
+def logits_optimizer(logits: nn.Parameter, section: OptimSection, lr: float) -> torch.optim.Adam:
+    """Adam for the logits [N,K], which stay outside the engine in fp32."""
+    return torch.optim.Adam([logits], lr=lr, betas=section.betas)
+
+
+def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The torch optimizer inside accelerate's and DeepSpeed's wrappers."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner
+    return optimizer

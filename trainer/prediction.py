@@ -1,0 +1,130 @@
+"""Predicts images with an exported model: a picture per dense task, a JSON of the attributes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from data_pipelines.transforms import Geometry
+from model.bundle import PrunedModel, load_pruned
+from model.tasks import TaskSpec
+from trainer.drawing import Picture, draw, value_range
+from trainer.errors import UserError
+
+_COLUMNS = 4
+
+
+def predict_images(model_path: Path, images: list[Path], out: Path) -> list[dict[str, Any]]:
+    """Predict every image and write its pictures and its JSON below `out`.
+
+    For `room.png` these are `room.TASK.png` per dense task, `room.json` with the attributes, and
+    `room.overview.png` with everything on one sheet.
+
+    Returns:
+        Per image the attributes that were written.
+
+    Raises:
+        UserError: An image cannot be read, or two have the same name.
+        BundleError: The model cannot be read.
+    """
+    stems = [image.stem for image in images]
+    twice = {stem for stem in stems if stems.count(stem) > 1}
+    if twice:
+        raise UserError(f"images: several are called {min(twice)!r}; give them names of their own")
+    model = load_pruned(model_path)
+    pictures = [_read(path) for path in images]
+    out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for path, picture in zip(images, pictures, strict=True):
+        records.append(_predict(model, path, picture, out))
+    return records
+
+
+def _read(path: Path) -> Picture:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"image {path}: cannot be read ({error})") from None
+
+
+def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dict[str, Any]:
+    geometry = Geometry(model.image_size)
+    channels_first = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
+    params = geometry.draw(np.random.default_rng(0), *picture.shape[:2])
+    resized = geometry.apply(channels_first, params, "bilinear")
+    found = {
+        name: value[0] for name, value in model(torch.from_numpy(resized.copy())[None]).items()
+    }
+    attributes = {
+        spec.name: _attribute(spec, found[spec.name]) for spec in model.tasks if not spec.dense
+    }
+    dense = {s: found[s.name].numpy() for s in model.tasks if s.dense}
+    for spec, values in dense.items():
+        drawn = Image.fromarray(draw(spec, values))
+        drawn = drawn.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
+        drawn.save(out / f"{path.stem}.{spec.name}.png")
+    record = {"image": str(path), "attributes": attributes}
+    (out / f"{path.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    _overview(picture, dense, attributes, out / f"{path.stem}.overview.png")
+    return record
+
+
+def _attribute(spec: TaskSpec, value: Tensor) -> dict[str, Any]:
+    if spec.kind == "binary":
+        probability = float(value)
+        return {"value": probability >= 0.5, "probability": probability}
+    if spec.kind == "regression":
+        return {"value": float(value), "unit": spec.unit}
+    names = spec.classes or tuple(str(index) for index in range(spec.channels))
+    shares = dict(zip(names, value.tolist(), strict=True))
+    return {"value": max(shares, key=shares.__getitem__), "probabilities": shares}
+
+
+def _overview(
+    picture: Picture,
+    dense: dict[TaskSpec, np.ndarray],
+    attributes: dict[str, dict[str, Any]],
+    path: Path,
+) -> None:
+    cells = len(dense) + 1 + bool(attributes)
+    rows = -(-cells // _COLUMNS)
+    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(3 * _COLUMNS, 3 * rows), squeeze=False)
+    places = iter(axes.flat)
+    axis = next(places)
+    axis.imshow(picture)
+    axis.set_title("image", fontsize=9)
+    for spec, values in dense.items():
+        axis = next(places)
+        axis.imshow(draw(spec, values))
+        axis.set_title(_title(spec, values), fontsize=9)
+    if attributes:
+        lines = [f"{name}: {_short(entry['value'])}" for name, entry in attributes.items()]
+        next(places).text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace")
+    for axis in axes.flat:
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _title(spec: TaskSpec, values: np.ndarray) -> str:
+    if spec.kind == "dense_classification" or spec.display == "normal":
+        return spec.name
+    low, high = value_range(spec, values[0])
+    return f"{spec.name}\n{low:.3g} to {high:.3g} {spec.unit}".rstrip()
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

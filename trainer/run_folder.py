@@ -1,0 +1,89 @@
+"""The folder of a run: what lies where, and whether a start may use it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.config import Config, parse_config
+from trainer.errors import UserError
+
+# A resumed run may change these; anything else would make it another run.
+_FREE = (
+    "run.out",
+    "run.resume",
+    "run.checkpoint_every",
+    "run.keep_last",
+    "data.shards",
+    "data.workers",
+    "eval",
+    "log",
+)
+
+
+class RunFolder:
+    """Paths below `run.out`."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.config = out / "config.yaml"
+        self.metrics = out / "metrics.jsonl"
+        self.checkpoints = out / "checkpoints"
+        self.tensorboard = out / "tensorboard"
+
+    def load_config(self) -> Config:
+        """The configuration that the run was started with.
+
+        Raises:
+            UserError: The folder holds no run.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.out}: holds no run (config.yaml is missing)")
+        return parse_config(yaml.safe_load(self.config.read_text()), str(self.config))
+
+    def check(self, config: Config) -> None:
+        """Refuse a folder that this run must not write into.
+
+        Raises:
+            UserError: It holds another run, or this one while `run.resume` is `never`.
+        """
+        if not self.config.exists():
+            if self.out.exists() and (not self.out.is_dir() or self.checkpoints.exists()):
+                raise UserError(f"run.out: {self.out} exists and is not the folder of a run")
+            return
+        if config.run.resume == "never":
+            raise UserError(
+                f"run.out: {self.out} already holds a run; set run.resume=auto to continue it, "
+                "or name another folder"
+            )
+        changes = _differences(self.load_config().model_dump(), config.model_dump())
+        if changes:
+            listed = "\n".join(f"  {change}" for change in changes)
+            raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
+
+    def create(self, config: Config) -> None:
+        """Make the folder and save the resolved configuration in it."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        partial = self.config.with_name("config.yaml.partial")
+        partial.write_text(config.to_yaml())
+        os.replace(partial, self.config)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    changes = []
+    for key in old:
+        path = f"{prefix}{key}"
+        if path in _FREE or old[key] == new[key]:
+            continue
+        if (
+            isinstance(old[key], dict)
+            and isinstance(new[key], dict)
+            and old[key].keys() == new[key].keys()
+        ):
+            changes += _differences(old[key], new[key], f"{path}.")
+        else:
+            changes.append(f"{path} was {old[key]!r}, is {new[key]!r}")
+    return changes

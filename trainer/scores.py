@@ -1,0 +1,111 @@
+"""Scores an exported model on shards, beside the best constant prediction of every task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from data_pipelines.collate import Batch
+from data_pipelines.loader import eval_loader
+from data_pipelines.manifest import Manifest, check_shards
+from model.bundle import PrunedModel, load_pruned
+from model.metrics import metric_for
+from trainer.build import label_requests
+from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
+
+_TRAINING_BATCHES = 32  # enough labels for a median, a mean or the most frequent class
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task's primary metric, and that of the best constant prediction."""
+
+    task: str
+    group: int
+    metric: str
+    value: float
+    constant: float
+    higher_is_better: bool
+
+    @property
+    def beats_constant(self) -> bool:
+        """Whether the model is strictly better than the constant."""
+        if self.higher_is_better:
+            return self.value > self.constant
+        return self.value < self.constant
+
+
+def score_model(
+    model_path: Path,
+    shards: Path,
+    *,
+    split: str = "val",
+    train_split: str = "train",
+    batch: int = 64,
+    workers: int = 0,
+) -> tuple[list[Score], Metrics]:
+    """Evaluate an exported model on a split.
+
+    Args:
+        train_split: Where the constants are learned.
+
+    Returns:
+        A score per task, and all metrics of the model.
+
+    Raises:
+        BundleError, DataError: Model or shards cannot be used.
+    """
+    model = load_pruned(model_path)
+    manifest = Manifest.load(shards)
+    for name in (split, train_split):
+        check_shards(shards, manifest.split(name))
+
+    def batches(name: str) -> DataLoader[Batch]:
+        return eval_loader(
+            shards,
+            manifest,
+            label_requests(model.tasks),
+            model.image_size,
+            batch_size=batch,
+            split=name,
+            workers=workers,
+        )
+
+    metrics = evaluate_pruned(model.network, batches(split))
+    training = islice(batches(train_split), _TRAINING_BATCHES)
+    constants = evaluate_constants(model.network, training, batches(split))
+    return _scores(model, metrics, constants), metrics
+
+
+def _scores(model: PrunedModel, metrics: Metrics, constants: Metrics) -> list[Score]:
+    group_of = {name: number for number, names in enumerate(model.groups) for name in names}
+    scores = []
+    for task in model.tasks:
+        metric = metric_for(task)
+        values, constant = metrics.get(task.name, {}), constants.get(task.name, {})
+        scores.append(
+            Score(
+                task.name,
+                group_of[task.name],
+                metric.primary,
+                values.get(metric.primary, math.nan),
+                constant.get(metric.primary, math.nan),
+                metric.higher_is_better,
+            )
+        )
+    return sorted(scores, key=lambda score: (score.group, score.task))
+
+
+def scores_json(scores: list[Score]) -> list[dict[str, object]]:
+    """The scores as JSON can hold them; a value that does not exist is null."""
+    return [
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in {**asdict(score), "beats_constant": score.beats_constant}.items()
+        }
+        for score in scores
+    ]
