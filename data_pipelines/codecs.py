@@ -1,4 +1,4 @@
-"""The allow-list of member encodings: suffix to array or record, and back."""
+"""The allow-list of member encodings: suffix to picture or record, and back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.errors import DataError
+from data_pipelines.planes import decode_planes
 
 MAX_PIXELS = 64 * 2**20
+RECORDS = frozenset({"json", "cls"})  # codecs that give a record and not a picture
+_MAX_DIGITS = 9
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # byte offsets in the IHDR chunk
 _PNG_DEEP, _PNG_COLOURS = b"\x10", (b"\x02", b"\x04", b"\x06")
-_PILLOW_ERRORS = (
+PILLOW_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -47,14 +50,16 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 95) -> bytes:
-    """JPEG bytes of uint8 [H,W,3], colour at full resolution (4:4:4).
+    """JPEG bytes of uint8 [H,W] or [H,W,3], colour at full resolution (4:4:4).
+
+    Decoders differ by a level here and there, so pixels are exact for one decoder only.
 
     Raises:
         ValueError: Another dtype or shape.
     """
-    if not _is_rgb(array):
-        raise ValueError(f"array: {array.dtype} {list(array.shape)} is not uint8 [H,W,3]")
-    return _saved(array, format="JPEG", quality=quality, subsampling=0)
+    if not _is_rgb(array) and not (array.ndim == 2 and array.dtype == np.uint8):
+        raise ValueError(f"array: {array.dtype} {list(array.shape)} is not uint8 [H,W] or [H,W,3]")
+    return _saved(array, format="JPEG", quality=quality, subsampling=0, optimize=True)
 
 
 def encode_json(record: dict[str, Any]) -> bytes:
@@ -75,7 +80,7 @@ def decode(member: str, data: bytes) -> np.ndarray | dict[str, Any]:
         data: Its bytes.
 
     Returns:
-        A picture as [C,H,W] in the stored dtype, which may be read-only, or a JSON object.
+        A picture as [C,H,W] in the stored dtype, which may be read-only, or a record.
 
     Raises:
         DataError: The suffix is not on the list or the bytes are damaged.
@@ -123,12 +128,17 @@ def _decode_picture(member: str, data: bytes, kind: str, modes: tuple[str, ...])
             array = np.asarray(image)  # [H,W] or [H,W,C]
     except DataError:
         raise
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise DataError(f"{member}: damaged {kind} of {len(data)} bytes: {error}") from error
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def _decode_json(member: str, data: bytes) -> dict[str, Any]:
+def decode_json(member: str, data: bytes) -> dict[str, Any]:
+    """A JSON object with finite numbers.
+
+    Raises:
+        DataError: The bytes are something else.
+    """
     try:
         record = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
@@ -136,6 +146,16 @@ def _decode_json(member: str, data: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(f"{member}: {type(record).__name__} found, a JSON object is needed")
     return record
+
+
+def _decode_cls(member: str, data: bytes) -> dict[str, Any]:
+    """A class id as decimal digits, the usual label of classification shards."""
+    text = data.strip()
+    if not text.isdigit() or len(text) > _MAX_DIGITS:
+        raise DataError(
+            f"{member}: {data[:20]!r} is not a class id of at most {_MAX_DIGITS} digits"
+        )
+    return {"cls": int(text)}
 
 
 def _finite(text: str) -> float:
@@ -149,5 +169,7 @@ _DECODERS: dict[str, Callable[[str, bytes], np.ndarray | dict[str, Any]]] = {
     "png": _decode_png,
     "jpg": _decode_jpeg,
     "jpeg": _decode_jpeg,
-    "json": _decode_json,
+    "planes": decode_planes,
+    "json": decode_json,
+    "cls": _decode_cls,
 }

@@ -74,10 +74,11 @@ class Geometry:
         """Transforms one picture of the sample, whatever its own resolution.
 
         Args:
-            array: [C,H,W]; uint8 with C 1 or 3 for bilinear, unsigned integers for nearest.
+            array: [C,H,W]; uint8 with C 1 or 3 for bilinear, any numbers for nearest.
             params: What `draw` gave for the sample.
             interpolation: `bilinear` is antialiased; `nearest` never mixes values.
-            negate_x: A mirrored picture's first channel changes its sign about mid-range.
+            negate_x: A mirrored picture's first channel changes its sign: about
+                mid-range where it is stored unsigned.
 
         Returns:
             [C, *size] in the same dtype, which may be a view of `array`.
@@ -89,8 +90,13 @@ class Geometry:
         if params.mirror:
             array = array[..., ::-1]
             if negate_x:
-                array = np.concatenate([np.iinfo(array.dtype).max - array[:1], array[1:]])
+                array = np.concatenate([_negated(array[:1]), array[1:]])
         return array
+
+
+def _negated(array: np.ndarray) -> np.ndarray:
+    """Unsigned integers are centred on the middle of their range, other numbers on zero."""
+    return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
 
 
 def _resize_bilinear(array: np.ndarray, params: Params, size: tuple[int, int]) -> np.ndarray:

@@ -12,13 +12,18 @@ from types import TracebackType
 from webdataset import TarWriter
 
 from data_pipelines.errors import DataError
+from data_pipelines.index_file import write_index
 from data_pipelines.manifest import Shard, Split, publish
 
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 
 
-class _OpenShard:
-    """A shard being written: hashes and counts the bytes on their way to a temporary file."""
+class ShardFile:
+    """One shard being written under a temporary name: hashes and counts the bytes on their way.
+
+    Args:
+        path: Final path of the shard; its folder exists.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,12 +34,37 @@ class _OpenShard:
         self.tar = TarWriter(self, user="", group="", encoder=False, mtime=0)
 
     def write(self, data: bytes) -> None:
+        """Takes the tar's bytes; the tar writer calls this."""
         self.file.write(data)
         self.sha256.update(data)
         self.bytes += len(data)
 
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Appends one sample.
+
+        Args:
+            key: Name of the sample, without dot or slash.
+            members: Bytes by suffix, such as `rgb.png`.
+
+        Raises:
+            ValueError: The key or a suffix cannot be stored.
+        """
+        if not key or re.search(r"[./\0]", key):
+            raise ValueError(f"key: {key!r} must be a name without dot or slash")
+        if not members:
+            raise ValueError(f"members: sample {key!r} has none, at least one is needed")
+        for suffix in members:
+            if not _SUFFIX.fullmatch(suffix):
+                raise ValueError(f"members: {suffix!r} must look like field.codec, as in rgb.png")
+        self.tar.write({"__key__": key, **members})
+        self.samples += 1
+
     def finish(self) -> Shard:
+        """Gives the shard its final name and returns the manifest's entry for it."""
         self.tar.close()
+        self.file.flush()
+        # The index gets its name first: whoever sees the shard can read it
+        _, index = write_index(self.path, Path(self.file.name))
         publish(self.file, self.path)
         self.file.close()
         return Shard(
@@ -42,12 +72,19 @@ class _OpenShard:
             samples=self.samples,
             bytes=self.bytes,
             sha256=self.sha256.hexdigest(),
+            index=index,
         )
 
     def discard(self) -> None:
+        """Removes what was written."""
         self.tar.close()
         self.file.close()
         os.unlink(self.file.name)
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
 
 
 class ShardWriter:
@@ -70,7 +107,7 @@ class ShardWriter:
         self.samples_per_shard = samples_per_shard
         self.shards: tuple[Shard, ...] = ()
         self._keys: set[str] = set()
-        self._open: _OpenShard | None = None
+        self._open: ShardFile | None = None
         root.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -99,20 +136,12 @@ class ShardWriter:
             DataError: The key was written before.
             ValueError: The key or a suffix cannot be stored.
         """
-        if not key or re.search(r"[./\0]", key):
-            raise ValueError(f"key: {key!r} must be a name without dot or slash")
-        if not members:
-            raise ValueError(f"members: sample {key!r} has none, at least one is needed")
-        for suffix in members:
-            if not _SUFFIX.fullmatch(suffix):
-                raise ValueError(f"members: {suffix!r} must look like field.codec, as in rgb.png")
         if key in self._keys:
             raise DataError(f"{self.root}: split {self.name}: key {key!r} is written twice")
         if self._open is None:
-            self._open = _OpenShard(self.root / f"{self.name}-{len(self.shards):06d}.tar")
-        self._open.tar.write({"__key__": key, **members})
+            self._open = ShardFile(self.root / shard_name(self.name, len(self.shards)))
+        self._open.add(key, members)
         self._keys.add(key)
-        self._open.samples += 1
         if self._open.samples == self.samples_per_shard:
             self._finish()
 
@@ -131,6 +160,8 @@ class ShardWriter:
         return Split(shards=self.shards, labelled=dict(labelled))
 
     def _finish(self) -> None:
-        if self._open is not None:
+        if self._open is not None and self._open.samples:
             self.shards += (self._open.finish(),)
-            self._open = None
+        elif self._open is not None:  # its first sample was refused
+            self._open.discard()
+        self._open = None

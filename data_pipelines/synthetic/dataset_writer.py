@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.encoded import EncodedSample
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
-from data_pipelines.synthetic.encoded import EncodedSample
 from data_pipelines.writer import ShardWriter
 
 STATISTICS_SPLIT = "train"
@@ -47,7 +47,7 @@ class DatasetWriter:
         with ShardWriter(self._root, name, self._samples_per_shard) as writer:
             for sample in samples:
                 writer.write(sample.key, sample.members)
-                labelled.update(self._present(sample))
+                labelled.update(sample.present(self._fields))
                 if name == STATISTICS_SPLIT:
                     self._collect(sample)
         self._splits[name] = writer.split(dict(sorted(labelled.items())))
@@ -62,13 +62,6 @@ class DatasetWriter:
         manifest = Manifest(dataset=dataset, image=image, fields=fields, splits=self._splits)
         manifest.save(self._root)
         return manifest
-
-    def _present(self, sample: EncodedSample) -> list[str]:
-        return [
-            name
-            for name, field in self._fields.items()
-            if field.member in sample.members and (not field.key or field.key in sample.scalars)
-        ]
 
     def _collect(self, sample: EncodedSample) -> None:
         for name, values in self._values.items():

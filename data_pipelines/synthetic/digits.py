@@ -13,16 +13,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from data_pipelines.codecs import encode_json, encode_png
+from data_pipelines.codecs import encode_json
+from data_pipelines.encoded import EncodedSample, Storage
 from data_pipelines.manifest import Field, Manifest
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
-from data_pipelines.synthetic.encoded import EncodedSample
 
 logger = logging.getLogger(__name__)
 
 FIRST_VAL_IMAGE = 1287
 PICTURE = 64  # pixels a side
-IMAGE_MEMBER, LABELS_MEMBER = "image.png", "labels.json"
+IMAGE, LABELS_MEMBER = "image", "labels.json"
 ORDERS = ("left_smaller", "equal", "left_greater")
 _SIDES = ("left", "right")
 _DIGIT = PICTURE // 2  # pixels a side
@@ -34,7 +34,12 @@ _SAMPLES_PER_SHARD = 1000
 
 
 def write_digits(
-    root: Path, seed: int = 0, train: int = 6000, val: int = 1500, progress: bool = True
+    root: Path,
+    seed: int = 0,
+    train: int = 6000,
+    val: int = 1500,
+    portable: bool = False,
+    progress: bool = True,
 ) -> Manifest:
     """Write pairs of digits as the splits train and val, with 24 scalar labels each.
 
@@ -53,6 +58,7 @@ def write_digits(
         seed: Any integer from 0.
         train: Pairs to draw from the training forms.
         val: Pairs to draw from the other forms.
+        portable: Store PNG instead of JPEG.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -65,20 +71,21 @@ def write_digits(
     ]
     if faults:
         raise ValueError("; ".join(faults))
-    writer = DatasetWriter(root, digit_fields(), _SAMPLES_PER_SHARD)
+    storage = Storage(portable)
+    writer = DatasetWriter(root, digit_fields(storage), _SAMPLES_PER_SHARD)
     with tqdm(total=train + val, disable=not progress, unit="pair") as bar:
         for name, count in (("train", train), ("val", val)):
-            writer.write_split(name, _pairs(name, count, seed, bar))
+            writer.write_split(name, _pairs(name, count, seed, storage, bar))
     logger.info("wrote %d pairs of digits to %s", train + val, root)
-    return writer.finish("digits", image="image")
+    return writer.finish("digits", image=IMAGE)
 
 
-def digit_fields() -> dict[str, Field]:
+def digit_fields(storage: Storage) -> dict[str, Field]:
     """The image and the 24 labels; the regressions' statistics are still missing.
 
     A mirrored digit is none, so only the ink survives a flip.
     """
-    fields = {"image": Field(member=IMAGE_MEMBER, kind="image")}
+    fields = {IMAGE: Field(member=storage.image_member(IMAGE), kind="image")}
     binaries = [f"{side}_is_{digit}" for side in _SIDES for digit in range(10)]
     for name in (*binaries, "two_digit_sum"):
         fields[name] = Field(member=LABELS_MEMBER, key=name, kind="binary", on_flip="forbid")
@@ -90,7 +97,9 @@ def digit_fields() -> dict[str, Field]:
     return fields
 
 
-def _pairs(split: str, count: int, seed: int, bar: tqdm[Any]) -> Iterator[EncodedSample]:
+def _pairs(
+    split: str, count: int, seed: int, storage: Storage, bar: tqdm[Any]
+) -> Iterator[EncodedSample]:
     data = load_digits()
     part = slice(None, FIRST_VAL_IMAGE) if split == "train" else slice(FIRST_VAL_IMAGE, None)
     images, targets = data.images[part], data.target[part]
@@ -100,7 +109,10 @@ def _pairs(split: str, count: int, seed: int, bar: tqdm[Any]) -> Iterator[Encode
         halves = [_draw(images[i], rng if split == "train" else None) for i in chosen]
         picture = np.concatenate(halves, axis=1)  # [H, W]
         labels = _labels(int(targets[chosen[0]]), int(targets[chosen[1]]), picture)
-        members = {IMAGE_MEMBER: encode_png(picture), LABELS_MEMBER: encode_json(labels)}
+        members = {
+            storage.image_member(IMAGE): storage.encode_image(picture),
+            LABELS_MEMBER: encode_json(labels),
+        }
         yield EncodedSample(f"{split}-{index:07d}", members, labels)
         bar.update()
 

@@ -11,17 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_pipelines.encoded import EncodedSample, Storage
 from data_pipelines.manifest import Field, Manifest
 from data_pipelines.synthetic.attributes import attribute_fields
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
-from data_pipelines.synthetic.encoded import EncodedSample
 from data_pipelines.synthetic.labels import DENSE_LABELS, SEMANTIC_CLASSES
-from data_pipelines.synthetic.sample import (
-    IMAGE_MEMBER,
-    Job,
-    dense_member,
-    make_sample,
-)
+from data_pipelines.synthetic.sample import IMAGE, Job, make_sample
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +34,13 @@ def write_rooms(
     val_fraction: float = 0.15,
     workers: int = 1,
     samples_per_shard: int = 500,
+    portable: bool = False,
     progress: bool = True,
 ) -> Manifest:
     """Write the splits train and val of a rooms data set, and its manifest last.
 
     The bytes of every file depend on (samples, size, seed, missing, val_fraction,
-    samples_per_shard) and not on the number of workers.
+    samples_per_shard, portable) and not on the number of workers.
 
     Args:
         root: Empty or absent folder.
@@ -55,6 +51,7 @@ def write_rooms(
         val_fraction: Share of the samples in val; the split is absent where that is none.
         workers: Processes that render; 1 renders in this one.
         samples_per_shard: Samples in every shard but the last of a split.
+        portable: Store PNG instead of JPEG and planes.
         progress: Whether to show a progress bar.
 
     Raises:
@@ -64,22 +61,22 @@ def write_rooms(
     _check_arguments(samples, size, seed, missing, val_fraction, workers)
     num_val = round(samples * val_fraction)
     counts = {"train": samples - num_val} | ({"val": num_val} if num_val else {})
-    writer = DatasetWriter(root, room_fields(), samples_per_shard)
+    writer = DatasetWriter(root, room_fields(Storage(portable)), samples_per_shard)
     with _mapper(workers) as mapper, tqdm(total=samples, disable=not progress) as bar:
         for name, count in counts.items():
-            jobs = [Job(seed, name, index, size, missing) for index in range(count)]
+            jobs = [Job(seed, name, index, size, missing, portable) for index in range(count)]
             writer.write_split(name, _counted(mapper(jobs), bar))
     logger.info("wrote %d rooms of %d pixels to %s", samples, size, root)
-    return writer.finish("rooms", image="rgb")
+    return writer.finish("rooms", image=IMAGE)
 
 
-def room_fields() -> dict[str, Field]:
+def room_fields(storage: Storage) -> dict[str, Field]:
     """The image, the dense labels and the attributes; regressions have no statistics yet."""
-    fields = {"rgb": Field(member=IMAGE_MEMBER, kind="image", channels=3)}
+    fields = {IMAGE: Field(member=storage.image_member(IMAGE), kind="image", channels=3)}
     for name in DENSE_LABELS:
         semantic = name == "segment_semantic"
         fields[name] = Field(
-            member=dense_member(name),
+            member=storage.label_member(name),
             kind="dense_classification" if semantic else "dense_regression",
             channels=3 if name in _COLOUR_LABELS else 1,
             classes=SEMANTIC_CLASSES if semantic else (),

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.codecs import encode_json, encode_png
+from data_pipelines.codecs import encode_json
+from data_pipelines.encoded import EncodedSample, Storage
 from data_pipelines.synthetic.attributes import (
     ATTRIBUTES_MEMBER,
     attribute_fields,
     attributes,
     shows_its_labels,
 )
-from data_pipelines.synthetic.encoded import EncodedSample
 from data_pipelines.synthetic.labels import DENSE_LABELS, dense_labels
 from data_pipelines.synthetic.raycast import Hits, cast
 from data_pipelines.synthetic.scene import Scene, draw_plan, draw_scene
 from data_pipelines.synthetic.shading import render
 
 SPLITS = ("train", "val")
-IMAGE_MEMBER = "rgb.png"
+IMAGE = "rgb"
 # Independent random streams of a sample: dropping labels must not change the picture.
 _SCENE_STREAM, _MISSING_STREAM = range(2)
 _SCENE_TRIES = 1000
@@ -29,13 +29,14 @@ _LABELS = (*DENSE_LABELS, *attribute_fields())
 
 @dataclass(frozen=True)
 class Job:
-    """What identifies a sample, and the share of its labels to drop."""
+    """What identifies a sample, the share of its labels to drop and how it is stored."""
 
     seed: int
     split: str
     index: int
     size: int
     missing: float
+    portable: bool = False
 
 
 def make_sample(job: Job) -> EncodedSample:
@@ -44,18 +45,14 @@ def make_sample(job: Job) -> EncodedSample:
     scene, hits = visible_scene(rng, job.size)
     picture = render(scene, hits, job.size, rng)
     dropped = _dropped(job)
-    members = {IMAGE_MEMBER: encode_png(picture)}
+    storage = Storage(job.portable)
+    members = {storage.image_member(IMAGE): storage.encode_image(picture)}
     for name, array in dense_labels(scene, hits, picture).items():
         if name not in dropped:
-            members[dense_member(name)] = encode_png(array)
+            members[storage.label_member(name)] = storage.encode_label(array)
     kept = {k: v for k, v in attributes(scene, hits).items() if k not in dropped}
     members[ATTRIBUTES_MEMBER] = encode_json(kept)
     return EncodedSample(f"{job.split}-{job.index:07d}", members, kept)
-
-
-def dense_member(name: str) -> str:
-    """Member that holds a dense label."""
-    return f"{name}.png"
 
 
 def visible_scene(rng: np.random.Generator, size: int) -> tuple[Scene, Hits]:

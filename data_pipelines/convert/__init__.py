@@ -1,0 +1,1 @@
+"""From data sets as they are released to shards with a manifest."""

@@ -1,0 +1,165 @@
+"""Columns of a table as the fields of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+
+from data_pipelines.codecs import encode_json
+from data_pipelines.convert.foreign import convert_image, label_picture, label_values
+from data_pipelines.convert.pictures import stored_label
+from data_pipelines.convert.tally import MissingLabel, Tally
+from data_pipelines.encoded import EncodedSample, Storage
+from data_pipelines.errors import DataError
+from data_pipelines.fields import MAX_FLOAT32
+from data_pipelines.manifest import Field
+from data_pipelines.mapping import FieldMap, described_field
+
+SCALARS_MEMBER = "labels.json"
+
+
+@dataclass(frozen=True)
+class ColumnReader:
+    """Makes samples of rows.
+
+    Attributes:
+        image: Field that is the input.
+        columns: Column that each field is read from.
+        pictures: The columns of picture files.
+        fields: The fields to store.
+        size: Pixels of the shorter side of the stored pictures; None keeps them.
+        storage: How pictures are stored.
+    """
+
+    image: str
+    columns: Mapping[str, str]
+    pictures: tuple[str, ...]
+    fields: Mapping[str, Field]
+    size: int | None
+    storage: Storage
+
+    def sample(self, key: str, row: Mapping[str, Any], tally: Tally) -> EncodedSample | None:
+        """The sample of a row; None, counted in `tally`, where its image cannot be used."""
+        try:
+            data = _file(row[self.columns[self.image]])
+            image, shape = convert_image(self.storage, data, self.size)
+        except MissingLabel as missing:
+            tally.skipped[f"image: {missing}"] += 1
+            return None
+        members = {self.fields[self.image].member: image}
+        scalars: dict[str, int | float] = {}
+        for name, field in self.fields.items():
+            value = row[self.columns[name]]
+            if name == self.image or value is None:
+                continue
+            try:
+                if field.is_scalar:
+                    scalars[name] = scalar_value(field, value)
+                else:
+                    members[field.member] = self._label(field, value, shape)
+            except MissingLabel as missing:
+                tally.missing[name][str(missing)] += 1
+        if scalars:
+            members[SCALARS_MEMBER] = encode_json(scalars)
+        return EncodedSample(key, members, scalars)
+
+    def _label(self, field: Field, value: object, shape: tuple[int, int]) -> bytes:
+        if isinstance(value, Mapping | bytes):
+            picture = label_picture(_file(value), field.dtype)
+        else:
+            try:
+                picture = label_values(np.asarray(value), field.dtype)
+            except ValueError as error:  # rows of different lengths
+                raise MissingLabel("not a picture of numbers") from error
+        if len(picture) < field.channels:
+            raise MissingLabel(f"{len(picture)} channels")
+        return stored_label(self.storage, picture[: field.channels], self.size, shape)
+
+
+def read_columns(
+    field_map: FieldMap,
+    features: Mapping[str, Any],
+    tasks: Sequence[str] | None,
+    size: int | None,
+    storage: Storage,
+) -> ColumnReader:
+    """Joins a map with the columns that are there.
+
+    Args:
+        field_map: Which columns become which fields.
+        features: The columns, and the library's types of them.
+        tasks: Fields to take besides the image; None takes all.
+        size: See `ColumnReader`.
+        storage: See `ColumnReader`.
+
+    Raises:
+        DataError: The map or the tasks name something that is not there.
+    """
+    unknown = sorted(set(tasks or ()) - set(field_map.fields))
+    if unknown:
+        raise DataError(
+            f"tasks {', '.join(unknown)}: the map has {', '.join(sorted(field_map.fields))}"
+        )
+    columns, fields = {}, {}
+    for name, description in field_map.fields.items():
+        if tasks is not None and name not in (*tasks, field_map.image):
+            continue
+        entry = dict(description)
+        column = entry.pop("column", name)
+        if column not in features:
+            raise DataError(
+                f"fields.{name}.column {column!r}: allowed are {', '.join(sorted(features))}"
+            )
+        if "classes" not in entry and hasattr(features[column], "names"):
+            entry["classes"] = tuple(features[column].names)
+        columns[name] = column
+        fields[name] = described_field(f"fields.{name}", entry | _stored_as(name, entry, storage))
+    pictures = tuple(c for c in columns.values() if isinstance(features[c], datasets.Image))
+    return ColumnReader(field_map.image, columns, pictures, fields, size, storage)
+
+
+def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
+    kind = entry.get("kind")
+    if kind == "image":
+        return {"member": storage.image_member(name), "channels": 3}
+    if str(kind).startswith("dense_"):
+        return {"member": storage.label_member(name)}
+    return {"member": SCALARS_MEMBER, "key": name}
+
+
+def scalar_value(field: Field, value: object) -> int | float:
+    """A stored value of a scalar field.
+
+    Raises:
+        MissingLabel: The value is not one of the field's kind.
+    """
+    if field.kind == "regression":
+        if isinstance(value, int | float) and abs(value) <= MAX_FLOAT32:  # false for NaN
+            return float(value)
+        raise MissingLabel("not a finite number")
+    if isinstance(value, str) and value in field.classes:
+        return field.classes.index(value)
+    num_classes = 2 if field.kind == "binary" else len(field.classes)
+    if isinstance(value, int) and 0 <= value < num_classes:
+        return int(value)
+    raise MissingLabel(f"not a class from 0 to {num_classes - 1}")
+
+
+def _file(value: object) -> bytes:
+    """The bytes of a picture column, which holds them or names a file."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
+        raise MissingLabel("no file")
+    if value.get("bytes"):
+        return bytes(value["bytes"])
+    try:
+        with fsspec.open(value["path"], "rb") as file:
+            return bytes(file.read())
+    except OSError as error:
+        raise MissingLabel("unreadable") from error

@@ -1,0 +1,149 @@
+"""Converts what the `datasets` library can stream: a hub's data set, parquet files, image folders.
+
+A stream has no random access, so its samples first go to shards in its own order, part by part;
+then these are read in random order and written as the final shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from data_pipelines.codecs import decode_json
+from data_pipelines.convert.columns import SCALARS_MEMBER, ColumnReader, read_columns
+from data_pipelines.convert.plan import Plan, shuffled
+from data_pipelines.convert.run import convert, finished
+from data_pipelines.convert.shards import WORK_FOLDER
+from data_pipelines.convert.stream import Stream
+from data_pipelines.convert.tally import Tally
+from data_pipelines.encoded import EncodedSample, Storage
+from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest
+from data_pipelines.mapping import FieldMap
+from data_pipelines.store import ShardStore
+
+_STREAMED = "streamed"
+_SPLIT_NAMES = {"validation": "val"}  # what others call our splits
+
+
+@dataclass(frozen=True)
+class _StreamedRows:
+    """Reads parts of streams by reference `SPLIT/PART`."""
+
+    stream: Stream
+    splits: Mapping[str, str]
+    reader: ColumnReader
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        return self.reader.fields
+
+    def samples(self, refs: Sequence[str], tally: Tally) -> Iterator[EncodedSample]:
+        for ref in refs:
+            split, _, part = ref.partition("/")
+            rows = self.stream.rows(self.splits[split], part, self.reader.pictures)
+            for number, row in rows:
+                sample = self.reader.sample(f"{split}-{number}", row, tally)
+                if sample is not None:
+                    yield sample
+
+
+@dataclass(frozen=True)
+class _StoredSamples:
+    """Reads samples of shards by reference `SPLIT/ID`."""
+
+    root: Path
+    fields: Mapping[str, Field]
+
+    def samples(self, refs: Sequence[str], tally: Tally) -> Iterator[EncodedSample]:  # noqa: ARG002
+        manifest = Manifest.load(self.root)
+        stores = {name: ShardStore(self.root, s.shards) for name, s in manifest.splits.items()}
+        suffixes = frozenset(field.member for field in self.fields.values())
+        for ref in refs:
+            split, _, number = ref.partition("/")
+            key, members = stores[split].read(int(number), suffixes)
+            yield EncodedSample(
+                key, members, decode_json(SCALARS_MEMBER, members.get(SCALARS_MEMBER, b"{}"))
+            )
+
+
+def write_huggingface(
+    dataset: str,
+    out: Path,
+    field_map: FieldMap,
+    *,
+    tasks: Sequence[str] | None = None,
+    size: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    portable: bool = False,
+    samples_per_shard: int = 1000,
+    workers: int = 1,
+    progress: bool = True,
+) -> Manifest:
+    """Writes shards of a data set that `datasets` streams; a rerun continues.
+
+    Args:
+        dataset: Name on the hub, or a local folder or parquet file.
+        out: Folder of the shards; needs twice the space of the result while it is written.
+        field_map: Which columns become which fields.
+        tasks: Fields to take besides the image; None takes all of the map.
+        size: Pixels of the shorter side of the stored pictures; None keeps them.
+        limit: Rows of each split at most, drawn from the start of its stream.
+        seed: Of the order of the samples.
+        portable: Store PNG instead of JPEG and planes.
+        samples_per_shard: Samples of a shard.
+        workers: Processes that convert.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DataError: The source, the map or `out` cannot be used, as the message says.
+    """
+    stream = Stream(dataset, field_map.subset, seed, limit)
+    splits = field_map.splits or {_SPLIT_NAMES.get(name, name): name for name in stream.splits()}
+    features = stream.columns(next(iter(splits.values())))
+    reader = read_columns(field_map, features, tasks, size, Storage(portable))
+    plan = Plan(
+        source="huggingface",
+        arguments={
+            "dataset": dataset,
+            "map": field_map.model_dump_json(exclude_defaults=True),
+            "tasks": tuple(name for name in reader.fields if name != field_map.image),
+            "size": size,
+            "limit": limit,
+            "seed": seed,
+            "portable": portable,
+            "samples_per_shard": samples_per_shard,
+        },
+        splits={
+            split: [f"{split}/{part}" for part in stream.parts(source, reader.pictures)]
+            for split, source in splits.items()
+        },
+        samples_per_shard=1,
+    )
+    if (out / MANIFEST_NAME).exists():
+        return finished(out, plan)
+    write = partial(
+        convert,
+        dataset=field_map.dataset or Path(dataset).stem,
+        image=field_map.image,
+        workers=workers,
+        progress=progress,
+    )
+    streamed = out / WORK_FOLDER / _STREAMED
+    first = write(streamed, source=_StreamedRows(stream, splits, reader), plan=plan)
+    assert first.conversion is not None, "convert() records itself"
+    ids = {
+        name: [f"{name}/{number}" for number in range(split.num_samples)]
+        for name, split in first.splits.items()
+    }
+    shuffle = replace(
+        plan,
+        splits=shuffled(ids, seed=seed, limit=None),
+        samples_per_shard=samples_per_shard,
+        skipped=first.conversion.skipped,
+        missing=first.conversion.missing,
+        origin=plan.digest(),
+    )
+    return write(out, source=_StoredSamples(streamed, reader.fields), plan=shuffle)

@@ -1,0 +1,61 @@
+"""Source pictures: resized without mixing labels, and stored."""
+# Shapes: C channels, H, W.
+
+from __future__ import annotations
+
+import numpy as np
+
+from data_pipelines.convert.tally import MissingLabel
+from data_pipelines.encoded import Storage
+from data_pipelines.transforms import Geometry, Params
+
+
+def stored_image(storage: Storage, picture: np.ndarray, size: int | None) -> bytes:
+    """An image [C,H,W], made smaller with antialiasing, as bytes of a member."""
+    target = shrunk(picture.shape[1:], size)
+    resized = Geometry(target).apply(picture, _whole(picture), "bilinear")
+    return storage.encode_image(_as_rows(resized))
+
+
+def stored_label(
+    storage: Storage, picture: np.ndarray, size: int | None, image_shape: tuple[int, ...]
+) -> bytes:
+    """A dense label [C,H,W], made smaller by picking values, never mixing any.
+
+    Args:
+        storage: How it is stored.
+        picture: The label.
+        size: Pixels of the shorter side; None keeps it.
+        image_shape: Height and width of the source image.
+
+    Raises:
+        MissingLabel: It has another aspect ratio than the image, or cannot be stored.
+    """
+    height, width = picture.shape[1:]
+    if abs(height * image_shape[1] - width * image_shape[0]) > max(image_shape):
+        raise MissingLabel("another shape than the image")
+    target = shrunk((height, width), size)
+    resized = Geometry(target).apply(picture, _whole(picture), "nearest")
+    try:
+        return storage.encode_label(_as_rows(resized))
+    except ValueError as error:
+        raise MissingLabel("values that cannot be stored") from error
+
+
+def shrunk(shape: tuple[int, ...], size: int | None) -> tuple[int, int]:
+    """Height and width with a shorter side of `size` pixels; small pictures stay as they are."""
+    height, width = shape
+    short = min(height, width)
+    if size is None or short <= size:
+        return height, width
+    return round(height * size / short), round(width * size / short)
+
+
+def _whole(picture: np.ndarray) -> Params:
+    height, width = picture.shape[1:]
+    return Params(height, width, 0, 0, height, width, mirror=False)
+
+
+def _as_rows(picture: np.ndarray) -> np.ndarray:
+    """[C,H,W] as [H,W] or [H,W,C]."""
+    return picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)

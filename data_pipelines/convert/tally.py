@@ -1,0 +1,74 @@
+"""What a conversion counts: labels present, samples and labels left out, moments of values."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from data_pipelines.encoded import EncodedSample
+from data_pipelines.manifest import Field
+
+STATISTICS_SPLIT = "train"
+Moments = tuple[int, float, float]  # count, mean, sum of squared deviations from the mean
+
+
+class MissingLabel(Exception):
+    """A label, or the image, cannot be taken over; the message is the reason to count."""
+
+
+class Tally:
+    """Counts of the samples of one shard.
+
+    Attributes:
+        labelled: Samples that have a value, by field.
+        skipped: Source samples left out, by reason.
+        missing: Labels left out, by field and reason.
+    """
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        self._fields = fields
+        self._values: dict[str, list[float]] = {
+            name: [] for name, field in fields.items() if field.kind == "regression"
+        }
+        self.labelled: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self.missing: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, sample: EncodedSample) -> None:
+        """Counts what a sample has."""
+        self.labelled.update(sample.present(self._fields))
+        for name, values in self._values.items():
+            key = self._fields[name].key
+            if key in sample.scalars:
+                values.append(sample.scalars[key])
+
+    def moments(self) -> dict[str, Moments]:
+        """Moments of every scalar regression seen."""
+        return {name: moments_of(values) for name, values in self._values.items() if values}
+
+
+def with_statistics(field: Field, parts: Iterable[Moments]) -> Field:
+    """A regression with the mean and deviation of its values, unless it has them already."""
+    count, mean, squares = _merged(parts)
+    if field.mean is not None or not squares:  # a single value has no deviation to scale by
+        return field
+    return field.model_copy(update={"mean": mean, "std": math.sqrt(squares / count)})
+
+
+def _merged(parts: Iterable[Moments]) -> Moments:
+    """Moments of several sets of values taken together (Chan, Golub and LeVeque, 1979)."""
+    count, mean, squares = 0, 0.0, 0.0
+    for other_count, other_mean, other_squares in parts:
+        total = count + other_count
+        gap = other_mean - mean
+        squares += other_squares + gap * gap * count * other_count / total
+        mean += gap * other_count / total
+        count = total
+    return count, mean, squares
+
+
+def moments_of(values: Sequence[float]) -> Moments:
+    """Moments of at least one value."""
+    mean = math.fsum(values) / len(values)
+    return len(values), mean, math.fsum((value - mean) ** 2 for value in values)
