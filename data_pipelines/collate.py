@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.dataset import Sample
 from data_pipelines.errors import DataError
 from data_pipelines.fields import Label
+from data_pipelines.samples import Sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Batch:
         scalars: Class ids, 0/1 or values in stored units; 0 where invalid.
         dense: Pictures of labels by task in the stored dtype; 0 where missing.
         valid_rows: Whether the sample has the label.
-        keys: Names of the samples; empty for a filler.
+        keys: Names of the samples; empty for a filler or a replacement.
+        faults: Why samples were replaced, one entry for each of them.
     """
 
     tasks: tuple[str, ...]
@@ -36,6 +37,7 @@ class Batch:
     dense: dict[str, Tensor]  # each [B,C,H,W]
     valid_rows: Tensor  # [N,B] bool
     keys: tuple[str, ...]
+    faults: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[str, Tensor]:
@@ -91,6 +93,7 @@ class Collate:
             dense={label.task: _stack_dense(label, samples) for label in self.dense_labels},
             valid_rows=torch.from_numpy(np.stack([s.valid for s in samples], axis=1)),
             keys=tuple(sample.key for sample in samples),
+            faults=tuple(sample.fault for sample in samples if sample.fault),
         )
 
 
@@ -100,7 +103,10 @@ def _stack_dense(label: Label, samples: Sequence[Sample]) -> Tensor:
     if len(dtypes) > 1:
         first = {p.dtype: samples[number].key for number, p in reversed(found.items())}
         named = ", ".join(f"{dtype} in sample {key}" for dtype, key in first.items())
-        raise DataError(f"field {label.request.field}: one dtype is needed, found {named}")
+        raise DataError(
+            f"field {label.request.field}: one dtype is needed, found {named}; `dtype` in the "
+            "manifest's field tells which is wrong"
+        )
     size = samples[0].image.shape[1:]
     stacked = np.zeros((len(samples), label.channels, *size), dtypes.pop() if dtypes else np.uint8)
     for number, picture in found.items():

@@ -12,3 +12,7 @@ class DataError(ValueError):
         whose last entry is the message."""
         marker = f"{type(self).__module__}.{type(self).__qualname__}: "
         return super().__str__().rpartition(marker)[2].rstrip("\n")
+
+
+class SourceError(DataError):
+    """A remote source did not answer, however often it was asked: no fault of the data."""

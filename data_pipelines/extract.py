@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_pipelines.manifest import Manifest
+from data_pipelines.sources import Location
 from data_pipelines.store import ShardStore
 
 
-def extract_images(root: Path, out: Path, *, split: str, limit: int) -> list[Path]:
+def extract_images(root: Location, out: Path, *, split: str, limit: int) -> list[Path]:
     """Write the input images of a split's first samples as files, byte for byte as stored.
 
     Args:

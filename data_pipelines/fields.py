@@ -70,20 +70,20 @@ class Label:
 
 
 def resolve_labels(
-    manifest: Manifest, split: str, requests: Sequence[LabelRequest], *, flip: bool
+    manifest: Manifest, split: str | None, requests: Sequence[LabelRequest], *, flip: bool
 ) -> tuple[Label, ...]:
     """Finds the field of every request.
 
     Args:
         manifest: Manifest of the shards.
-        split: Name of the split that will be read.
+        split: Name of the split that will be read; None for a stream without counts.
         requests: One per task.
         flip: Whether samples will be mirrored.
 
     Raises:
         DataError: Requests that cannot be met, all in one message.
     """
-    labelled = manifest.split(split).labelled
+    labelled = None if split is None else manifest.split(split).labelled
     labels, faults = [], []
     tasks: set[str] = set()
     for request in requests:
@@ -98,7 +98,7 @@ def resolve_labels(
                 f"allowed are {', '.join(known)}"
             )
             continue
-        if not labelled.get(request.field):
+        if labelled is not None and not labelled.get(request.field):
             faults.append(
                 f"task {request.task}: no labels in split {split} of {manifest.dataset} "
                 f"(field {request.field})"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data_pipelines.collate import Batch, Collate
-from data_pipelines.dataset import ShardDataset
+from data_pipelines.dataset import OnError, ShardDataset
 from data_pipelines.fields import LabelRequest
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.order import EpochOrder, EvalBatches, TrainBatches, default_streams
+from data_pipelines.sources import Location
 from data_pipelines.transforms import Geometry
 
 
@@ -30,7 +30,7 @@ def epoch_order(split: Split, *, seed: int, global_batch: int, streams: int | No
 
 
 def train_loader(
-    root: Path,
+    location: Location,
     manifest: Manifest,
     requests: Sequence[LabelRequest],
     geometry: Geometry,
@@ -45,11 +45,12 @@ def train_loader(
     accumulation: int = 1,
     start_step: int = 0,
     workers: int = 0,
+    on_error: OnError = "stop",
 ) -> DataLoader[Batch]:
     """Micro-batches of one process from `start_step` to the end of the run.
 
     Args:
-        root: Folder of the shards.
+        location: Folder of the shards.
         manifest: Its manifest.
         requests: What each task reads.
         geometry: What is done to the pictures.
@@ -63,11 +64,12 @@ def train_loader(
         accumulation: Micro-batches of a process in one optimizer step.
         start_step: Optimizer steps already done.
         workers: Reading processes; 0 reads in this one.
+        on_error: What a damaged sample does, as in `ShardDataset`.
 
     Raises:
         DataError: The requests cannot be met or the numbers do not divide as needed.
     """
-    dataset = ShardDataset(root, manifest, split, requests, geometry, seed)
+    dataset = ShardDataset(location, manifest, split, requests, geometry, seed, on_error)
     order = epoch_order(
         manifest.split(split), seed=seed, global_batch=global_batch, streams=streams
     )
@@ -84,7 +86,7 @@ def train_loader(
 
 
 def eval_loader(
-    root: Path,
+    location: Location,
     manifest: Manifest,
     requests: Sequence[LabelRequest],
     size: tuple[int, int],
@@ -95,11 +97,12 @@ def eval_loader(
     world_size: int = 1,
     limit: int | None = None,
     workers: int = 0,
+    on_error: OnError = "stop",
 ) -> DataLoader[Batch]:
     """Every sample of a split once over all processes, resized without augmentation.
 
     Args:
-        root: Folder of the shards.
+        location: Folder of the shards.
         manifest: Its manifest.
         requests: What each task reads.
         size: Height and width of the pictures, in pixels.
@@ -109,11 +112,12 @@ def eval_loader(
         world_size: Number of processes.
         limit: Samples to read, evenly spread over the split; None for all.
         workers: Reading processes; 0 reads in this one.
+        on_error: What a damaged sample does, as in `ShardDataset`.
 
     Raises:
         DataError: The requests cannot be met.
     """
-    dataset = ShardDataset(root, manifest, split, requests, Geometry(size))
+    dataset = ShardDataset(location, manifest, split, requests, Geometry(size), on_error=on_error)
     batches = EvalBatches(
         len(dataset), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
     )

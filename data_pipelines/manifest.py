@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FiniteFloat,
     NonNegativeInt,
     PositiveInt,
     StringConstraints,
@@ -19,99 +17,36 @@ from pydantic import (
     model_validator,
 )
 
-from data_pipelines.errors import DataError
+from data_pipelines.conversion import Conversion
+from data_pipelines.errors import DataError, SourceError
+from data_pipelines.field import Field, Frozen
+from data_pipelines.sources import Location, missing, open_folder, wrong_size
 
 MANIFEST_NAME = "manifest.json"
 MAX_FAULTS_SHOWN = 10
 
-FieldKind = Literal[
-    "image", "binary", "multiclass", "regression", "dense_regression", "dense_classification"
-]
-SCALAR_KINDS = frozenset({"binary", "multiclass", "regression"})
-CLASS_KINDS = frozenset({"multiclass", "dense_classification"})
-REGRESSION_KINDS = frozenset({"regression", "dense_regression"})
-
 ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Suffix = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+$")
-]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class IndexFile(Frozen):
+    """The index beside a shard: its size in bytes and content hash."""
+
+    bytes: PositiveInt
+    sha256: Sha256
 
 
-class Field(_Frozen):
-    """One thing stored for a sample: the image or a label.
-
-    Attributes:
-        member: Name of the tar member after the sample's key, such as `rgb.png`.
-        kind: What the values are.
-        key: Entry of a `.json` member; required for scalar kinds, absent for the others.
-        channels: Channels stored in a dense field.
-        classes: Names of the classes of `multiclass` and `dense_classification`.
-        mean: Mean of a regression over the train split, in stored units.
-        std: Standard deviation of a regression over the train split, in stored units.
-        on_flip: What mirroring left and right does to the value: nothing, the sign of its
-            first channel changes, or the label would become wrong.
-    """
-
-    member: Suffix
-    kind: FieldKind
-    key: str | None = None
-    channels: PositiveInt = 1
-    classes: tuple[str, ...] = ()
-    mean: FiniteFloat | None = None
-    std: FiniteFloat | None = None
-    on_flip: Literal["keep", "negate_x", "forbid"] = "keep"
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether a sample has one value rather than a picture of values."""
-        return self.kind in SCALAR_KINDS
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Field:
-        in_json = self.member.endswith(".json")
-        faults = []
-        if self.is_scalar and not (in_json and self.key):
-            faults.append(
-                f"member {self.member!r} and key {self.key!r}: kind {self.kind} needs a .json "
-                "member and the key inside it"
-            )
-        if not self.is_scalar and (in_json or self.key is not None):
-            faults.append(
-                f"member {self.member!r} and key {self.key!r}: kind {self.kind} needs a picture "
-                "member and no key"
-            )
-        if self.kind in CLASS_KINDS and len(self.classes) < 2:
-            faults.append(f"classes {self.classes!r}: kind {self.kind} needs at least two names")
-        if self.kind not in CLASS_KINDS and self.classes:
-            faults.append(f"classes {self.classes!r}: kind {self.kind} has none")
-        if (self.mean is None) != (self.std is None):
-            faults.append(f"mean {self.mean} and std {self.std}: give both or neither")
-        if self.mean is not None and self.kind not in REGRESSION_KINDS:
-            faults.append(f"mean {self.mean}: kind {self.kind} has none")
-        if self.std is not None and self.std <= 0:
-            faults.append(f"std {self.std}: must be greater than 0")
-        if self.on_flip == "negate_x" and self.kind != "dense_regression":
-            faults.append(f"on_flip 'negate_x': kind {self.kind} allows 'keep' or 'forbid'")
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-
-class Shard(_Frozen):
-    """One tar file: its name in the folder, samples, size in bytes and content hash."""
+class Shard(Frozen):
+    """One tar file: its name in the folder, samples, size in bytes, content hash and index."""
 
     name: ShardName
     samples: PositiveInt
     bytes: PositiveInt
     sha256: Sha256
+    index: IndexFile | None = None
 
 
-class Split(_Frozen):
+class Split(Frozen):
     """The shards of one split and, per field, how many of its samples carry a value."""
 
     shards: tuple[Shard, ...]
@@ -141,8 +76,17 @@ class Split(_Frozen):
         return self
 
 
-class Manifest(_Frozen):
-    """Everything about a folder of shards that must be known before one is opened."""
+class Manifest(Frozen):
+    """Everything about a folder of shards that must be known before one is opened.
+
+    Attributes:
+        dataset: Name of the data set.
+        image: The field that is the input.
+        fields: What a sample can have, by name.
+        splits: The shards, by split.
+        conversion: How they were made, for readers of the file only.
+        checksum: The digest at the time of writing, which shows damage.
+    """
 
     format: Literal["dmtg-shards"] = "dmtg-shards"
     version: Literal[1] = 1
@@ -150,6 +94,8 @@ class Manifest(_Frozen):
     image: str = "rgb"
     fields: dict[str, Field]
     splits: dict[str, Split]
+    conversion: Conversion | None = None
+    checksum: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
@@ -167,30 +113,38 @@ class Manifest(_Frozen):
         return self
 
     @classmethod
-    def load(cls, root: Path) -> Manifest:
-        """Reads `root/manifest.json`.
+    def load(cls, location: Location) -> Manifest:
+        """Reads `manifest.json` in a folder or under a URL.
 
         Raises:
-            DataError: The file is absent or not a manifest; all its faults are in one message.
+            DataError: The file is absent, damaged or not a manifest; all its faults are in one
+                message.
         """
-        path = root / MANIFEST_NAME
+        folder = open_folder(location)
+        where = folder.where(MANIFEST_NAME)
         try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); a folder of shards has a "
-                f"{MANIFEST_NAME}"
-            ) from error
+            text = folder.read(MANIFEST_NAME)
+        except SourceError:
+            raise
+        except DataError as error:
+            raise DataError(f"{error}; a folder of shards has a {MANIFEST_NAME}") from error
         try:
-            return cls.model_validate_json(text)
+            manifest = cls.model_validate_json(text)
         except ValidationError as error:
-            raise DataError(_describe(path, error)) from error
+            raise DataError(_describe(where, error)) from error
+        if manifest.checksum not in (None, manifest.digest()):
+            raise DataError(
+                f"{where}: checksum: {manifest.checksum} is not that of the content; delete the "
+                "entry if the file was edited by hand, else it is damaged"
+            )
+        return manifest.model_copy(update={"checksum": None})
 
     def save(self, root: Path) -> None:
         """Writes `root/manifest.json`; a reader sees the old file or the whole new one."""
         path = root / MANIFEST_NAME
         with open(path.with_name(f"{MANIFEST_NAME}.partial"), "wb") as file:
-            file.write(self.model_dump_json(indent=1).encode() + b"\n")
+            content = self.model_copy(update={"checksum": self.digest()})
+            file.write(content.model_dump_json(indent=1).encode() + b"\n")
             publish(file, path)
 
     def split(self, name: str) -> Split:
@@ -204,8 +158,9 @@ class Manifest(_Frozen):
         return self.splits[name]
 
     def digest(self) -> str:
-        """Hex sha256 of the content, the same for equal manifests however they are written."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Hex sha256 of the content but `conversion`, however the manifest is written."""
+        content = self.model_dump(mode="json", exclude={"conversion", "checksum"})
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -221,26 +176,39 @@ def publish(file: BinaryIO, path: Path) -> None:
         os.close(folder)
 
 
-def check_shards(root: Path, split: Split) -> None:
-    """Compares the shards' sizes on disk with the manifest; opens none.
+def check_shards(location: Location, split: Split) -> None:
+    """Compares the sizes of shards and indexes with the manifest; opens none.
+
+    Files behind a URL that cannot be listed are compared when they are opened.
 
     Raises:
         DataError: Shards are missing or have another size.
     """
+    folder = open_folder(location)
+    sizes = folder.sizes()
+    if sizes is None:
+        return
     faults = []
-    for shard in split.shards:
-        path = root / shard.name
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            faults.append(f"{path}: missing shard")
-            continue
-        if size < shard.bytes:
-            faults.append(f"{path}: truncated shard: {size} bytes, manifest says {shard.bytes}")
-        elif size > shard.bytes:
-            faults.append(f"{path}: wrong shard: {size} bytes, manifest says {shard.bytes}")
+    for name, recorded in _files(split):
+        size = sizes.get(name)
+        if size is None:
+            faults.append(missing(folder.where(name)))
+        elif size != recorded:
+            faults.append(wrong_size(folder.where(name), size, recorded))
     if faults:
         raise DataError(_listed(faults))
+
+
+def index_name(shard: str) -> str:
+    """Name of the index beside a shard."""
+    return f"{shard}.index"
+
+
+def _files(split: Split) -> Iterator[tuple[str, int]]:
+    for shard in split.shards:
+        yield shard.name, shard.bytes
+        if shard.index is not None:
+            yield index_name(shard.name), shard.index.bytes
 
 
 def _listed(faults: list[str]) -> str:
@@ -248,7 +216,7 @@ def _listed(faults: list[str]) -> str:
     return "\n".join(faults[:MAX_FAULTS_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
-def _describe(path: Path, error: ValidationError) -> str:
+def _describe(path: str, error: ValidationError) -> str:
     faults = []
     for fault in error.errors(include_url=False):
         place = ".".join(str(part) for part in fault["loc"]) or "manifest"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -47,12 +48,12 @@ class EpochOrder:
     block: int = 4096
     _cache: list[_EpochTables] = field(default_factory=list, init=False, compare=False, repr=False)
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Samples of the split."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def per_stream(self) -> int:
         """Samples of a stream in an epoch."""
         return self.num_samples // self.streams
@@ -205,16 +206,20 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
             raise ValueError(f"limit: {limit} must be at least 1, or none for all samples")
         total = num_samples if limit is None else min(limit, num_samples)
         self.num_batches = -(-total // (batch_size * world_size))
-        ids = np.full(self.num_batches * world_size * batch_size, FILLER, np.int64)
-        ids[:total] = np.arange(total) * num_samples // total
-        self.ids = ids.reshape(self.num_batches, world_size, batch_size)[:, rank]
+        self._num_samples, self._total = num_samples, total
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.ids.tolist():
-            yield [(0, sample_id) for sample_id in batch]
+        for batch in range(self.num_batches):
+            start = (batch * self._world_size + self._rank) * self._batch_size
+            places = range(start, start + self._batch_size)
+            yield [(0, self._sample(place)) for place in places]
+
+    def _sample(self, place: int) -> int:
+        return place * self._num_samples // self._total if place < self._total else FILLER
 
 
 def _check_batch(order: EpochOrder, global_batch: int, world_size: int, accumulation: int) -> None:
