@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from data_pipelines.cache import ShardCache
 from data_pipelines.collate import Batch
 from data_pipelines.fields import LabelRequest
 from data_pipelines.loader import epoch_order, eval_loader, train_loader
 from data_pipelines.manifest import Field, Manifest, check_shards
+from data_pipelines.sources import Folder, open_folder
+from data_pipelines.streaming import stream_batches
 from data_pipelines.transforms import Geometry
 from model.encoders import build_encoder
 from model.grouping import Grouping
@@ -28,10 +32,20 @@ def open_manifest(config: Config) -> Manifest:
     Raises:
         DataError: The manifest, a split or a shard is missing or damaged.
     """
-    manifest = Manifest.load(config.data.shards)
-    for name in (config.data.train_split, config.data.eval_split):
-        check_shards(config.data.shards, manifest.split(name))
+    folder = open_shards(config)
+    manifest = Manifest.load(folder)
+    train = () if config.data.stream is not None else (config.data.train_split,)
+    for name in (*train, config.data.eval_split):
+        check_shards(folder, manifest.split(name))
     return manifest
+
+
+def open_shards(config: Config) -> Folder:
+    """The folder of the shards, with its cache if there is one."""
+    data, cache = config.data, None
+    if data.cache_dir is not None:
+        cache = ShardCache(data.cache_dir, round(data.cache_gb * 1e9))
+    return open_folder(data.shards, cache)
 
 
 def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:
@@ -137,9 +151,15 @@ def build_grouping(config: Config, num_tasks: int) -> Grouping:
 
 
 def num_steps(config: Config, manifest: Manifest) -> int:
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run.
+
+    Raises:
+        UserError: A stream has no epochs to count.
+    """
     if config.run.steps is not None:
         return config.run.steps
+    if config.data.stream is not None:
+        raise UserError("run.epochs: data.stream has no end, give run.steps instead")
     order = epoch_order(
         manifest.split(config.data.train_split),
         seed=config.run.seed,
@@ -158,24 +178,29 @@ def build_train_loader(
     start_step: int,
     rank: int,
     world_size: int,
-) -> DataLoader[Batch]:
+) -> Iterable[Batch]:
     """Micro-batches of this process from `start_step` to the end of the run."""
     data = config.data
-    return train_loader(
-        data.shards,
+    described = (
         manifest,
         label_requests(tasks),
         Geometry(data.size, crop=data.crop, flip=data.flip),
-        seed=config.run.seed,
-        global_batch=data.global_batch,
-        num_steps=num_steps(config, manifest),
-        split=data.train_split,
-        streams=data.streams,
-        rank=rank,
-        world_size=world_size,
-        accumulation=config.optim.accumulation,
-        start_step=start_step,
-        workers=data.workers,
+    )
+    options: dict[str, Any] = {
+        "seed": config.run.seed,
+        "global_batch": data.global_batch,
+        "num_steps": num_steps(config, manifest),
+        "rank": rank,
+        "world_size": world_size,
+        "accumulation": config.optim.accumulation,
+        "start_step": start_step,
+        "workers": data.workers,
+        "on_error": data.on_error,
+    }
+    if data.stream is not None:
+        return stream_batches(data.stream, *described, **options)
+    return train_loader(
+        open_shards(config), *described, split=data.train_split, streams=data.streams, **options
     )
 
 
@@ -190,7 +215,7 @@ def build_eval_loader(
 ) -> DataLoader[Batch]:
     """Every sample of the evaluation split once over all processes."""
     return eval_loader(
-        config.data.shards,
+        open_shards(config),
         manifest,
         label_requests(tasks),
         config.data.size,
@@ -200,4 +225,5 @@ def build_eval_loader(
         world_size=world_size,
         limit=config.eval.limit,
         workers=config.data.workers if workers is None else workers,
+        on_error=config.data.on_error,
     )

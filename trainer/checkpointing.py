@@ -37,6 +37,7 @@ class Progress:
         data: Digest of the shards' manifest.
         metrics_bytes: Length of `metrics.jsonl`.
         loss_scale: State of the fp16 loss scaler, empty in other precisions.
+        replaced: Damaged samples that were replaced so far.
     """
 
     step: int
@@ -46,6 +47,7 @@ class Progress:
     data: str
     metrics_bytes: int
     loss_scale: dict[str, float]
+    replaced: int = 0
 
 
 @dataclass(frozen=True)

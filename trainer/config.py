@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
+from data_pipelines.remote import check_url
 from trainer.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -43,10 +52,26 @@ class RunSection(Section):
         return self
 
 
-class DataSection(Section):
-    """Which shards are read, and how the global batch is made of them."""
+def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    """A path, unless it is a URL, in which a path would lose a slash."""
+    if isinstance(value, str):
+        return check_url(value) if "://" in value else Path(check_url(value))
+    return value
 
-    shards: Path
+
+class DataSection(Section):
+    """Which shards are read, and how the global batch is made of them.
+
+    `stream` names tars that replace the train split and are read without an index, `cache_dir`
+    keeps copies of remote shards, and `on_error: replace` goes on without damaged samples.
+    """
+
+    shards: Annotated[Path | str, BeforeValidator(_location)]
+    stream: Annotated[str, AfterValidator(check_url)] | None = None
+    cache_dir: Path | None = None
+    cache_gb: PositiveFloat = 100.0
+    on_error: Literal["stop", "replace"] = "stop"
+    max_bad_fraction: Fraction = 0.01
     train_split: str = "train"
     eval_split: str = "val"
     size: tuple[PositiveInt, PositiveInt]
@@ -55,6 +80,7 @@ class DataSection(Section):
     streams: PositiveInt | None = None
     flip: bool = False
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    allow_flat_labels: bool = False
 
 
 class TasksSection(Section):
@@ -178,7 +204,7 @@ class Config(Section):
     def _threshold_below_uniform(self) -> Config:
         if self.model.branches > 1 and self.pruning.threshold >= 1.0 / self.model.branches:
             raise ValueError(
-                f"pruning.threshold is {self.pruning.threshold}; it must be below 1/model.branches = "
+                f"pruning.threshold is {self.pruning.threshold}; must be below 1/model.branches = "
                 f"{1.0 / self.model.branches:.4g}, the probability that every head starts with"
             )
         return self

@@ -16,6 +16,8 @@ from torch import Tensor
 from data_pipelines.collate import Batch
 from trainer.build import build_eval_loader, build_train_loader
 from trainer.evaluation import Metrics, evaluate
+from trainer.faults import FaultCounter
+from trainer.label_guard import LabelGuard
 from trainer.schedules import learning_rate_factor
 from trainer.session import Session, compact, save_session
 
@@ -62,11 +64,15 @@ def train(session: Session) -> Metrics:
 
     Raises:
         NonFiniteLossError: A loss became NaN or infinite; no checkpoint holds its effects.
+        UserError: The labels of the first batches carry no information.
+        DataError: More than the allowed share of the samples is damaged.
     """
     config, accelerator = session.config, session.accelerator
     guard = LossGuard(tuple(task.name for task in session.tasks), accelerator.device)
+    label_guard = LabelGuard(session.tasks, accelerator, allow_flat=config.data.allow_flat_labels)
     metrics: Metrics = {}
     for micro_batches in _batches(session):
+        label_guard.watch(micro_batches)
         _seed_step(session)
         losses, weights = _step(session, micro_batches)
         guard.watch(session.step, losses)
@@ -74,12 +80,14 @@ def train(session: Session) -> Metrics:
         last = session.step == session.num_steps
         if session.step % config.log.every == 0 or last:
             guard.check()
+            session.faults.check(session.step * config.data.global_batch)
             _log_step(session, losses, weights)
         _prune(session)
         if last or (config.eval.every and session.step % config.eval.every == 0):
             metrics = _evaluate(session)
         if last or session.step % config.run.checkpoint_every == 0:
             guard.check()
+            session.faults.check(session.step * config.data.global_batch)
             save_session(session)
     return metrics
 
@@ -95,7 +103,7 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    batches = iter(loader)
+    batches = session.faults.watch(loader)
     while micro_batches := list(islice(batches, session.config.optim.accumulation)):
         yield [batch.to(accelerator.device) for batch in micro_batches]
 
@@ -148,6 +156,7 @@ def _log_step(session: Session, losses: Tensor, weights: Tensor) -> None:
         "branches": int(grouping.alive.any(dim=0).sum()),
         "lr": session.config.optim.lr
         * learning_rate_factor(session.config.optim, step - 1, session.num_steps),
+        **session.faults.record(),
     }
     names = [task.name for task in session.tasks]
     session.log.write(step, "train", **values, losses=dict(zip(names, per_task, strict=True)))
@@ -185,8 +194,11 @@ def _evaluate(session: Session) -> Metrics:
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
     )
-    metrics = evaluate(session.engine, loader, session.learner.chosen_heads())
-    session.log.write(session.step, "eval", metrics=metrics)
+    samples = session.manifest.split(session.config.data.eval_split).num_samples
+    faults = FaultCounter(accelerator, session.config.data, samples)
+    metrics = evaluate(session.engine, faults.watch(loader), session.learner.chosen_heads())
+    faults.check(min(samples, session.config.eval.limit or samples))
+    session.log.write(session.step, "eval", metrics=metrics, **faults.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
     session.log.scalars(session.step, flat)
     return metrics

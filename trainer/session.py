@@ -21,6 +21,7 @@ from trainer.checkpointing import (
 )
 from trainer.config import Config
 from trainer.engine import Engine
+from trainer.faults import FaultCounter
 from trainer.groups import GroupLearner
 from trainer.logs import RunLog
 from trainer.run_folder import RunFolder
@@ -46,6 +47,7 @@ class Session:
     engine: Engine
     learner: GroupLearner
     log: RunLog
+    faults: FaultCounter
     step: int
     num_steps: int
 
@@ -87,6 +89,12 @@ def start_session(config: Config, accelerator: Accelerator) -> Session:
         engine,
         learner,
         log,
+        FaultCounter(
+            accelerator,
+            config.data,
+            None if config.data.stream else manifest.split(config.data.train_split).num_samples,
+            checkpoint.progress.replaced if checkpoint else 0,
+        ),
         checkpoint.progress.step if checkpoint else 0,
         steps,
     )
@@ -134,6 +142,7 @@ def save_session(session: Session) -> None:
             data=session.manifest.digest(),
             metrics_bytes=session.log.metrics_bytes,
             loss_scale=scaler.state_dict() if scaler is not None else {},
+            replaced=session.faults.total,
         )
         save_checkpoint(
             session.folder.checkpoints,
