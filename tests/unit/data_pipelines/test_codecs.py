@@ -12,6 +12,7 @@ from PIL import Image
 
 from data_pipelines.codecs import decode, encode_jpeg, encode_json, encode_png
 from data_pipelines.errors import DataError
+from data_pipelines.planes import encode_planes
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3)).astype(np.uint8)
@@ -80,6 +81,23 @@ def test_json_numbers_must_be_finite(text):
         encode_json({"a": float("nan")})
 
 
+def test_a_grey_jpeg_has_one_channel():
+    ramp = np.repeat(np.arange(0, 240, 8, dtype=np.uint8)[None], 20, axis=0)
+    decoded = decode("a.jpg", encode_jpeg(ramp))
+    assert decoded.shape == (1, 20, 30)
+    assert np.abs(decoded[0].astype(int) - ramp).max() < 4
+
+
+def test_a_class_id_is_a_record():
+    assert decode("cls", b"17") == decode("a.cls", b" 17\n") == {"cls": 17}
+
+
+@pytest.mark.parametrize("text", [b"", b"-1", b"1.0", b"1e3", b"cat", b"1" * 10, "٣".encode()])
+def test_only_digits_are_a_class_id(text):
+    with pytest.raises(DataError, match="is not a class id of at most 9 digits"):
+        decode("cls", text)
+
+
 @pytest.mark.parametrize("text", [b"{", b"", b"\xff\xfe\xff", b"[" * 100_000])
 def test_damaged_json_is_refused(text):
     with pytest.raises(DataError, match=r"x\.json: damaged JSON"):
@@ -93,7 +111,7 @@ def test_json_must_be_an_object():
 
 @pytest.mark.parametrize("member", ["a.pkl", "a.npy", "a.pyd", "a.png ", "a.png.gz", "a.PNG"])
 def test_only_listed_suffixes_are_decoded(member):
-    with pytest.raises(DataError, match="is not one of png, jpg, jpeg, json"):
+    with pytest.raises(DataError, match="is not one of png, jpg, jpeg, planes, json, cls"):
         decode(member, encode_png(RGB))
 
 
@@ -139,12 +157,13 @@ def test_truncated_pictures_are_refused(cut):
 
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), kind=st.sampled_from(["png", "jpg", "json"]))
+@given(data=st.data(), kind=st.sampled_from(["png", "jpg", "json", "planes"]))
 def test_damage_never_escapes_as_another_error(data, kind):
     encoded = {
         "png": encode_png(GREY16),
         "jpg": encode_jpeg(RGB),
         "json": encode_json({"a": 1.5, "b": [1, 2]}),
+        "planes": encode_planes(GREY16),
     }[kind]
     place = data.draw(st.integers(0, len(encoded) - 1))
     damaged = encoded[:place] + data.draw(st.binary(max_size=4)) + encoded[place + 2 :]
@@ -160,5 +179,5 @@ def test_damage_never_escapes_as_another_error(data, kind):
 def test_arrays_that_a_picture_cannot_hold_are_refused(array):
     with pytest.raises(ValueError, match=r"array: .* is not uint8"):
         encode_png(array)
-    with pytest.raises(ValueError, match=r"array: .* is not uint8 \[H,W,3\]"):
+    with pytest.raises(ValueError, match=r"array: .* is not uint8 \[H,W\] or \[H,W,3\]"):
         encode_jpeg(array)

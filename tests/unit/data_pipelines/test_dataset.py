@@ -61,7 +61,7 @@ def test_first_channels_are_taken(shards, members_of):
 
 def test_only_members_of_the_requests_are_read(shards):
     dataset = dataset_of(shards, [LabelRequest("d", "depth")])
-    assert dataset.members == {"rgb.png", "depth.png"}
+    assert dataset.builder.members == {"rgb.png", "depth.png"}
 
 
 def test_augmentation_depends_on_seed_epoch_and_id_alone(shards):

@@ -31,7 +31,7 @@ def read(root: Path, split: str) -> dict[str, dict[str, np.ndarray]]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
-    write_digits(folder, seed=1, train=120, val=80, progress=False)
+    write_digits(folder, seed=1, train=120, val=80, portable=True, progress=False)
     return folder
 
 
@@ -113,10 +113,20 @@ def test_same_seed_same_bytes(root: Path, tmp_path: Path) -> None:
     def hashes(folder: Path) -> dict[str, str]:
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
 
-    write_digits(tmp_path / "again", seed=1, train=120, val=80, progress=False)
+    write_digits(tmp_path / "again", seed=1, train=120, val=80, portable=True, progress=False)
     write_digits(tmp_path / "other", seed=2, train=120, val=80, progress=False)
     assert hashes(tmp_path / "again") == hashes(root)
     assert not set(hashes(tmp_path / "other").values()) & set(hashes(root).values())
+
+
+def test_jpeg_is_the_default_and_stays_close(root: Path, tmp_path: Path) -> None:
+    manifest = write_digits(tmp_path, seed=1, train=120, val=80, progress=False)
+    assert manifest.fields["image"].member == "image.jpg"
+    exact, lossy = read(root, "val"), read(tmp_path, "val")
+    for key, sample in exact.items():
+        assert sample["labels.json"] == lossy[key]["labels.json"]
+        difference = sample["image.png"].astype(int) - lossy[key]["image.jpg"]
+        assert np.abs(difference).mean() < 3
 
 
 def test_bad_arguments_are_all_named(tmp_path: Path) -> None:

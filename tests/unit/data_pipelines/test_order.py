@@ -1,6 +1,11 @@
 """The order of samples: a permutation, the same for any number of processes, resumable."""
 
-from itertools import chain
+import os
+import subprocess
+import sys
+import time
+from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.errors import DataError
+from data_pipelines.manifest import Field, IndexFile, Manifest, Shard, Split
 from data_pipelines.order import EpochOrder, EvalBatches, TrainBatches, default_streams
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=8).map(tuple)
@@ -137,13 +143,99 @@ def test_epochs_follow_each_other_without_repeats_within():
         assert len(set(flat)) == len(flat) == 80
 
 
-def test_resume_is_fast_in_millions_of_samples():
-    order = EpochOrder((1000,) * 4600, 0, 64)
-    batches = TrainBatches(order, global_batch=256, num_steps=10**6, start_step=876_543)
-    assert batches.order.steps_per_epoch(256) == 17968
-    epoch, sample = next(iter(batches))[0]
-    assert epoch == 876_543 // 17968
-    assert 0 <= sample < 4_600_000
+@settings(max_examples=15, deadline=None)
+@given(sizes=SIZES.filter(lambda sizes: sum(sizes) >= 32), seed=SEEDS, data=st.data())
+def test_a_run_may_stop_and_change_its_processes_again_and_again(sizes, seed, data):
+    """Each leg of the run has a new order, another number of processes and accumulation."""
+    streams = 8
+    expected = steps_of(EpochOrder(sizes, seed, streams), num_steps=24)
+    stops = sorted({0, 24, *data.draw(st.lists(st.integers(1, 23), max_size=4))})
+    steps = []
+    for start, stop in pairwise(stops):
+        world_size = data.draw(st.sampled_from([1, 2, 4, 8]))
+        accumulation = data.draw(st.sampled_from([1, 2]))
+        order = EpochOrder(sizes, seed, streams)
+        steps += steps_of(order, world_size, accumulation, start, num_steps=stop)
+    assert steps == expected
+
+
+SHARDS, PER_SHARD = 5000, 920  # 4.6 million samples
+
+
+def test_a_step_anywhere_in_millions_of_samples_comes_at_once():
+    times = []
+    for start in (0, 1, 17_967, 17_968, 500_000, 876_543, 999_999):
+        order = EpochOrder((PER_SHARD,) * SHARDS, 0, 64)
+        batches = TrainBatches(order, global_batch=256, num_steps=10**6, start_step=start)
+        began = time.perf_counter()
+        epoch, sample = next(iter(batches))[0]
+        times.append(time.perf_counter() - began)
+        assert epoch == start // 17_968
+        assert 0 <= sample < SHARDS * PER_SHARD
+    assert max(times) < 0.5
+
+
+def test_an_epoch_of_millions_is_a_permutation_for_any_number_of_processes():
+    order = EpochOrder((PER_SHARD,) * SHARDS, 0, 64)
+    epoch = np.concatenate([order.positions(5, s, 0, order.per_stream) for s in range(64)])
+    assert len(epoch) == SHARDS * PER_SHARD
+    assert (np.bincount(epoch, minlength=len(epoch)) == 1).all()
+    whole = steps_of(order, num_steps=90_003, start_step=90_000, global_batch=256)
+    for world_size in (2, 8, 64):
+        again = EpochOrder((PER_SHARD,) * SHARDS, 0, 64)
+        assert whole == steps_of(again, world_size, 1, 90_000, 90_003, global_batch=256)
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from data_pipelines.loader import epoch_order
+from data_pipelines.manifest import Manifest
+from data_pipelines.order import EvalBatches, TrainBatches
+from data_pipelines.store import ShardStore
+
+def megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+before = megabytes()
+split = Manifest.load(Path(sys.argv[1])).split("train")
+order = epoch_order(split, seed=0, global_batch=256, streams=None)
+steps = iter(TrainBatches(order, global_batch=256, num_steps=10**6, start_step=765_432))
+for _ in range(50):
+    next(steps)
+store = ShardStore(Path(sys.argv[1]), split.shards)
+assert len(next(iter(EvalBatches(len(store), batch_size=1000)))) == 1000
+print(megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_millions_of_samples_take_little_memory(tmp_path):
+    """Manifest, order, both samplers and the store, in a process that has imported them before."""
+    index = IndexFile(bytes=140_000, sha256="1" * 64)
+    made = tuple(
+        Shard(
+            name=f"train-{n:06d}.tar",
+            samples=PER_SHARD,
+            bytes=10**8,
+            sha256=f"{n:064x}",
+            index=index,
+        )
+        for n in range(SHARDS)
+    )
+    split = Split(shards=made, labelled={"rgb": SHARDS * PER_SHARD})
+    fields = {"rgb": Field(member="rgb.jpg", kind="image", channels=3)}
+    Manifest(dataset="big", fields=fields, splits={"train": split}).save(tmp_path)
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert float(done.stdout) < 50
 
 
 @pytest.mark.parametrize(("global_batch", "streams"), [(256, 64), (24, 8), (7, 1), (64, 64)])

@@ -367,8 +367,22 @@ def test_a_sample_does_not_depend_on_how_many_there_are(small: Path) -> None:
         assert members[f"{sample.key}.{name}"] == data
 
 
+def test_portable_shards_hold_the_same_labels_as_png(small: Path, tmp_path: Path) -> None:
+    manifest = write_rooms(tmp_path, NUM_SMALL, 32, 7, portable=True, progress=False)
+    default = {name.partition(".")[0::2]: data for name, data in read(small).items()}
+    for name, data in read(tmp_path).items():
+        key, _, member = name.partition(".")
+        if member == "rgb.png":
+            lossy = decode("rgb.jpg", default[key, "rgb.jpg"]).astype(int)
+            assert np.abs(decode(member, data) - lossy).mean() < 3
+        elif member.endswith(".png"):
+            planes = decode("a.planes", default[key, member.replace(".png", ".planes")])
+            np.testing.assert_array_equal(decode(member, data), planes)
+    assert {f.member.rpartition(".")[2] for f in manifest.fields.values()} == {"png", "json"}
+
+
 def test_splits_hold_different_pictures(small: Path) -> None:
-    pictures = [data for name, data in read(small).items() if name.endswith(".rgb.png")]
+    pictures = [data for name, data in read(small).items() if name.endswith(".rgb.jpg")]
     assert len(set(pictures)) == len(pictures) == NUM_SMALL
 
 
@@ -420,11 +434,11 @@ def test_missing_drops_each_label_at_its_rate_and_leaves_the_rest_alone(
     assert sum(s.labelled["rgb"] for s in splits) == NUM_SMALL
     counts = {n: sum(s.labelled[n] for s in splits) for n in labels}
     assert sum(counts.values()) / (NUM_SMALL * len(labels)) == pytest.approx(0.7, abs=0.05)
-    assert counts["normal"] == sum(name.endswith(".normal.png") for name in thinned)
+    assert counts["normal"] == sum(name.endswith(".normal.planes") for name in thinned)
     # Independent labels: the same ones are not always lost together.
     lost = [
-        {n for n in DENSE_LABELS if f"{k}.{n}.png" not in thinned}
-        for k in (name[: -len(".rgb.png")] for name in thinned if name.endswith(".rgb.png"))
+        {n for n in DENSE_LABELS if f"{k}.{n}.planes" not in thinned}
+        for k in (name[: -len(".rgb.jpg")] for name in thinned if name.endswith(".rgb.jpg"))
     ]
     assert len(set(map(frozenset, lost))) > NUM_SMALL / 2
 

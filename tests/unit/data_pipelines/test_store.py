@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import store as store_module
 from data_pipelines.errors import DataError
+from data_pipelines.index_file import read_index
 from data_pipelines.manifest import Shard
 from data_pipelines.store import ShardStore
 
@@ -89,6 +90,25 @@ def test_few_shards_stay_open(shards, members_of, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_more_indexes_than_shards_are_kept_up_to_their_bytes(shards, members_of, monkeypatch):
+    monkeypatch.setattr(store_module, "MAX_OPEN_SHARDS", 1)
+    split = shards.manifest.split("train")
+    store = ShardStore(shards.root, split.shards)
+    read = []
+    monkeypatch.setattr(store_module, "read_index", lambda *a: read.append(a[0]) or read_index(*a))
+    for number in (0, 10, 20, 0, 10, 20):
+        assert store.read(number, ALL)[1] == members_of(number)
+    assert len(read) == 3
+    assert list(store._open) == [2]
+    one = store._indexes[0].num_bytes
+    assert store._index_bytes == sum(i.num_bytes for i in store._indexes.values())
+    monkeypatch.setattr(store_module, "MAX_INDEX_BYTES", int(2.5 * one))
+    for number in (30, 0, 30, 10, 0):
+        assert store.read(number, ALL)[1] == members_of(number)
+    assert len(read) == 7
+    assert store._index_bytes == sum(i.num_bytes for i in store._indexes.values()) <= 2.5 * one
+
+
 @pytest.mark.parametrize(
     "tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 )
@@ -127,12 +147,13 @@ def test_global_pax_headers_are_skipped(tmp_path):
 
 @pytest.fixture
 def damaged(shards, tmp_path):
-    """A copy of the train split, to be damaged, and a store on it."""
-    for shard in shards.manifest.split("train").shards:
+    """A copy of the train split without its indexes, to be damaged, and a store on it."""
+    plain = [
+        shard.model_copy(update={"index": None}) for shard in shards.manifest.split("train").shards
+    ]
+    for shard in plain:
         shutil.copy(shards.root / shard.name, tmp_path)
-    path = tmp_path / "train-000001.tar"
-    path.chmod(0o644)
-    return path, ShardStore(tmp_path, shards.manifest.split("train").shards)
+    return tmp_path / "train-000001.tar", ShardStore(tmp_path, plain)
 
 
 def refused(store, number=10):
@@ -257,4 +278,4 @@ def test_a_shard_that_shrinks_while_it_is_read(damaged):
     path, store = damaged
     store.read(10, ALL)
     os.truncate(path, 512)
-    assert "member train19.attributes.json has 0 of" in refused(store, 19)
+    assert f"{path}: truncated shard: 0 of " in refused(store, 19)

@@ -72,6 +72,10 @@ def test_mirror_and_the_sign_of_x():
         assert negated.dtype == dtype
         np.testing.assert_array_equal(negated[0], top - picture[0, :, ::-1])
         np.testing.assert_array_equal(negated[1], picture[1, :, ::-1])
+    signed = coordinates(8, 8).astype(np.float32) - 3.5
+    negated = geometry.apply(signed, params, "nearest", negate_x=True)
+    np.testing.assert_array_equal(negated[0], -signed[0, :, ::-1])
+    np.testing.assert_array_equal(negated[1], signed[1, :, ::-1])
     kept = geometry.apply(picture, IDENTITY, "nearest", negate_x=True)
     assert kept is picture
 

@@ -53,10 +53,10 @@ def test_an_exception_leaves_finished_shards_only(tmp_path):
     with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, "train", 2) as writer:
         for number in range(3):
             writer.write(f"k{number}", {"a.json": b"{}"})
-        assert len(os.listdir(tmp_path)) == 2
+        assert len(os.listdir(tmp_path)) == 3
         raise RuntimeError("stop")
     gc.collect()
-    assert os.listdir(tmp_path) == ["train-000000.tar"]
+    assert sorted(os.listdir(tmp_path)) == ["train-000000.tar", "train-000000.tar.index"]
     assert len(writer.shards) == 1
 
 
@@ -64,7 +64,7 @@ def test_an_unfinished_shard_has_no_final_name(tmp_path):
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("k", {"a.json": b"{}"})
         assert os.listdir(tmp_path) == ["train-000000.tar.partial"]
-    assert os.listdir(tmp_path) == ["train-000000.tar"]
+    assert sorted(os.listdir(tmp_path)) == ["train-000000.tar", "train-000000.tar.index"]
 
 
 def test_a_key_comes_once_in_a_split(tmp_path):

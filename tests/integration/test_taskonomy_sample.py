@@ -1,0 +1,33 @@
+"""Real views, from the released layout to a pruned model that has learned each of their labels."""
+
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.convert.buildings import BuildingSplits
+from data_pipelines.convert.taskonomy import write_taskonomy
+from trainer.config import load_config
+from trainer.engine import make_accelerator
+from trainer.export import export_run
+from trainer.loop import train
+from trainer.scores import score_model
+from trainer.session import start_session
+
+ROOT = Path(__file__).resolve().parents[2]
+VIEWS = ROOT / ".." / "shared" / "data" / "taskonomy_sample"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not VIEWS.is_dir(), reason=f"no views in {VIEWS}")
+def test_every_label_is_learned(tmp_path):
+    shards, run, model = (tmp_path / name for name in ("shards", "run", "model.safetensors"))
+    write_taskonomy(VIEWS, shards, splits=BuildingSplits(val_share=0), progress=False)
+    overrides = [f"run.out={run}", f"data.shards={shards}", "log.progress=false"]
+    config = load_config(ROOT / "experiments" / "taskonomy_sample.yaml", overrides)
+    session = start_session(config, make_accelerator(config))
+    train(session)
+    session.log.close()
+    export_run(run, model)
+    scores, _ = score_model(model, shards, split="train", train_split="train", batch=4)
+    assert [score.task for score in scores if not score.beats_constant] == []
+    assert len(scores) == 9

@@ -1,0 +1,283 @@
+"""Data sets of the datasets library: parquet and image folders, streamed into shuffled shards."""
+
+import io
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from data_pipelines.codecs import decode
+from data_pipelines.convert import stream
+from data_pipelines.convert.columns import scalar_value
+from data_pipelines.convert.huggingface import write_huggingface
+from data_pipelines.convert.tally import MissingLabel
+from data_pipelines.errors import DataError
+from data_pipelines.manifest import Field, Manifest
+from data_pipelines.mapping import FieldMap
+from data_pipelines.store import ShardStore
+
+HEIGHT, WIDTH, ROWS = 12, 18, 23
+MAP = FieldMap(
+    image="rgb",
+    fields={
+        "rgb": {"column": "photo", "kind": "image"},
+        "depth": {"kind": "dense_regression", "dtype": "uint16"},
+        "heights": {"kind": "dense_regression"},
+        "seg": {"kind": "dense_classification", "classes": 5},
+        "age": {"kind": "regression"},
+        "mood": {"kind": "multiclass", "classes": ["glad", "sad"]},
+        "species": {"kind": "multiclass"},
+        "old": {"kind": "binary"},
+    },
+)
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def row(number):
+    rng = np.random.default_rng(number)
+    heights = rng.normal(size=(HEIGHT // 2, WIDTH // 2)).astype(np.float32)
+    return {
+        "photo": png(np.full((HEIGHT, WIDTH, 3), 10 * number, np.uint8)),
+        "depth": png(rng.integers(0, 2**16, (HEIGHT, WIDTH)).astype(np.uint16)),
+        "heights": None if number % 5 == 4 else heights.tolist(),
+        "seg": png(rng.integers(0, 5, (HEIGHT, WIDTH)).astype(np.uint8)),
+        "age": None if number % 3 == 2 else float(number),
+        "mood": ("glad", "sad", "bored")[number % 3],
+        "species": number % 4 - 1,
+        "old": number % 2 == 0,
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    stream._opened.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two parquet files of train, one of validation; -1 of a class label means no label."""
+    root = tmp_path_factory.mktemp("parquet")
+    features = datasets.Features(
+        {
+            "photo": datasets.Image(),
+            "depth": datasets.Image(),
+            "heights": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+            "seg": datasets.Image(),
+            "age": datasets.Value("float64"),
+            "mood": datasets.Value("string"),
+            "species": datasets.ClassLabel(names=["cat", "dog", "owl"]),
+            "old": datasets.Value("bool"),
+        }
+    )
+    for name, numbers in (
+        ("train-00000-of-00002", range(14)),
+        ("train-00001-of-00002", range(14, 20)),
+        ("validation-00000-of-00001", range(20, ROWS)),
+    ):
+        table = datasets.Dataset.from_list([row(n) for n in numbers], features=features)
+        table.to_parquet(str(root / f"{name}.parquet"))
+    return root
+
+
+def write(source, out, field_map=MAP, **options):
+    return write_huggingface(str(source), out, field_map, progress=False, **options)
+
+
+def read(out, split):
+    manifest = Manifest.load(out)
+    store = ShardStore(out, manifest.split(split).shards)
+    members = {field.member for field in manifest.fields.values()}
+    samples = {}
+    for number in range(len(store)):
+        key, data = store.read(number, members)
+        samples[key] = {m.partition(".")[0]: decode(m, d) for m, d in data.items()}
+    return samples
+
+
+def test_every_column_of_a_parquet_folder(folder, tmp_path):
+    manifest = write(folder, tmp_path / "out", samples_per_shard=6)
+    assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 20, "val": 3}
+    samples = read(tmp_path / "out", "train") | read(tmp_path / "out", "val")
+    by_number = {round(float(s["rgb"].mean()) / 10): s for s in samples.values()}
+    assert sorted(by_number) == list(range(ROWS))
+    for number, sample in by_number.items():
+        source = row(number)
+        assert sample["rgb"].shape == (3, HEIGHT, WIDTH)
+        for name in ("depth", "seg"):
+            expected = np.asarray(Image.open(io.BytesIO(source[name]["bytes"])))
+            np.testing.assert_array_equal(sample[name][0], expected)
+            assert sample[name].dtype == expected.dtype
+        if source["heights"] is None:
+            assert "heights" not in sample
+        else:
+            np.testing.assert_array_equal(sample["heights"][0], np.float32(source["heights"]))
+        expected = {"old": int(source["old"])}
+        if source["age"] is not None:
+            expected["age"] = source["age"]
+        if number % 3 != 2:
+            expected["mood"] = number % 3
+        if number % 4:
+            expected["species"] = number % 4 - 1
+        assert sample["labels"] == expected
+    ages = [n for n in range(20) if n % 3 != 2]
+    assert manifest.fields["age"].mean == pytest.approx(np.mean(ages))
+    assert manifest.fields["species"].classes == ("cat", "dog", "owl")
+    assert manifest.fields["seg"].classes == ("0", "1", "2", "3", "4")
+    assert manifest.conversion.missing == {
+        "mood": {"not a class from 0 to 1": 7},
+        "species": {"not a class from 0 to 2": 6},
+    }
+    order = [round(float(s["rgb"].mean()) / 10) for s in read(tmp_path / "out", "train").values()]
+    assert max(order[:6]) > 10 > min(order[:6])  # rows of both files meet in a shard
+    assert not (tmp_path / "out" / "conversion").exists()
+
+
+def test_a_rerun_continues_and_a_finished_one_is_recognised(folder, tmp_path, monkeypatch):
+    expected = write(folder, tmp_path / "whole", samples_per_shard=6)
+    rows = stream.Stream.rows
+    asked = []
+
+    def failing(self, split, part, pictures):
+        asked.append((split, part))
+        for number, found in enumerate(rows(self, split, part, pictures)):
+            if part.startswith("1/") and number == 3:
+                raise ConnectionError("the hub went away")
+            yield found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.Stream, "rows", failing)
+        with pytest.raises(ConnectionError, match="hub went away"):
+            write(folder, tmp_path / "out", samples_per_shard=6)
+    assert asked == [("train", "0/2/0/1"), ("train", "1/2/0/1")]
+    with pytest.raises(DataError, match="begun with other arguments: size is 6, was None"):
+        write(folder, tmp_path / "out", samples_per_shard=6, size=6)
+    asked.clear()
+    monkeypatch.setattr(stream.Stream, "rows", lambda *a: (asked.append(a[1:3]), rows(*a))[1])
+    assert write(folder, tmp_path / "out", samples_per_shard=6) == expected
+    assert asked == [("train", "1/2/0/1"), ("validation", "0/1/0/1")]
+    asked.clear()
+    assert write(folder, tmp_path / "out", samples_per_shard=6) == expected
+    assert asked == []
+    with pytest.raises(DataError, match="a data set is already here, from other arguments"):
+        write(folder, tmp_path / "out", samples_per_shard=7)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    for split, counts in (("train", {"cat": 70, "dog": 30}), ("test", {"cat": 2, "dog": 3})):
+        for kind, count in counts.items():
+            (tmp_path / "pets" / split / kind).mkdir(parents=True)
+            for number in range(count):
+                picture = Image.new("RGB", (9, 6), (number, 0, 200 if kind == "cat" else 0))
+                picture.save(tmp_path / "pets" / split / kind / f"{number}.jpg", quality=95)
+    return tmp_path / "pets"
+
+
+PETS = FieldMap(image="image", fields={"image": {"kind": "image"}, "label": {"kind": "multiclass"}})
+
+
+def test_an_image_folder_is_read_in_parts_and_its_files_kept(image_folder, tmp_path):
+    manifest = write(image_folder, tmp_path / "out", PETS)
+    assert manifest.fields["label"].classes == ("cat", "dog")
+    assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 100, "test": 5}
+    store = ShardStore(tmp_path / "out", manifest.split("train").shards)
+    found = [store.read(n, ["image.jpg", "labels.json"])[1] for n in range(100)]
+    labels = [decode("a.json", members["labels.json"])["label"] for members in found]
+    assert sum(labels) == 30
+    assert 3 < sum(labels[:25]) < 13  # sorted by class in the source, mixed here
+    sources = {path.read_bytes() for path in (image_folder / "train").glob("*/*.jpg")}
+    assert {members["image.jpg"] for members in found} == sources
+
+
+def test_a_limit_reads_a_part_of_the_stream(image_folder, tmp_path):
+    manifest = write(image_folder, tmp_path / "out", PETS, limit=10)
+    assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 10, "test": 5}
+    labels = [s["labels"]["label"] for s in read(tmp_path / "out", "train").values()]
+    assert 0 < sum(labels) < 10
+
+
+def test_named_splits_tasks_size_and_portable(folder, tmp_path):
+    field_map = MAP.model_copy(update={"splits": {"held_out": "validation"}, "dataset": "pets"})
+    manifest = write(
+        folder, tmp_path / "out", field_map, tasks=("depth", "old"), size=6, portable=True
+    )
+    assert list(manifest.splits) == ["held_out"]
+    assert manifest.dataset == "pets"
+    assert [f.member for f in manifest.fields.values()] == ["rgb.png", "depth.png", "labels.json"]
+    sample = read(tmp_path / "out", "held_out")
+    assert {s["depth"].shape for s in sample.values()} == {(1, 6, 9)}
+    assert {tuple(s["labels"]) for s in sample.values()} == {("old",)}
+
+
+def test_a_single_parquet_file_is_a_data_set(folder, tmp_path):
+    source = folder / "validation-00000-of-00001.parquet"
+    manifest = write(source, tmp_path / "out", tasks=("age",))
+    assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 3}
+
+
+def test_faults_of_rows_are_counted(tmp_path):
+    good = png(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    transparent = png(np.zeros((HEIGHT, WIDTH, 4), np.uint8))
+    rows = [
+        {"photo": {"bytes": b"garbage", "path": None}, "depth": good},
+        {"photo": {"bytes": None, "path": str(tmp_path / "absent.png")}, "depth": good},
+        {"photo": None, "depth": good},
+        {"photo": good, "depth": transparent},
+        {"photo": good, "depth": png(np.zeros((HEIGHT, HEIGHT), np.uint8))},
+        {"photo": transparent, "depth": png(np.full((HEIGHT, WIDTH), 7, np.uint8))},
+    ]
+    features = datasets.Features({"photo": datasets.Image(), "depth": datasets.Image()})
+    (tmp_path / "source").mkdir()
+    table = datasets.Dataset.from_list(rows, features=features)
+    parquet.write_table(table.data.table, tmp_path / "source" / "train.parquet")
+    manifest = write(tmp_path / "source", tmp_path / "out", tasks=("depth",))
+    assert manifest.conversion.skipped == {"image: no file": 1, "image: unreadable": 2}
+    assert manifest.conversion.missing == {
+        "depth": {"another shape than the image": 1, "picture of mode RGBA": 1}
+    }
+    depths = [s["depth"] for s in read(tmp_path / "out", "train").values() if "depth" in s]
+    assert [(d.dtype, int(d.max())) for d in depths] == [(np.uint16, 7)]
+
+
+def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
+    def with_fields(**fields):
+        return MAP.model_copy(update={"fields": {"rgb": MAP.fields["rgb"], **fields}})
+
+    cases = [
+        (with_fields(x={"kind": "binary"}), {}, r"fields\.x\.column 'x': allowed are age, depth"),
+        (with_fields(mood={"kind": "multiclass"}), {}, r"fields\.mood.*needs at least two names"),
+        (with_fields(age={"kind": "number"}), {}, r"fields\.age: kind: Input should be"),
+        (MAP, {"tasks": ("depth", "hat")}, "tasks hat: the map has age, depth"),
+        (MAP.model_copy(update={"splits": {"train": "dev"}}), {}, "no split 'dev', allowed are tr"),
+    ]
+    for field_map, options, fault in cases:
+        with pytest.raises(DataError, match=fault):
+            write(folder, tmp_path / "out", field_map, **options)
+    with pytest.raises(DataError, match="nowhere: cannot be opened"):
+        write(tmp_path / "nowhere", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "fault"),
+    [
+        ("regression", float("nan"), "not a finite number"),
+        ("regression", "7", "not a finite number"),
+        ("regression", 1e39, "not a finite number"),
+        ("binary", 2, "not a class from 0 to 1"),
+        ("binary", 1.0, "not a class from 0 to 1"),
+        ("multiclass", "c", "not a class from 0 to 1"),
+        ("multiclass", 2, "not a class from 0 to 1"),
+    ],
+)
+def test_scalars_of_the_wrong_kind_are_missing(kind, value, fault):
+    classes = ("a", "b") if kind == "multiclass" else ()
+    field = Field(member="labels.json", key="x", kind=kind, classes=classes)
+    with pytest.raises(MissingLabel, match=fault):
+        scalar_value(field, value)
