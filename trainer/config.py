@@ -178,7 +178,7 @@ class Config(Section):
     def _threshold_below_uniform(self) -> Config:
         if self.model.branches > 1 and self.pruning.threshold >= 1.0 / self.model.branches:
             raise ValueError(
-                f"pruning.threshold is {self.pruning.threshold}; it must be below 1/model.branches = "
+                f"pruning.threshold is {self.pruning.threshold}; must be below 1/model.branches = "
                 f"{1.0 / self.model.branches:.4g}, the probability that every head starts with"
             )
         return self
