@@ -98,11 +98,8 @@ class GroupLearner:
             The branches that were kept, by their old numbers.
         """
         kept = used_branches(self.grouping.heads())
-        state = {name: value[:, list(kept)] for name, value in self.tensors().items()}
-        step = self.updates
-        grouping = Grouping(len(self.grouping.alive), len(kept), sampler=self.grouping.sampler)
-        self.grouping = grouping.to(self._device)
-        self.load(state, step)
+        cut = {name: value[:, list(kept)] for name, value in self.tensors().items()}
+        self.load(cut, self.updates)
         return kept
 
     @property
@@ -119,8 +116,10 @@ class GroupLearner:
         return {"logits": logits, "alive": self.grouping.alive, **moments}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `tensors` and `updates`."""
+        """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
         tensors = {name: value.to(self._device) for name, value in tensors.items()}
+        shape = tensors["logits"].shape
+        self.grouping = Grouping(*shape, sampler=self.grouping.sampler).to(self._device)
         self._switch(tensors["alive"])
         with torch.no_grad():
             self.grouping.logits.copy_(tensors["logits"])
