@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -25,7 +26,14 @@ from trainer.session import Session, start_session
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
-_SETTINGS = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
+_SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(ROOT),
+    "PYTHONFAULTHANDLER": "1",
+}
+# Tiny networks gain nothing from threads, and a run here is to equal one in a process below.
+torch.set_num_threads(1)
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -97,8 +105,9 @@ def rooms_config(rooms_yaml, tmp_path) -> Callable[..., Config]:
 
 
 @pytest.fixture
-def forget_accelerate() -> Iterator[Callable[[], None]]:
-    """Drops accelerate's process-wide state, so that a test may set its own; done at the end."""
+def forget_accelerate(monkeypatch) -> Iterator[Callable[[], None]]:
+    """Drops accelerate's process-wide state, so that a test may set its own, on the CPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _forget_accelerate()
     yield _forget_accelerate
     _forget_accelerate()

@@ -118,8 +118,9 @@ class GroupLearner:
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
         tensors = {name: value.to(self._device) for name, value in tensors.items()}
-        shape = tensors["logits"].shape
-        self.grouping = Grouping(*shape, sampler=self.grouping.sampler).to(self._device)
+        num_tasks, num_branches = tensors["logits"].shape
+        grouping = Grouping(num_tasks, num_branches, sampler=self.grouping.sampler)
+        self.grouping = grouping.to(self._device)
         self._switch(tensors["alive"])
         with torch.no_grad():
             self.grouping.logits.copy_(tensors["logits"])

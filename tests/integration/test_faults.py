@@ -118,10 +118,9 @@ SYNCS = 9  # of one checkpoint: five files, two folders, the pointer and its fol
 @pytest.mark.distributed
 @pytest.mark.parametrize("call", [SYNCS + 2, SYNCS + 7, SYNCS + 8], ids=["files", "named", "last"])
 def test_killed_while_a_checkpoint_is_written(
-    call, whole, rooms_config, rooms_yaml, train_here, launcher, tmp_path, monkeypatch
+    call, whole, rooms_config, rooms_yaml, train_here, launcher, tmp_path
 ):
     """The second checkpoint is cut short: among its files, once it has its name, at its pointer."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     out = tmp_path / "killed"
     end = launcher.python(KILLED, str(call), str(rooms_yaml), f"run.out={out}", *OPTIONS)
     assert end.code == -9, end.stderr
