@@ -32,13 +32,16 @@ def make_accelerator(config: Config) -> Accelerator:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     on_cpu = not torch.cuda.is_available()
+    precision = _PRECISIONS[config.run.precision]
+    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
     # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them.
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if on_cpu and world_size > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     accelerator = Accelerator(
         cpu=on_cpu and not with_deepspeed,
-        mixed_precision=_PRECISIONS[config.run.precision],
+        mixed_precision=precision,
         gradient_accumulation_steps=config.optim.accumulation,
         kwargs_handlers=handlers,
         step_scheduler_with_optimizer=False,
@@ -65,6 +68,11 @@ def _micro_batch(config: Config, num_processes: int) -> int:
 
 
 def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    # Weights are drawn or read whole and sharded by `prepare`; under ZeRO 3, from_pretrained
+    # would shard them at once.
+    unset_hf_deepspeed_config()
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = micro_batch
     settings["gradient_accumulation_steps"] = config.optim.accumulation

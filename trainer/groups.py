@@ -28,6 +28,7 @@ class GroupLearner:
     Attributes:
         grouping: The Categoricals and which heads are alive.
         finish_step: From this many steps on, every task has one head.
+        finished: Whether every task has one head.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class GroupLearner:
         self._device = device
         self.start_step = round(config.pruning.start * num_steps)
         self.finish_step = round(config.pruning.finish * num_steps)
+        self._switch(self.grouping.alive)
         self._new_optimizer()
 
     def _new_optimizer(self) -> None:
@@ -68,22 +70,22 @@ class GroupLearner:
         Returns:
             The heads (task, branch) that were switched off now.
         """
-        alive, probabilities = self.grouping.alive, self.grouping.probabilities()
-        section = self._config.pruning
-        if step >= self.finish_step:
-            kept = harden(probabilities, alive)
-        elif step >= self.start_step and step % section.every == 0:
-            kept = prune(probabilities, alive, section.threshold)
-        else:
+        section, alive = self._config.pruning, self.grouping.alive
+        due = self.start_step <= step and step % section.every == 0
+        if self.finished or not (due or step >= self.finish_step):
             return []
+        if step >= self.finish_step:
+            kept = harden(self.grouping.probabilities(), alive)
+        else:
+            kept = prune(self.grouping.probabilities(), alive, section.threshold)
         off = [(task, branch) for task, branch in (alive & ~kept).nonzero().tolist()]
-        self.grouping.alive = kept
+        self._switch(kept)
         return off
 
-    @property
-    def finished(self) -> bool:
-        """Whether every task has one head."""
-        return int(self.grouping.alive.sum()) == self.grouping.alive.shape[0]
+    def _switch(self, alive: Tensor) -> None:
+        self.grouping.alive = alive
+        # Known on the host, so that no step has to ask the device.
+        self.finished = int(alive.sum()) == len(alive)
 
     def chosen_heads(self) -> list[Head]:
         """The most probable live head of every task."""
@@ -96,11 +98,8 @@ class GroupLearner:
             The branches that were kept, by their old numbers.
         """
         kept = used_branches(self.grouping.heads())
-        state = {name: value[:, list(kept)] for name, value in self.tensors().items()}
-        step = self.updates
-        grouping = Grouping(len(self.grouping.alive), len(kept), sampler=self.grouping.sampler)
-        self.grouping = grouping.to(self._device)
-        self.load(state, step)
+        cut = {name: value[:, list(kept)] for name, value in self.tensors().items()}
+        self.load(cut, self.updates)
         return kept
 
     @property
@@ -117,9 +116,12 @@ class GroupLearner:
         return {"logits": logits, "alive": self.grouping.alive, **moments}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `tensors` and `updates`."""
+        """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
         tensors = {name: value.to(self._device) for name, value in tensors.items()}
-        self.grouping.alive = tensors["alive"]
+        num_tasks, num_branches = tensors["logits"].shape
+        grouping = Grouping(num_tasks, num_branches, sampler=self.grouping.sampler)
+        self.grouping = grouping.to(self._device)
+        self._switch(tensors["alive"])
         with torch.no_grad():
             self.grouping.logits.copy_(tensors["logits"])
         self._new_optimizer()

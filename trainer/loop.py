@@ -124,7 +124,7 @@ def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]
         The losses of all heads over the global batch, and the weights z, both [N,K].
     """
     engine, learner = session.engine, session.learner
-    module, plan = engine.module, session.engine.module.plan(learner.grouping.heads())
+    module = engine.module
     factor = learning_rate_factor(session.config.optim, session.step, session.num_steps)
     engine.set_learning_rate(factor)
     targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
@@ -136,7 +136,7 @@ def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]
     losses = torch.zeros_like(weights)
     for batch, target in zip(micro_batches, targets, strict=True):
         with engine.accumulate():
-            own = engine.network(batch.images, plan, target) * share  # [N,K]
+            own = engine.network(batch.images, session.plan, target) * share  # [N,K]
             engine.backward((weights.detach() * own).sum() * parts)
         losses = losses + own.detach()
     gradient = learner.grouping.logit_gradient(weights, losses)
@@ -183,6 +183,7 @@ def _prune(session: Session) -> None:
             len(session.engine.module.heads),
             len(kept),
         )
+    session.refresh_plan()
 
 
 def _evaluate(session: Session) -> Metrics:

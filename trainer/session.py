@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from data_pipelines.manifest import Manifest
+from model.layout import Plan
 from model.network import MultiTaskNetwork
 from model.tasks import TaskSpec
-from trainer.build import build_grouping, build_network, num_steps, open_manifest, resolve_tasks
+from trainer.build import (
+    build_eval_loader,
+    build_grouping,
+    build_network,
+    build_train_loader,
+    num_steps,
+    open_manifest,
+    resolve_tasks,
+)
 from trainer.checkpointing import (
     Checkpoint,
     Progress,
@@ -37,6 +46,7 @@ class Session:
     Attributes:
         step: Optimizer steps done.
         num_steps: Optimizer steps of the whole run.
+        plan: How the engine's network computes the heads that are alive.
     """
 
     config: Config
@@ -50,6 +60,11 @@ class Session:
     faults: FaultCounter
     step: int
     num_steps: int
+    plan: Plan
+
+    def refresh_plan(self) -> None:
+        """Lay out the live heads anew, after some were switched off."""
+        self.plan = self.engine.module.plan(self.learner.grouping.heads())
 
 
 def start_session(config: Config, accelerator: Accelerator) -> Session:
@@ -67,11 +82,12 @@ def start_session(config: Config, accelerator: Accelerator) -> Session:
     if newest is not None and checkpoint is not None:
         check_fits(checkpoint, [task.to_dict() for task in tasks], manifest.digest(), newest)
         logger.info("continuing from %s", newest)
+    _check_loaders(config, accelerator, manifest, tasks)
+    steps = num_steps(config, manifest)
+    engine, learner = _build(config, accelerator, tasks, steps, checkpoint)
     accelerator.wait_for_everyone()  # no rank may find what rank 0 writes from here on
     if accelerator.is_main_process:
         folder.create(config)
-    steps = num_steps(config, manifest)
-    engine, learner = _build(config, accelerator, tasks, steps, checkpoint)
     log = RunLog(
         folder,
         config.log,
@@ -97,7 +113,17 @@ def start_session(config: Config, accelerator: Accelerator) -> Session:
         ),
         checkpoint.progress.step if checkpoint else 0,
         steps,
+        engine.module.plan(learner.grouping.heads()),
     )
+
+
+def _check_loaders(
+    config: Config, accelerator: Accelerator, manifest: Manifest, tasks: tuple[TaskSpec, ...]
+) -> None:
+    """Make both loaders once: what is wrong with them is to be known before anything is written."""
+    place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+    build_train_loader(config, manifest, tasks, start_step=0, **place)
+    build_eval_loader(config, manifest, tasks, **place)
 
 
 def _build(

@@ -1,0 +1,72 @@
+"""Two processes under every engine train as one process does on the same global batch."""
+
+import json
+import math
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.distributed
+
+# Half the cases cut the global batch into two micro-batches more.
+CASES = {"ddp_cpu": 1, "zero1_cpu": 2, "zero2_cpu": 1, "zero3_cpu": 2}
+
+
+def records(run, kind):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [record for line in lines if (record := json.loads(line))["kind"] == kind]
+
+
+def closeness(found, expected):
+    return max(abs(f - e) / max(abs(e), 1e-12) for f, e in zip(found, expected, strict=True))
+
+
+@pytest.fixture(scope="module")
+def one_process(engine_runs):
+    return engine_runs(None)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def engine(request):
+    return request.param
+
+
+def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
+    pruned = [record["step"] for record in records(one_process, "prune")]
+    assert len(pruned) > 2 and min(pruned) < 12 and max(pruned) == 24
+    first, last = records(one_process, "compact")
+    assert first["step"] < last["step"] == 24 and len(first["branches"]) == 3
+    assert records(one_process, "train")[-1]["heads"] == 6
+
+
+def test_losses_equal_those_of_one_process(engine, one_process, engine_runs):
+    run = engine_runs(engine)
+    found, expected = records(run, "train"), records(one_process, "train")
+    assert [r["step"] for r in found] == [r["step"] for r in expected] == list(range(1, 31))
+    for now, then in zip(found, expected, strict=True):
+        error = closeness(now["losses"].values(), then["losses"].values())
+        assert error < 1e-4, (engine, now["step"], error)
+        assert now["heads"] == then["heads"]
+    for kind in ("prune", "compact"):
+        assert records(run, kind) == records(one_process, kind)
+
+
+def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_process, engine_runs):
+    last = "checkpoints/step-000000030"
+    for name in ("weights", "moments", "grouping"):
+        found = load_file(engine_runs(engine) / last / f"{name}.safetensors")
+        expected = load_file(one_process / last / f"{name}.safetensors")
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            scale = max(float(value.float().abs().max()), 1e-3)
+            error = float((found[key].float() - value.float()).abs().max()) / scale
+            # Rounding may push a ReLU over its kink, so one element can be off by more.
+            assert error < 1e-2, (engine, name, key, error)
+
+
+def test_evaluation_equals_that_of_one_process(engine, one_process, engine_runs):
+    (found,), (expected,) = (records(run, "eval") for run in (engine_runs(engine), one_process))
+    assert found["metrics"].keys() == expected["metrics"].keys()
+    for task, metrics in expected["metrics"].items():
+        for name, value in metrics.items():
+            assert math.isclose(found["metrics"][task][name], value, rel_tol=1e-3), (task, name)

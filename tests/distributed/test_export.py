@@ -1,0 +1,53 @@
+"""Export from checkpoints that every engine wrote."""
+
+import pytest
+import torch
+
+from data_pipelines.loader import eval_loader
+from data_pipelines.manifest import Manifest
+from model.bundle import load_pruned
+from model.network import MultiTaskNetwork
+from trainer.build import label_requests
+from trainer.checkpointing import load_checkpoint
+from trainer.export import export_run
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu", "zero3_cpu"])
+def test_the_exported_model_is_the_run_s(engine, engine_runs, rooms, tmp_path):
+    run = engine_runs(engine)
+    report = export_run(run, tmp_path / "model.safetensors")
+    assert (report.step, report.tasks) == (30, 6)
+    assert 0 <= report.max_abs_diff <= 1e-4 and report.bytes > 4 * report.parameters
+
+    checkpoint = load_checkpoint(run / "checkpoints/step-000000030")
+    full = MultiTaskNetwork.from_config(checkpoint.progress.network)
+    full.load_state_dict(checkpoint.state.weights)
+    full.eval()
+    pruned = load_pruned(tmp_path / "model.safetensors")
+    assert report.groups == len(pruned.groups) == full.num_branches
+    best = torch.where(
+        checkpoint.grouping["alive"], checkpoint.grouping["logits"], -torch.inf
+    ).argmax(dim=1)
+    loader = eval_loader(
+        rooms, Manifest.load(rooms), label_requests(full.tasks), (32, 32), batch_size=6
+    )
+    with torch.no_grad():
+        for batch in loader:
+            expected = full(batch.images, full.plan(list(enumerate(best.tolist()))))
+            found = pruned.network(batch.images, pruned.network.plan(pruned.network.heads))
+            for name, value in expected.items():
+                torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_engines_export_the_same_model(engine_runs, tmp_path):
+    models = []
+    for engine in ("ddp_cpu", "zero3_cpu"):
+        path = tmp_path / f"{engine}.safetensors"
+        export_run(engine_runs(engine), path)
+        models.append(load_pruned(path))
+    assert models[0].groups == models[1].groups
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    first, second = (model(images)["depth_zbuffer"] for model in models)
+    torch.testing.assert_close(first, second, rtol=1e-2, atol=1e-2)

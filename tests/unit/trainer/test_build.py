@@ -1,0 +1,130 @@
+import pytest
+from torch import nn
+
+from data_pipelines.errors import DataError
+from data_pipelines.manifest import Manifest
+from model.presets import PRESETS, TASKONOMY
+from trainer.build import (
+    build_grouping,
+    build_network,
+    label_requests,
+    num_steps,
+    open_manifest,
+    resolve_tasks,
+)
+from trainer.config import TasksSection
+from trainer.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def manifest(rooms):
+    return Manifest.load(rooms)
+
+
+def resolve(manifest, **section):
+    return {spec.name: spec for spec in resolve_tasks(TasksSection(**section), manifest)}
+
+
+def test_without_names_every_label_is_a_task(manifest):
+    expected = [name for name, field in manifest.fields.items() if field.kind != "image"]
+    assert list(resolve(manifest)) == expected
+
+
+def test_a_released_domain_has_the_recipe_scales_and_the_names_of_this_data(manifest):
+    found = resolve(manifest, names=["depth_zbuffer", "segment_semantic"])
+    assert found["depth_zbuffer"] == TASKONOMY["depth_zbuffer"]
+    assert found["segment_semantic"].classes == manifest.fields["segment_semantic"].classes
+    assert found["segment_semantic"].ignore_index == 0
+
+
+def test_an_attribute_takes_kind_classes_and_scale_from_the_manifest(manifest):
+    found = resolve(manifest, names=["camera_pitch", "num_solids", "has_sphere"])
+    pitch = manifest.fields["camera_pitch"]
+    assert found["camera_pitch"].mean == (pitch.mean,)
+    assert found["camera_pitch"].scale == (pitch.std,)
+    assert found["num_solids"].channels == len(found["num_solids"].classes) == 4
+    assert found["has_sphere"].kind == "binary"
+
+
+def test_a_definition_wins_and_may_read_another_field(manifest):
+    define = {"pitch": {"field": "camera_pitch", "loss": "mse"}, "has_sphere": {"unit": "x"}}
+    found = resolve(manifest, names=["pitch", "has_sphere"], define=define)
+    assert found["pitch"].kind == "regression" and found["pitch"].loss == "mse"
+    assert found["has_sphere"].unit == "x"
+    assert label_requests(tuple(found.values()))[0].field == "camera_pitch"
+
+
+def test_preset(manifest):
+    assert list(resolve(manifest, preset="taskonomy5")) == [t.name for t in PRESETS["taskonomy5"]]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"preset": "nope"}, r"tasks\.preset: found 'nope'; allowed: .*celeba9"),
+        ({"names": []}, r"tasks\.names: found \[\]; allowed: one or more names, each once"),
+        ({"names": ["has_sphere"] * 2}, r"allowed: one or more names, each once"),
+        ({"names": ["has_sphere"], "define": {"x": {}}}, r"tasks\.define: x is not among"),
+        ({"names": ["no_such"]}, r"tasks\.define\.no_such: .*labels in rooms: camera_pitch, "),
+        ({"names": ["rgb"]}, r"tasks\.define\.rgb"),
+        (
+            {"names": ["has_sphere"], "define": {"has_sphere": {"colour": 1}}},
+            r"tasks\.define\.has_sphere: .*unknown attribute 'colour'",
+        ),
+        (
+            {"names": ["has_sphere"], "define": {"has_sphere": {"loss": "mse"}}},
+            r"tasks\.define\.has_sphere: .*loss is 'mse', must be one of bce, cross_entropy",
+        ),
+    ],
+)
+def test_tasks_that_cannot_be(section, message, manifest):
+    with pytest.raises(UserError, match=message):
+        resolve(manifest, **section)
+
+
+def test_network_follows_the_seed_and_the_config(rooms_config, manifest):
+    config = rooms_config("model.trunk_depth=1")
+    tasks = resolve_tasks(config.tasks, manifest)
+    first, second = build_network(config, tasks), build_network(config, tasks)
+    assert isinstance(first.trunk, nn.Sequential) and len(first.heads) == 18
+    for (name, value), other in zip(
+        first.state_dict().items(), second.state_dict().values(), strict=True
+    ):
+        assert value.equal(other), name
+    other = build_network(rooms_config("model.trunk_depth=1", "run.seed=6"), tasks)
+    weight = "branches.0.0.layers.0.dwconv.weight"
+    assert not first.state_dict()[weight].equal(other.state_dict()[weight])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder.name=vgg", r"model\.encoder\.name is 'vgg', must be one of"),
+        ("model.dense_widths=[5]", r"dense_widths is \(5,\), must be positive multiples of 8"),
+        ("model.trunk_depth=9", r"model\.trunk_depth is 9, must be from 0 to 2"),
+        ("model.encoder.options.deep=3", r"model\.encoder\.options has 'deep'"),
+        ("model.encoder.pretrained=/none", r"pretrained is '/none', must be a folder"),
+    ],
+)
+def test_network_that_cannot_be_built(override, message, rooms_config, manifest):
+    config = rooms_config(override)
+    with pytest.raises(UserError, match=message):
+        build_network(config, resolve_tasks(config.tasks, manifest))
+
+
+def test_grouping_takes_its_section(rooms_config):
+    config = rooms_config("grouping.init=2", "grouping.sampler=straight_through")
+    grouping = build_grouping(config, 5)
+    assert grouping.logits.tolist() == [[2.0] * 3] * 5
+    assert grouping.sampler == "straight_through"
+
+
+def test_epochs_become_steps(rooms_config, manifest):
+    assert num_steps(rooms_config("run.steps=17"), manifest) == 17
+    assert num_steps(rooms_config("run.steps=null", "run.epochs=2.5"), manifest) == 10
+    assert num_steps(rooms_config("run.steps=null", "run.epochs=0.001"), manifest) == 1
+
+
+def test_missing_split(rooms_config):
+    with pytest.raises(DataError, match="split 'test': rooms has train, val"):
+        open_manifest(rooms_config("data.eval_split=test"))

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from data_pipelines.loader import eval_loader
+from data_pipelines.manifest import Manifest
+from trainer.build import build_network, label_requests, open_manifest, resolve_tasks
+from trainer.engine import Engine, make_accelerator
+from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets
+
+
+@pytest.fixture
+def engine(rooms_config, forget_accelerate):
+    forget_accelerate()
+    config = rooms_config()
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    return Engine(make_accelerator(config), build_network(config, tasks), config)
+
+
+def batches(rooms, tasks, **options):
+    return eval_loader(rooms, Manifest.load(rooms), label_requests(tasks), (32, 32), **options)
+
+
+HEADS = [(task, task % 3) for task in range(6)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_metrics_do_not_depend_on_the_batches_or_their_fillers(batch_size, engine, rooms):
+    tasks = engine.module.tasks
+    whole = evaluate(engine, batches(rooms, tasks, batch_size=4), HEADS)
+    assert set(whole) == {task.name for task in tasks}
+    found = evaluate(engine, batches(rooms, tasks, batch_size=batch_size), HEADS)
+    for name, values in whole.items():
+        assert found[name] == pytest.approx(values, rel=1e-5), name
+    assert engine.module.training  # as it was before
+
+
+def test_shares_of_the_ranks_add_up(engine, rooms):
+    module = engine.module
+    total = torch.zeros(())
+    for rank in range(3):
+        sums = MetricSums(module.tasks)
+        for batch in batches(rooms, module.tasks, batch_size=5, rank=rank, world_size=3):
+            with torch.no_grad():
+                predictions = module.eval()(batch.images, module.plan(HEADS))
+            sums.update(predictions, task_targets(module, batch))
+        total = total + sums.vector
+    expected = evaluate(engine, batches(rooms, module.tasks, batch_size=12), HEADS)
+    found = MetricSums(module.tasks).compute(total)
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_pruned_network_scores_as_its_heads_do_in_the_large_one(engine, rooms):
+    tasks = engine.module.tasks
+    expected = evaluate(engine, batches(rooms, tasks, batch_size=6), HEADS)
+    pruned = engine.module.eval().subset(HEADS)
+    found = evaluate_pruned(pruned, batches(rooms, tasks, batch_size=6))
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=1e-4), name
+
+
+def test_a_task_that_saw_no_label_is_left_out(engine):
+    sums = MetricSums(engine.module.tasks)
+    assert sums.compute(sums.vector) == {}

@@ -1,0 +1,80 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from trainer.config import LogSection
+from trainer.logs import RunLog, setup_logging
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture
+def open_log(tmp_path):
+    folder = RunFolder(tmp_path)
+    logs = []
+
+    def make(main=True, start_step=0, metrics_bytes=0, **section):
+        options = LogSection(**{"tensorboard": False, "progress": False, **section})
+        log = RunLog(
+            folder, options, main=main, start_step=start_step, num_steps=10,
+            metrics_bytes=metrics_bytes,
+        )  # fmt: skip
+        logs.append(log)
+        return log
+
+    yield make
+    for log in logs:
+        log.close()
+
+
+def test_records_are_one_json_object_a_line(open_log, tmp_path):
+    log = open_log()
+    log.write(1, "train", loss=0.1)
+    log.write(2, "prune", off=[[0, 1]])
+    assert log.metrics_bytes == (tmp_path / "metrics.jsonl").stat().st_size
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "kind": "train", "loss": 0.1},
+        {"step": 2, "kind": "prune", "off": [[0, 1]]},
+    ]
+
+
+def test_what_was_written_after_the_checkpoint_is_cut_off(open_log, tmp_path):
+    log = open_log()
+    log.write(1, "train", loss=1.0)
+    size = log.metrics_bytes
+    log.write(2, "train", loss=2.0)
+    log.close()
+    resumed = open_log(start_step=1, metrics_bytes=size)
+    resumed.write(2, "train", loss=3.0)
+    assert resumed.metrics_bytes == 2 * size
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert losses == [1.0, 3.0]
+
+
+def test_other_processes_write_nothing(open_log, tmp_path):
+    log = open_log(main=False, tensorboard=True, progress=True)
+    log.write(1, "train", loss=1.0)
+    log.scalars(1, {"a": 1.0})
+    log.probabilities(1, torch.ones(2, 2))
+    log.advance(4, {"step": 1, "loss": "1"})
+    assert log.metrics_bytes == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rank", "world", "shown"), [(0, 1, ""), (0, 2, "[rank 0]")])
+def test_lines_name_their_rank_only_among_several(rank, world, shown, capsys):
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        setup_logging(rank, world)
+        logging.getLogger("trainer.x").info("hello")
+        assert ("[rank" in capsys.readouterr().err) == bool(shown)
+        setup_logging(1, 2)
+        logging.getLogger("trainer.x").info("hidden")
+        logging.getLogger("trainer.x").warning("seen")
+        text = capsys.readouterr().err
+        assert "[rank 1] trainer.x: seen" in text and "hidden" not in text
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from torch import nn
+
+from trainer.config import OptimSection
+from trainer.optim import base_optimizer, build_optimizer, logits_optimizer
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Conv2d(3, 4, 3)
+        self.branches = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
+        self.norm_scale = nn.Parameter(torch.ones(2, 2))
+        self.banks = nn.ModuleDict({"binary": nn.Linear(4, 2)})
+        self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
+
+
+def groups(**options):
+    network = Network()
+    optimizer = build_optimizer(network, OptimSection(**options))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    return {
+        group["name"]: (sorted(names[p] for p in group["params"]), group)
+        for group in optimizer.param_groups
+    }
+
+
+def test_every_trainable_parameter_is_in_exactly_one_group():
+    found = sorted(name for names, _ in groups().values() for name in names)
+    assert found == sorted(name for name, p in Network().named_parameters() if p.requires_grad)
+
+
+def test_biases_and_norms_are_not_decayed():
+    found = groups(weight_decay=0.1)
+    assert found["encoder"][0] == ["branches.0.weight", "trunk.weight"]
+    assert found["heads"][0] == ["banks.binary.weight"]
+    assert found["heads_no_decay"][0] == ["banks.binary.bias"]
+    decays = {name: group["weight_decay"] for name, (_, group) in found.items()}
+    assert decays == {"encoder": 0.1, "heads": 0.1, "encoder_no_decay": 0, "heads_no_decay": 0}
+
+
+@pytest.mark.parametrize(("heads_lr", "expected"), [(None, 0.1), (0.5, 0.5)])
+def test_heads_may_have_a_learning_rate_of_their_own(heads_lr, expected):
+    rates = {name: group["lr"] for name, (_, group) in groups(lr=0.1, heads_lr=heads_lr).items()}
+    assert rates["heads"] == rates["heads_no_decay"] == expected
+    assert rates["encoder"] == rates["encoder_no_decay"] == 0.1
+
+
+def test_names_of_the_optimizers():
+    assert type(build_optimizer(Network(), OptimSection(name="adam"))) is torch.optim.Adam
+    assert type(build_optimizer(Network(), OptimSection(name="adamw"))) is torch.optim.AdamW
+
+
+def test_base_optimizer_looks_through_wrappers():
+    inner = logits_optimizer(nn.Parameter(torch.ones(2)), OptimSection(betas=(0.8, 0.9)), 0.3)
+    assert inner.param_groups[0]["betas"] == (0.8, 0.9) and inner.param_groups[0]["lr"] == 0.3
+
+    class Wrapper:
+        optimizer = inner
+
+    class Outer:
+        optimizer = Wrapper()
+
+    assert base_optimizer(Outer()) is inner and base_optimizer(inner) is inner
