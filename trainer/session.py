@@ -122,7 +122,8 @@ def _check_loaders(
 ) -> None:
     """Make both loaders once: what is wrong with them is to be known before anything is written."""
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    build_train_loader(config, manifest, tasks, start_step=0, **place)
+    if config.data.stream is None:  # a stream is not looked at before it is read
+        build_train_loader(config, manifest, tasks, start_step=0, **place)
     build_eval_loader(config, manifest, tasks, **place)
 
 
