@@ -24,7 +24,7 @@ demo: setup $(DEMO)/shards/manifest.json
 		--config experiments/demo.yaml run.resume=auto
 	$(BIN)/dmtg export $(DEMO)/train --out $(DEMO)/model.safetensors
 	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/grouping.png
-	$(BIN)/dmtg predict $(DEMO)/model.safetensors $(DEMO)/images/*.png --out $(DEMO)/predictions
+	$(BIN)/dmtg predict $(DEMO)/model.safetensors $(DEMO)/images/* --out $(DEMO)/predictions
 	$(BIN)/dmtg eval $(DEMO)/model.safetensors --shards $(DEMO)/shards --check
 
 $(DEMO)/shards/manifest.json: | setup

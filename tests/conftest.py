@@ -39,11 +39,13 @@ _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_POR
 
 @pytest.fixture(scope="session")
 def rooms(tmp_path_factory) -> Path:
-    """36 train rooms in 4 shards and 12 val rooms in 2, 32 pixels, every fifth label missing."""
+    """36 train rooms in 4 shards and 12 val rooms in 2, 32 pixels, every fifth label missing.
+
+    Kept as PNG, so that a test can read them without this project's code.
+    """
     root = tmp_path_factory.mktemp("rooms") / "shards"
-    write_rooms(
-        root, 48, 32, 3, missing=0.2, val_fraction=0.25, samples_per_shard=10, progress=False
-    )
+    options = {"missing": 0.2, "val_fraction": 0.25, "samples_per_shard": 10, "portable": True}
+    write_rooms(root, 48, 32, 3, **options, progress=False)
     return root
 
 

@@ -33,6 +33,7 @@ def edit_manifest(root, edit):
     path = root / "manifest.json"
     manifest = json.loads(path.read_text())
     edit(manifest)
+    manifest.pop("checksum", None)  # as the message tells those who edit by hand
     path.write_text(json.dumps(manifest))
 
 
