@@ -24,12 +24,12 @@ demo: setup $(DEMO)/shards/manifest.json
 		--config experiments/demo.yaml run.resume=auto
 	$(BIN)/dmtg export $(DEMO)/train --out $(DEMO)/model.safetensors
 	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/grouping.png
+	$(BIN)/dmtg shards images $(DEMO)/shards --split val --limit 6 --out $(DEMO)/images
 	$(BIN)/dmtg predict $(DEMO)/model.safetensors $(DEMO)/images/* --out $(DEMO)/predictions
 	$(BIN)/dmtg eval $(DEMO)/model.safetensors --shards $(DEMO)/shards --check
 
 $(DEMO)/shards/manifest.json: | setup
 	$(BIN)/dmtg shards rooms --out $(DEMO)/shards --samples 3000 --size 64 --seed 0 --workers 2
-	$(BIN)/dmtg shards images $(DEMO)/shards --split val --limit 6 --out $(DEMO)/images
 
 test: setup lint
 	$(BIN)/python -m pytest -m "not slow and not gpu"

@@ -92,9 +92,17 @@ def save_checkpoint(
     os.replace(partial, final)
     _sync(folder)
     _point(folder, final.name)
-    for old in _checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old)
+    _rotate(folder, final, keep_last)
     return final
+
+
+def _rotate(folder: Path, newest: Path, keep_last: int) -> None:
+    """Keep the newest and those right before it; later steps are what a resume passed over."""
+    found = _checkpoints(folder)
+    passed_over = [path for path in found if path.name > newest.name]
+    older = [path for path in found if path.name <= newest.name][:-keep_last]
+    for path in (*passed_over, *older):
+        shutil.rmtree(path)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -116,12 +124,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, None if there is none; says which ones it passed over."""
-    for path in reversed(_checkpoints(folder)):
+    """The newest whole checkpoint; says which ones it passed over. None if there is no checkpoint.
+
+    Raises:
+        UserError: There are checkpoints, and none is whole.
+    """
+    found = _checkpoints(folder)
+    for path in reversed(found):
         fault = _fault(path)
         if fault is None:
             return path
         logger.warning("passing over checkpoint %s: %s", path, fault)
+    if found:
+        raise UserError(
+            f"{folder}: none of {len(found)} checkpoints is whole; move them away to start anew"
+        )
     return None
 
 

@@ -30,7 +30,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
     shards_dir: Annotated[
-        Path | None, typer.Option("--shards", help="Compare on these shards, not the run's own.")
+        str | None, typer.Option("--shards", help="Compare on these shards, not the run's own.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +43,7 @@ def export(
 @app.command("eval")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="An exported model.")],
-    shards_dir: Annotated[Path, typer.Option("--shards", help="Folder of shards.")],
+    shards_dir: Annotated[str, typer.Option("--shards", help="Folder or URL of shards.")],
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     train_split: Annotated[str, typer.Option(help="Split the constants come from.")] = "train",
     check: Annotated[

@@ -15,9 +15,9 @@ from data_pipelines.manifest import Manifest
 from model.bundle import load_pruned, save_bundle
 from model.layout import Head
 from model.network import MultiTaskNetwork
-from trainer.build import build_eval_loader
+from trainer.build import build_eval_loader, open_shards
 from trainer.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint
-from trainer.config import Config
+from trainer.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.groups import hard_heads
 from trainer.run_folder import RunFolder
@@ -29,7 +29,10 @@ _NUM_BATCHES = 2
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported; `max_abs_diff` is over all outputs of the compared batches."""
+    """What was exported, and how far any output of the compared batches was from the full model's.
+
+    `max_rel_diff` is relative to the task's largest output where that is over one.
+    """
 
     path: str
     step: int
@@ -38,15 +41,16 @@ class ExportReport:
     parameters: int
     bytes: int
     max_abs_diff: float
+    max_rel_diff: float
 
 
-def export_run(run: Path, out: Path, shards: Path | None = None) -> ExportReport:
+def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     """Write the newest checkpoint's model, one head per task, as a safetensors file.
 
     Args:
         run: Folder of the run.
         out: The file to write.
-        shards: Where to read the batches of the comparison; None reads the run's own data.
+        shards: Folder or URL of the batches to compare on; None reads the run's own data.
 
     Raises:
         UserError: The run has no whole checkpoint.
@@ -55,9 +59,9 @@ def export_run(run: Path, out: Path, shards: Path | None = None) -> ExportReport
     folder = RunFolder(run)
     config = folder.load_config()
     if shards is not None:
-        config = config.model_copy(
-            update={"data": config.data.model_copy(update={"shards": shards})}
-        )
+        tree = config.model_dump(mode="json")
+        tree["data"]["shards"] = shards
+        config = parse_config(tree, str(run))
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
         raise UserError(f"{run}: no whole checkpoint in {folder.checkpoints}")
@@ -71,7 +75,7 @@ def export_run(run: Path, out: Path, shards: Path | None = None) -> ExportReport
     try:
         save_bundle(partial, full.subset(heads), _metadata(config, checkpoint))
         pruned = load_pruned(partial)
-        difference = _difference(full, heads, pruned.network, batches)
+        absolute, relative = _differences(full, heads, pruned.network, batches)
         os.replace(partial, out)
     finally:
         partial.unlink(missing_ok=True)
@@ -82,7 +86,8 @@ def export_run(run: Path, out: Path, shards: Path | None = None) -> ExportReport
         groups=len(pruned.groups),
         parameters=sum(p.numel() for p in pruned.parameters()),
         bytes=out.stat().st_size,
-        max_abs_diff=difference,
+        max_abs_diff=absolute,
+        max_rel_diff=relative,
     )
 
 
@@ -95,30 +100,31 @@ def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:
-    manifest = Manifest.load(config.data.shards)
+    manifest = Manifest.load(open_shards(config))
     loader = build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0)
     return list(islice(loader, _NUM_BATCHES))
 
 
 @torch.no_grad()
-def _difference(
+def _differences(
     full: MultiTaskNetwork, heads: list[Head], pruned: MultiTaskNetwork, batches: Iterable[Batch]
-) -> float:
-    """The largest difference of any output, relative to its task's largest where that is over 1.
+) -> tuple[float, float]:
+    """The largest absolute and relative difference of any output.
 
     Raises:
         ValueError: It is more than a changed order of summation explains.
     """
-    largest = 0.0
+    absolute = relative = 0.0
     for batch in batches:
         expected = full(batch.images, full.plan(heads))
         found = pruned(batch.images, pruned.plan(pruned.heads))
         for name, value in expected.items():
-            error = (found[name] - value).abs().max() / value.abs().max().clamp_min(1.0)
-            largest = max(largest, float(error))
-    if not largest <= TOLERANCE:
+            difference = (found[name] - value).abs().max()
+            absolute = max(absolute, float(difference))
+            relative = max(relative, float(difference / value.abs().max().clamp_min(1.0)))
+    if not relative <= TOLERANCE:
         raise ValueError(
-            f"the exported model's outputs differ from the full model's by {largest:.3g}, "
+            f"the exported model's outputs differ from the full model's by {relative:.3g}, "
             f"allowed is {TOLERANCE}; nothing was written"
         )
-    return largest
+    return absolute, relative

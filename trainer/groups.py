@@ -64,6 +64,11 @@ class GroupLearner:
         self.grouping.logits.grad = gradient
         self._optimizer.step()
 
+    def prunes_at(self, step: int) -> bool:
+        """Whether heads may be switched off after `step` steps."""
+        due = step >= self.start_step and step % self._config.pruning.every == 0
+        return not self.finished and (due or step >= self.finish_step)
+
     def prune(self, step: int) -> list[Head]:
         """Decide, after `step` steps, which heads are switched off for good.
 
@@ -71,8 +76,7 @@ class GroupLearner:
             The heads (task, branch) that were switched off now.
         """
         section, alive = self._config.pruning, self.grouping.alive
-        due = self.start_step <= step and step % section.every == 0
-        if self.finished or not (due or step >= self.finish_step):
+        if not self.prunes_at(step):
             return []
         if step >= self.finish_step:
             kept = harden(self.grouping.probabilities(), alive)

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from trainer.config import LogSection
+from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 
 
@@ -43,6 +44,9 @@ class RunLog:
         start_step: Steps done before.
         num_steps: Steps of the whole run.
         metrics_bytes: Length of `metrics.jsonl` at `start_step`; what follows is cut off.
+
+    Raises:
+        UserError: The file is shorter than that.
     """
 
     def __init__(
@@ -61,7 +65,13 @@ class RunLog:
         if not main:
             return
         self._file = open(folder.metrics, "ab")  # noqa: SIM115 - open as long as the run
+        size = self._file.seek(0, os.SEEK_END)
+        if size < metrics_bytes:
+            raise UserError(
+                f"{folder.metrics}: has {size} bytes, the checkpoint was written at {metrics_bytes}"
+            )
         self._file.truncate(metrics_bytes)
+        self._file.seek(0, os.SEEK_END)
         if section.tensorboard:
             self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start_step)
         self._bar = tqdm(
@@ -73,7 +83,6 @@ class RunLog:
         """Length of `metrics.jsonl`, all of it on the disk."""
         if not self._main:
             return 0
-        self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
@@ -82,6 +91,7 @@ class RunLog:
         if self._main:
             record = {"step": step, "kind": kind, **values}
             self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()  # whoever follows the file sees whole lines
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Draw values in TensorBoard."""

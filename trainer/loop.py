@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data_pipelines.collate import Batch
 from trainer.build import build_eval_loader, build_train_loader
+from trainer.errors import NonFiniteLossError
 from trainer.evaluation import Metrics, evaluate
 from trainer.faults import FaultCounter
 from trainer.label_guard import LabelGuard
@@ -22,10 +23,6 @@ from trainer.schedules import learning_rate_factor
 from trainer.session import Session, compact, save_session
 
 logger = logging.getLogger(__name__)
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became NaN or infinite; the last checkpoint is from before."""
 
 
 class LossGuard:
@@ -70,26 +67,31 @@ def train(session: Session) -> Metrics:
     config, accelerator = session.config, session.accelerator
     guard = LossGuard(tuple(task.name for task in session.tasks), accelerator.device)
     label_guard = LabelGuard(session.tasks, accelerator, allow_flat=config.data.allow_flat_labels)
-    metrics: Metrics = {}
     for micro_batches in _batches(session):
         label_guard.watch(micro_batches)
         _seed_step(session)
-        losses, weights = _step(session, micro_batches)
+        losses, objective = _step(session, micro_batches)
         guard.watch(session.step, losses)
         session.step += 1
-        last = session.step == session.num_steps
-        if session.step % config.log.every == 0 or last:
+        step, last = session.step, session.step == session.num_steps
+        logs = last or step % config.log.every == 0
+        prunes = session.learner.prunes_at(step)
+        evaluates = not last and config.eval.every > 0 and step % config.eval.every == 0
+        saves = last or step % config.run.checkpoint_every == 0
+        if logs or prunes or evaluates or saves:
             guard.check()
-            session.faults.check(session.step * config.data.global_batch)
-            _log_step(session, losses, weights)
-        _prune(session)
-        if last or (config.eval.every and session.step % config.eval.every == 0):
-            metrics = _evaluate(session)
-        if last or session.step % config.run.checkpoint_every == 0:
-            guard.check()
-            session.faults.check(session.step * config.data.global_batch)
+            session.faults.check(step * config.data.global_batch)
+        if logs:
+            _log_step(session, objective)
+        if prunes:
+            _prune(session)
+        if evaluates:
+            _evaluate(session)
+        if saves:
             save_session(session)
-    return metrics
+    # After the last checkpoint: what goes wrong here costs no training. A finished run that is
+    # started again comes straight here.
+    return _evaluate(session)
 
 
 def _batches(session: Session) -> Iterator[list[Batch]]:
@@ -121,7 +123,8 @@ def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]
     by its valid labels over all micro-batches and ranks.
 
     Returns:
-        The losses of all heads over the global batch, and the weights z, both [N,K].
+        The losses [N,K] of all heads over the global batch, and the objective's share [N] of every
+        task, where each rank has weights z of its own.
     """
     engine, learner = session.engine, session.learner
     module = engine.module
@@ -140,15 +143,18 @@ def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]
             engine.backward((weights.detach() * own).sum() * parts)
         losses = losses + own.detach()
     gradient = learner.grouping.logit_gradient(weights, losses)
-    gradient, losses = engine.sum_over_ranks(torch.stack([gradient, losses]))
+    own_objective = weights.detach() * losses
+    gradient, losses, objective = engine.sum_over_ranks(
+        torch.stack([gradient, losses, own_objective])
+    )
     learner.update(gradient, factor)
     engine.average_buffers()
-    return losses, weights.detach()
+    return losses, objective.sum(dim=1)
 
 
-def _log_step(session: Session, losses: Tensor, weights: Tensor) -> None:
+def _log_step(session: Session, objective: Tensor) -> None:
     grouping, step = session.learner.grouping, session.step
-    per_task = (weights * losses).sum(dim=1).tolist()  # [N]
+    per_task = objective.tolist()  # [N]
     values = {
         "loss": sum(per_task) / len(per_task),
         "temperature": session.learner.temperature(step - 1),

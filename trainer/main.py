@@ -6,6 +6,7 @@ Several:        accelerate launch --config_file accelerate_configs/zero2.yaml \
 Only look:      python trainer/main.py --config experiments/demo.yaml --print-config
 
 Exit codes: 0 the run is complete, 2 the configuration, data or folder cannot be used, 1 otherwise.
+With `accelerate launch` a failed script's code reaches the shell as 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.errors import DataError
 from trainer.config import Config, load_config
-from trainer.errors import UserError
+from trainer.errors import NonFiniteLossError, UserError
 from trainer.logs import setup_logging
 
 logger = logging.getLogger("trainer")
@@ -50,11 +51,17 @@ def run(config: Config) -> None:
     accelerator = make_accelerator(config)
     session = start_session(config, accelerator)
     if session.step >= session.num_steps:
-        logger.info("%s is complete (%d steps)", config.run.out, session.step)
-    else:
-        train(session)
+        logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
+    train(session)
     session.log.close()
     accelerator.end_training()
+
+
+def _stop(message: str, code: int) -> int:
+    """Say once what all ranks know."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"error: {message}\n")
+    return code
 
 
 def main() -> int:
@@ -67,9 +74,13 @@ def main() -> int:
             sys.stdout.write(config.to_yaml())
         else:
             run(config)
-    except (UserError, DataError) as error:
+    except DataError as error:  # may be one rank's alone
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except UserError as error:
+        return _stop(str(error), 2)
+    except NonFiniteLossError as error:
+        return _stop(f"{error}; the checkpoints in run.out are from before", 1)
     return 0
 
 

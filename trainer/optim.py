@@ -23,7 +23,9 @@ def build_optimizer(network: nn.Module, section: OptimSection) -> torch.optim.Op
         if not parameter.requires_grad:
             continue
         part = "heads" if name.startswith("banks.") else "encoder"
-        decayed = not (name.endswith("bias") or "norm" in name or parameter.ndim <= 1)
+        leaf = name.rpartition(".")[2]
+        normalises = "norm" in name or leaf.startswith(("gain", "shift"))
+        decayed = not (normalises or leaf == "bias" or parameter.ndim <= 1)
         lr = section.heads_lr if part == "heads" and section.heads_lr else section.lr
         group = groups.setdefault(
             part if decayed else f"{part}_no_decay",

@@ -22,6 +22,7 @@ _FREE = (
     "data.cache_gb",
     "data.on_error",
     "data.max_bad_fraction",
+    "data.allow_flat_labels",
     "data.workers",
     "eval",
     "log",

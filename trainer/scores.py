@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -12,12 +11,13 @@ from torch.utils.data import DataLoader
 from data_pipelines.collate import Batch
 from data_pipelines.loader import eval_loader
 from data_pipelines.manifest import Manifest, check_shards
+from data_pipelines.sources import Location, open_folder
 from model.bundle import PrunedModel, load_pruned
 from model.metrics import metric_for
 from trainer.build import label_requests
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
 
-_TRAINING_BATCHES = 32  # enough labels for a median, a mean or the most frequent class
+_TRAINING_SAMPLES = 2048  # enough labels for a median, a mean or the most frequent class
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Score:
 
 def score_model(
     model_path: Path,
-    shards: Path,
+    shards: Location,
     *,
     split: str = "val",
     train_split: str = "train",
@@ -51,7 +51,8 @@ def score_model(
     """Evaluate an exported model on a split.
 
     Args:
-        train_split: Where the constants are learned.
+        shards: Folder of the shards, a path or a URL.
+        train_split: Where the constants are learned, from samples spread evenly over it.
 
     Returns:
         A score per task, and all metrics of the model.
@@ -60,23 +61,25 @@ def score_model(
         BundleError, DataError: Model or shards cannot be used.
     """
     model = load_pruned(model_path)
-    manifest = Manifest.load(shards)
+    folder = open_folder(shards)
+    manifest = Manifest.load(folder)
     for name in (split, train_split):
-        check_shards(shards, manifest.split(name))
+        check_shards(folder, manifest.split(name))
 
-    def batches(name: str) -> DataLoader[Batch]:
+    def batches(name: str, limit: int | None = None) -> DataLoader[Batch]:
         return eval_loader(
-            shards,
+            folder,
             manifest,
             label_requests(model.tasks),
             model.image_size,
             batch_size=batch,
             split=name,
+            limit=limit,
             workers=workers,
         )
 
     metrics = evaluate_pruned(model.network, batches(split))
-    training = islice(batches(train_split), _TRAINING_BATCHES)
+    training = batches(train_split, limit=_TRAINING_SAMPLES)
     constants = evaluate_constants(model.network, training, batches(split))
     return _scores(model, metrics, constants), metrics
 

@@ -152,7 +152,7 @@ def test_folder_that_is_not_a_run(fails, tmp_path):
     assert "file exists and is not the folder of a run" in message
 
 
-def test_a_finished_run_has_nothing_to_do(main_script, rooms_yaml, a_run, snapshot):
+def test_a_finished_run_is_only_evaluated_again(main_script, rooms_yaml, a_run, snapshot):
     before = snapshot(a_run.out)
     options = (f"run.out={a_run.out}", "run.steps=2", "run.checkpoint_every=1", "run.resume=auto")
     end = main_script("--config", rooms_yaml, *options)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.checkpointing import load_checkpoint, newest_checkpoint
-from trainer.loop import NonFiniteLossError
+from trainer.errors import NonFiniteLossError, UserError
 
 OPTIONS = ("run.steps=9", "run.checkpoint_every=2", "run.keep_last=2")
 
@@ -81,14 +81,13 @@ def test_a_truncated_checkpoint_is_passed_over(whole, rooms_config, train_here, 
     assert final_files(resumed) == expected
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_starts_again(whole, rooms_config, train_here):
-    expected = final_files(whole)
+def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(whole, rooms_config, train_here):
+    metrics = whole.metrics.read_bytes()
     for path in whole.checkpoints.glob("step-*/progress.json"):
         path.unlink()
-    out = f"run.out={whole.out}"
-    assert (
-        final_files(train_here(rooms_config(*OPTIONS, out, "run.resume=auto")).folder) == expected
-    )
+    with pytest.raises(UserError, match=r"none of \d+ checkpoints is whole"):
+        train_here(rooms_config(*OPTIONS, f"run.out={whole.out}", "run.resume=auto"))
+    assert whole.metrics.read_bytes() == metrics
 
 
 KILLED = """

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_pipelines.convert.buildings import BuildingSplits
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.taskonomy import write_taskonomy
 from trainer.config import load_config
 from trainer.engine import make_accelerator
@@ -21,7 +22,8 @@ VIEWS = ROOT / ".." / "shared" / "data" / "taskonomy_sample"
 @pytest.mark.skipif(not VIEWS.is_dir(), reason=f"no views in {VIEWS}")
 def test_every_label_is_learned(tmp_path):
     shards, run, model = (tmp_path / name for name in ("shards", "run", "model.safetensors"))
-    write_taskonomy(VIEWS, shards, splits=BuildingSplits(val_share=0), progress=False)
+    options = ConversionOptions(progress=False)
+    write_taskonomy(VIEWS, shards, BuildingSplits(val_share=0), options)
     overrides = [f"run.out={run}", f"data.shards={shards}", "log.progress=false"]
     config = load_config(ROOT / "experiments" / "taskonomy_sample.yaml", overrides)
     session = start_session(config, make_accelerator(config))

@@ -147,7 +147,17 @@ def test_a_checkpoint_without_its_list_of_files_is_not_whole(content, tmp_path):
         (path / "files.json").write_text(content)
     with pytest.raises(UserError, match=r"files\.json is missing or unreadable"):
         load_checkpoint(path)
-    assert newest_checkpoint(tmp_path) is None
+    with pytest.raises(UserError, match="none of 1 checkpoints is whole"):
+        newest_checkpoint(tmp_path)
+
+
+def test_saving_after_passing_over_a_damaged_checkpoint_keeps_the_new_one(tmp_path):
+    for step in (1, 9):
+        save(tmp_path, step)
+    (tmp_path / "step-000000009/progress.json").unlink()
+    path, *_ = save(tmp_path, 3, keep_last=1)
+    assert newest_checkpoint(tmp_path) == path
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == [path.name]
 
 
 def test_check_fits(tmp_path):

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from data_pipelines.codecs import encode_json, encode_png
 from data_pipelines.convert.buildings import BuildingSplits
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.taskonomy import write_taskonomy
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Field, Manifest
@@ -165,8 +166,8 @@ def test_command(tmp_path):
 @needs_views
 def test_real_views(tmp_path):
     """Three of them count depth in other units, beyond the release's limit; nothing else is odd."""
-    splits = BuildingSplits(val_share=0)
-    write_taskonomy(VIEWS, tmp_path / "data", splits=splits, size=128, progress=False)
+    options = ConversionOptions(size=128, progress=False)
+    write_taskonomy(VIEWS, tmp_path / "data", BuildingSplits(val_share=0), options)
     report = examine(tmp_path / "data", 100, "train", tmp_path / "sheet.png")
     assert report.read == 4 and report.findings == ()
     assert findings_of(report, "depth_zbuffer") == ["warning: 2 of 4 labels have no valid pixel"]

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from trainer.config import LogSection
+from trainer.errors import UserError
 from trainer.logs import RunLog, setup_logging
 from trainer.run_folder import RunFolder
 
@@ -51,6 +52,29 @@ def test_what_was_written_after_the_checkpoint_is_cut_off(open_log, tmp_path):
     assert resumed.metrics_bytes == 2 * size
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()]
     assert losses == [1.0, 3.0]
+
+
+def test_the_length_is_right_before_anything_is_written_after_a_resume(open_log, tmp_path):
+    log = open_log()
+    log.write(1, "train", loss=1.0)
+    size = log.metrics_bytes
+    log.write(2, "train", loss=2.0)
+    log.close()
+    assert open_log(start_step=1, metrics_bytes=size).metrics_bytes == size
+    assert (tmp_path / "metrics.jsonl").stat().st_size == size
+
+
+def test_a_file_that_lost_lines_is_refused(open_log):
+    log = open_log()
+    log.write(1, "train", loss=1.0)
+    size = log.metrics_bytes
+    with pytest.raises(UserError, match=rf"has {size} bytes, the checkpoint was written at 999"):
+        open_log(start_step=1, metrics_bytes=999)
+
+
+def test_records_can_be_followed(open_log, tmp_path):
+    open_log().write(1, "train", loss=1.0)
+    assert (tmp_path / "metrics.jsonl").read_bytes().endswith(b"\n")
 
 
 def test_other_processes_write_nothing(open_log, tmp_path):

@@ -125,7 +125,8 @@ def gradients_of_step(session, micro_batches):
                 found[names[id(p)]] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
 
     hook = optimizer.optimizer.register_step_pre_hook(keep)
-    _, weights = _step(session, micro_batches)
+    weights = session.learner.weights(session.step).detach()
+    _step(session, micro_batches)
     hook.remove()
     return found, weights
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from model.heads import DenseHeads
 from trainer.config import OptimSection
 from trainer.optim import base_optimizer, build_optimizer, logits_optimizer
 
@@ -13,6 +14,7 @@ class Network(nn.Module):
         self.branches = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
         self.norm_scale = nn.Parameter(torch.ones(2, 2))
         self.banks = nn.ModuleDict({"binary": nn.Linear(4, 2)})
+        self.banks["dense"] = DenseHeads(2, 4, 1, (8,), (4, 4))
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
 
@@ -34,8 +36,17 @@ def test_every_trainable_parameter_is_in_exactly_one_group():
 def test_biases_and_norms_are_not_decayed():
     found = groups(weight_decay=0.1)
     assert found["encoder"][0] == ["branches.0.weight", "trunk.weight"]
-    assert found["heads"][0] == ["banks.binary.weight"]
-    assert found["heads_no_decay"][0] == ["banks.binary.bias"]
+    assert found["heads"][0] == [
+        "banks.binary.weight",
+        "banks.dense.weight",
+        "banks.dense.weight0",
+    ]
+    assert found["heads_no_decay"][0] == [
+        "banks.binary.bias",
+        "banks.dense.bias",
+        "banks.dense.gain0",
+        "banks.dense.shift0",
+    ]
     decays = {name: group["weight_decay"] for name, (_, group) in found.items()}
     assert decays == {"encoder": 0.1, "heads": 0.1, "encoder_no_decay": 0, "heads_no_decay": 0}
 
