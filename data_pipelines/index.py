@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,6 +21,7 @@ from data_pipelines.fields import Label, LabelRequest
 from data_pipelines.index_file import write_index
 from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
 from data_pipelines.mapping import FieldMap, described_field
+from data_pipelines.parallel import mapped
 from data_pipelines.store import ShardStore
 
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
@@ -62,11 +62,9 @@ def index_shards(
     shards = _shards_by_split(root, field_map.splits)
     names = [name for of_split in shards.values() for name in of_split]
     count = partial(_count, root, fields, field_map.image)
-    with tqdm(total=len(names), disable=not progress, unit="shard") as bar:
-        counts = {}
-        for counted in _mapped(count, names, workers):
-            counts[counted.shard.name] = counted
-            bar.update()
+    with mapped(count, names, workers) as counted:
+        bar = tqdm(counted, total=len(names), disable=not progress, unit="shard")
+        counts = {found.shard.name: found for found in bar}
     splits = {
         split: Split(
             shards=tuple(counts[name].shard for name in of_split),
@@ -89,14 +87,6 @@ def index_shards(
     )
     manifest.save(root)
     return manifest
-
-
-def _mapped(count: partial[_Counts], names: Sequence[str], workers: int) -> Iterator[_Counts]:
-    if workers == 1:
-        yield from map(count, names)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap_unordered(count, names)
 
 
 def _shards_by_split(root: Path, patterns: Mapping[str, str] | None) -> dict[str, list[str]]:

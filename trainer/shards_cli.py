@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.manifest import Manifest
 from trainer.cli_output import AsJson, finish
 from trainer.errors import UserError
@@ -102,19 +103,18 @@ def taskonomy(
     from data_pipelines.convert.buildings import BuildingSplits
     from data_pipelines.convert.taskonomy import write_taskonomy
 
+    options = ConversionOptions(
+        tasks=_listed(tasks),
+        size=size,
+        limit=limit,
+        seed=seed,
+        portable=portable,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+    )
     with _user_errors():
-        manifest = write_taskonomy(
-            root,
-            out,
-            splits=BuildingSplits(splits, _listed(val_buildings) or (), val_share),
-            tasks=_listed(tasks),
-            size=size,
-            limit=limit,
-            seed=seed,
-            portable=portable,
-            samples_per_shard=samples_per_shard,
-            workers=workers,
-        )
+        buildings = BuildingSplits(splits, _listed(val_buildings) or (), val_share)
+        manifest = write_taskonomy(root, out, buildings, options)
     _summarise(as_json, out, manifest)
 
 
@@ -134,18 +134,17 @@ def celeba(
     """CelebA: img_align_celeba, list_attr_celeba.txt, list_eval_partition.txt."""
     from data_pipelines.convert.celeba import write_celeba
 
+    options = ConversionOptions(
+        tasks=_listed(tasks),
+        size=size,
+        limit=limit,
+        seed=seed,
+        portable=portable,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+    )
     with _user_errors():
-        manifest = write_celeba(
-            root,
-            out,
-            tasks=_listed(tasks),
-            size=size,
-            limit=limit,
-            seed=seed,
-            portable=portable,
-            samples_per_shard=samples_per_shard,
-            workers=workers,
-        )
+        manifest = write_celeba(root, out, options)
     _summarise(as_json, out, manifest)
 
 
@@ -169,19 +168,17 @@ def huggingface(
     from data_pipelines.convert.huggingface import write_huggingface
     from data_pipelines.mapping import FieldMap
 
+    options = ConversionOptions(
+        tasks=_listed(tasks),
+        size=size,
+        limit=limit,
+        seed=seed,
+        portable=portable,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+    )
     with _user_errors():
-        manifest = write_huggingface(
-            dataset,
-            out,
-            FieldMap.load(map_file),
-            tasks=_listed(tasks),
-            size=size,
-            limit=limit,
-            seed=seed,
-            portable=portable,
-            samples_per_shard=samples_per_shard,
-            workers=workers,
-        )
+        manifest = write_huggingface(dataset, out, FieldMap.load(map_file), options)
     _summarise(as_json, out, manifest)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data_pipelines.codecs import encode_json
 from data_pipelines.convert.foreign import convert_image
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import MissingLabel, Tally
@@ -70,38 +71,19 @@ class _Faces:
         return None
 
 
-def write_celeba(
-    root: Path,
-    out: Path,
-    *,
-    tasks: Sequence[str] | None = None,
-    size: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    portable: bool = False,
-    samples_per_shard: int = 1000,
-    workers: int = 1,
-    progress: bool = True,
-) -> Manifest:
+def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
     """Writes shards of CelebA; a rerun with the same arguments continues.
 
     Args:
         root: Folder with `img_align_celeba`, `list_attr_celeba.txt` and
             `list_eval_partition.txt`, together or in `Img`, `Anno` and `Eval`.
         out: Folder of the shards.
-        tasks: Attributes to take; None takes all.
-        size: Pixels of the shorter side of the stored pictures; None keeps them.
-        limit: Faces of each split at most, drawn at random.
-        seed: Of the order of the faces.
-        portable: Store PNG instead of JPEG.
-        samples_per_shard: Faces of a shard.
-        workers: Processes that convert.
-        progress: Whether to show a progress bar.
+        options: Its tasks are attributes.
 
     Raises:
         DataError: The source or `out` cannot be used, as the message says.
     """
-    chosen, attributes = _read_attributes(_find(root, "list_attr_celeba.txt"), tasks)
+    chosen, attributes = _read_attributes(_find(root, "list_attr_celeba.txt"), options.tasks)
     partition = _read_partition(_find(root, "list_eval_partition.txt"))
     refs: dict[str, list[str]] = {split: [] for split in SPLITS}
     skipped: Counter[str] = Counter()
@@ -115,19 +97,16 @@ def write_celeba(
         skipped["not in the partition"] = unassigned
     plan = Plan(
         source="celeba",
-        arguments={
-            "tasks": chosen,
-            "size": size,
-            "limit": limit,
-            "seed": seed,
-            "portable": portable,
-        },
-        splits=shuffled(refs, seed=seed, limit=limit),
-        samples_per_shard=samples_per_shard,
+        arguments=options.arguments(chosen),
+        splits=shuffled(refs, seed=options.seed, limit=options.limit),
+        samples_per_shard=options.samples_per_shard,
         skipped=skipped,
     )
-    faces = _Faces(_find(root, "img_align_celeba"), chosen, attributes, size, Storage(portable))
-    return convert(out, "celeba", IMAGE, faces, plan, workers=workers, progress=progress)
+    folder = _find(root, "img_align_celeba")
+    faces = _Faces(folder, chosen, attributes, options.size, Storage(options.portable))
+    return convert(
+        out, "celeba", IMAGE, faces, plan, workers=options.workers, progress=options.progress
+    )
 
 
 def _find(root: Path, name: str) -> Path:

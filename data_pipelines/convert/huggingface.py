@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipelines.codecs import decode_json
 from data_pipelines.convert.columns import SCALARS_MEMBER, ColumnReader, read_columns
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert, finished
 from data_pipelines.convert.shards import WORK_FOLDER
@@ -69,18 +70,7 @@ class _StoredSamples:
 
 
 def write_huggingface(
-    dataset: str,
-    out: Path,
-    field_map: FieldMap,
-    *,
-    tasks: Sequence[str] | None = None,
-    size: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    portable: bool = False,
-    samples_per_shard: int = 1000,
-    workers: int = 1,
-    progress: bool = True,
+    dataset: str, out: Path, field_map: FieldMap, options: ConversionOptions
 ) -> Manifest:
     """Writes shards of a data set that `datasets` streams; a rerun continues.
 
@@ -88,33 +78,24 @@ def write_huggingface(
         dataset: Name on the hub, or a local folder or parquet file.
         out: Folder of the shards; needs twice the space of the result while it is written.
         field_map: Which columns become which fields.
-        tasks: Fields to take besides the image; None takes all of the map.
-        size: Pixels of the shorter side of the stored pictures; None keeps them.
-        limit: Rows of each split at most, drawn from the start of its stream.
-        seed: Of the order of the samples.
-        portable: Store PNG instead of JPEG and planes.
-        samples_per_shard: Samples of a shard.
-        workers: Processes that convert.
-        progress: Whether to show a progress bar.
+        options: Its tasks are fields of the map.
 
     Raises:
         DataError: The source, the map or `out` cannot be used, as the message says.
     """
-    stream = Stream(dataset, field_map.subset, seed, limit)
+    stream = Stream(dataset, field_map.subset, options.seed, options.limit)
     splits = field_map.splits or {_SPLIT_NAMES.get(name, name): name for name in stream.splits()}
     features = stream.columns(next(iter(splits.values())))
-    reader = read_columns(field_map, features, tasks, size, Storage(portable))
+    storage = Storage(options.portable)
+    reader = read_columns(field_map, features, options.tasks, options.size, storage)
+    taken = [name for name in reader.fields if name != field_map.image]
     plan = Plan(
         source="huggingface",
         arguments={
             "dataset": dataset,
             "map": field_map.model_dump_json(exclude_defaults=True),
-            "tasks": tuple(name for name in reader.fields if name != field_map.image),
-            "size": size,
-            "limit": limit,
-            "seed": seed,
-            "portable": portable,
-            "samples_per_shard": samples_per_shard,
+            "samples_per_shard": options.samples_per_shard,
+            **options.arguments(taken),
         },
         splits={
             split: [f"{split}/{part}" for part in stream.parts(source, reader.pictures)]
@@ -128,8 +109,8 @@ def write_huggingface(
         convert,
         dataset=field_map.dataset or Path(dataset).stem,
         image=field_map.image,
-        workers=workers,
-        progress=progress,
+        workers=options.workers,
+        progress=options.progress,
     )
     streamed = out / WORK_FOLDER / _STREAMED
     first = write(streamed, source=_StreamedRows(stream, splits, reader), plan=plan)
@@ -140,8 +121,8 @@ def write_huggingface(
     }
     shuffle = replace(
         plan,
-        splits=shuffled(ids, seed=seed, limit=None),
-        samples_per_shard=samples_per_shard,
+        splits=shuffled(ids, seed=options.seed, limit=None),
+        samples_per_shard=options.samples_per_shard,
         skipped=first.conversion.skipped,
         missing=first.conversion.missing,
         origin=plan.digest(),

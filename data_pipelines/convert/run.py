@@ -25,6 +25,7 @@ from data_pipelines.convert.shards import (
 from data_pipelines.convert.tally import STATISTICS_SPLIT, with_statistics
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
+from data_pipelines.sources import LocalFolder
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,17 @@ def convert(
     work.mkdir(parents=True, exist_ok=True)
     with _claimed(work, plan):
         jobs = list(plan.jobs())
-        records = {job.name: record for job in jobs if (record := finished_shard(root, job))}
+        sizes = LocalFolder(root).sizes()
+        records = {job.name: record for job in jobs if (record := finished_shard(root, job, sizes))}
         if records:
             logger.info("%s: %d of %d shards are already there", root, len(records), len(jobs))
         todo = [job for job in jobs if job.name not in records]
-        with tqdm(total=len(jobs), initial=len(records), disable=not progress, unit="shard") as bar:
-            for name, record in written_shards(root, source, todo, workers):
-                records[name] = record
+        with (
+            tqdm(total=len(jobs), initial=len(records), disable=not progress, unit="shard") as bar,
+            written_shards(root, source, todo, workers) as written,
+        ):
+            for job, record in zip(todo, written, strict=True):
+                records[job.name] = record
                 bar.update()
         ordered = [records[job.name] for job in jobs]
         manifest = _manifest(dataset, image, source.fields, plan, ordered)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from data_pipelines.convert.plan import ShardJob
 from data_pipelines.convert.tally import Moments, Tally
 from data_pipelines.encoded import EncodedSample
-from data_pipelines.errors import DataError
-from data_pipelines.manifest import Field, Shard, Split, check_shards, publish
+from data_pipelines.manifest import Field, Shard, index_name, publish
+from data_pipelines.parallel import mapped
 from data_pipelines.writer import ShardFile
 
 WORK_FOLDER = "conversion"
@@ -41,44 +42,33 @@ class ShardRecord(BaseModel):
     moments: dict[str, Moments]
 
 
-def finished_shard(root: Path, job: ShardJob) -> ShardRecord | None:
-    """The record of a shard that an earlier run finished."""
+def finished_shard(root: Path, job: ShardJob, sizes: Mapping[str, int]) -> ShardRecord | None:
+    """The record of a shard that an earlier run finished.
+
+    Args:
+        root: Folder of the shards.
+        job: The shard.
+        sizes: Bytes of every file in the folder.
+    """
     try:
         record = ShardRecord.model_validate_json(_record_path(root, job).read_bytes())
-        if record.shard:
-            check_shards(root, Split(shards=(record.shard,), labelled={}))
-    except (FileNotFoundError, ValidationError, DataError):
+    except (FileNotFoundError, ValidationError):
         return None
-    return record
+    return record if record.shard is None or _is_whole(record.shard, sizes) else None
+
+
+def _is_whole(shard: Shard, sizes: Mapping[str, int]) -> bool:
+    expected = {shard.name: shard.bytes}
+    if shard.index:
+        expected[index_name(shard.name)] = shard.index.bytes
+    return all(sizes.get(name) == size for name, size in expected.items())
 
 
 def written_shards(
     root: Path, source: Source, jobs: Sequence[ShardJob], workers: int
-) -> Iterator[tuple[str, ShardRecord]]:
-    """Writes shards in this process or several and yields names and records as they come."""
-    if workers == 1:
-        for job in jobs:
-            yield job.name, _write_shard(root, source, job)
-        return
-    # Spawned, not forked: the caller may hold threads, which a fork would leave locked.
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, _Worker.adopt, (root, source)) as pool:
-        yield from pool.imap_unordered(_Worker.write, jobs)
-
-
-class _Worker:
-    """What a worker process is given once, so that a job carries no copy of it."""
-
-    root: Path
-    source: Source
-
-    @classmethod
-    def adopt(cls, root: Path, source: Source) -> None:
-        cls.root, cls.source = root, source
-
-    @classmethod
-    def write(cls, job: ShardJob) -> tuple[str, ShardRecord]:
-        return job.name, _write_shard(cls.root, cls.source, job)
+) -> AbstractContextManager[Iterator[ShardRecord]]:
+    """Writes shards in this process or several and gives their records in the jobs' order."""
+    return mapped(partial(_write_shard, root, source), jobs, workers)
 
 
 def _write_shard(root: Path, source: Source, job: ShardJob) -> ShardRecord:

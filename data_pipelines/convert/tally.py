@@ -1,4 +1,4 @@
-"""What a conversion counts: labels present, samples and labels left out, moments of values."""
+"""Counts while shards are written: labels present, what is left out, moments of values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MissingLabel(Exception):
 
 
 class Tally:
-    """Counts of the samples of one shard.
+    """Counts of the samples of one shard or split.
 
     Attributes:
         labelled: Samples that have a value, by field.
@@ -70,5 +70,6 @@ def _merged(parts: Iterable[Moments]) -> Moments:
 
 def moments_of(values: Sequence[float]) -> Moments:
     """Moments of at least one value."""
-    mean = math.fsum(values) / len(values)
+    # Within the values, so that rounding gives equal ones no deviation
+    mean = min(max(math.fsum(values) / len(values), min(values)), max(values))
     return len(values), mean, math.fsum((value - mean) ** 2 for value in values)

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_pipelines.codecs import decode
 from data_pipelines.convert.buildings import BuildingSplits
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.pictures import stored_image, stored_label
 from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert
@@ -87,18 +88,7 @@ class _Views:
 
 
 def write_taskonomy(
-    root: Path,
-    out: Path,
-    *,
-    splits: BuildingSplits,
-    tasks: Sequence[str] | None = None,
-    size: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    portable: bool = False,
-    samples_per_shard: int = 1000,
-    workers: int = 1,
-    progress: bool = True,
+    root: Path, out: Path, splits: BuildingSplits, options: ConversionOptions
 ) -> Manifest:
     """Writes shards of a Taskonomy release; a rerun with the same arguments continues.
 
@@ -106,19 +96,12 @@ def write_taskonomy(
         root: Folder of the domains' folders.
         out: Folder of the shards.
         splits: Which buildings go where.
-        tasks: Domains to take besides rgb; None takes all known ones that are there.
-        size: Pixels of the shorter side of the stored pictures; None keeps them.
-        limit: Views of each split at most, drawn at random.
-        seed: Of the order of the views.
-        portable: Store PNG instead of JPEG and planes.
-        samples_per_shard: Views of a shard.
-        workers: Processes that convert.
-        progress: Whether to show a progress bar.
+        options: Its tasks are domains.
 
     Raises:
         DataError: The source or `out` cannot be used, as the message says.
     """
-    domains = present_domains(root, tasks)
+    domains = present_domains(root, options.tasks)
     tree = list_views(root, domains)
     assigned = splits.assign(root, tree.views)
     refs: dict[str, list[str]] = {"train": [], "val": [], "test": []}
@@ -129,16 +112,12 @@ def write_taskonomy(
     skipped = tree.skipped | ({"building in no split": left_over} if left_over else {})
     plan = Plan(
         source="taskonomy",
-        arguments={
-            "tasks": tuple(name for name in domains if name != IMAGE),
-            "size": size,
-            "limit": limit,
-            "seed": seed,
-            "portable": portable,
-        },
-        splits=shuffled(refs, seed=seed, limit=limit),
-        samples_per_shard=samples_per_shard,
+        arguments=options.arguments([name for name in domains if name != IMAGE]),
+        splits=shuffled(refs, seed=options.seed, limit=options.limit),
+        samples_per_shard=options.samples_per_shard,
         skipped=skipped,
     )
-    source = _Views(root, tree.tails, size, Storage(portable))
-    return convert(out, "taskonomy", IMAGE, source, plan, workers=workers, progress=progress)
+    source = _Views(root, tree.tails, options.size, Storage(options.portable))
+    return convert(
+        out, "taskonomy", IMAGE, source, plan, workers=options.workers, progress=options.progress
+    )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-
+from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, Tally, with_statistics
 from data_pipelines.encoded import EncodedSample
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
 from data_pipelines.writer import ShardWriter
-
-STATISTICS_SPLIT = "train"
 
 
 class DatasetWriter:
@@ -37,33 +33,25 @@ class DatasetWriter:
         self._fields = dict(fields)
         self._samples_per_shard = samples_per_shard
         self._splits: dict[str, Split] = {}
-        self._values: dict[str, list[float]] = {
-            name: [] for name, field in fields.items() if field.kind == "regression"
-        }
+        self._moments: dict[str, Moments] = {}
 
     def write_split(self, name: str, samples: Iterable[EncodedSample]) -> None:
         """Write all samples of one split."""
-        labelled: Counter[str] = Counter()
+        tally = Tally(self._fields)
         with ShardWriter(self._root, name, self._samples_per_shard) as writer:
             for sample in samples:
                 writer.write(sample.key, sample.members)
-                labelled.update(sample.present(self._fields))
-                if name == STATISTICS_SPLIT:
-                    self._collect(sample)
-        self._splits[name] = writer.split(dict(sorted(labelled.items())))
+                tally.add(sample)
+        self._splits[name] = writer.split(dict(sorted(tally.labelled.items())))
+        if name == STATISTICS_SPLIT:
+            self._moments = tally.moments()
 
     def finish(self, dataset: str, image: str) -> Manifest:
         """Save the manifest, which makes the folder a data set."""
-        fields = dict(self._fields)
-        for name, values in self._values.items():
-            if len(set(values)) > 1:  # a single value has no deviation to scale by
-                statistics = {"mean": float(np.mean(values)), "std": float(np.std(values))}
-                fields[name] = fields[name].model_copy(update=statistics)
+        fields = self._fields | {
+            name: with_statistics(self._fields[name], [moments])
+            for name, moments in self._moments.items()
+        }
         manifest = Manifest(dataset=dataset, image=image, fields=fields, splits=self._splits)
         manifest.save(self._root)
         return manifest
-
-    def _collect(self, sample: EncodedSample) -> None:
-        for name, values in self._values.items():
-            if name in sample.scalars:
-                values.append(sample.scalars[name])

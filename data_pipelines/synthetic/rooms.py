@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from data_pipelines.encoded import EncodedSample, Storage
 from data_pipelines.manifest import Field, Manifest
+from data_pipelines.parallel import mapped
 from data_pipelines.synthetic.attributes import attribute_fields
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
 from data_pipelines.synthetic.labels import DENSE_LABELS, SEMANTIC_CLASSES
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 MIN_SIZE = 32
 _COLOUR_LABELS = frozenset({"normal", "reshading", "principal_curvature"})
-_CHUNK = 8  # samples a worker takes at a time
 
 
 def write_rooms(
@@ -62,10 +61,17 @@ def write_rooms(
     num_val = round(samples * val_fraction)
     counts = {"train": samples - num_val} | ({"val": num_val} if num_val else {})
     writer = DatasetWriter(root, room_fields(Storage(portable)), samples_per_shard)
-    with _mapper(workers) as mapper, tqdm(total=samples, disable=not progress) as bar:
+    jobs = (
+        Job(seed, name, index, size, missing, portable)
+        for name, count in counts.items()
+        for index in range(count)
+    )
+    with (
+        mapped(make_sample, jobs, workers) as made,
+        tqdm(total=samples, disable=not progress) as bar,
+    ):
         for name, count in counts.items():
-            jobs = [Job(seed, name, index, size, missing, portable) for index in range(count)]
-            writer.write_split(name, _counted(mapper(jobs), bar))
+            writer.write_split(name, _counted(islice(made, count), bar))
     logger.info("wrote %d rooms of %d pixels to %s", samples, size, root)
     return writer.finish("rooms", image=IMAGE)
 
@@ -101,17 +107,6 @@ def _check_arguments(
     ]
     if faults:
         raise ValueError("; ".join(faults))
-
-
-@contextmanager
-def _mapper(workers: int) -> Iterator[Any]:
-    """A function from jobs to samples in the jobs' order, in this process or several."""
-    if workers == 1:
-        yield lambda jobs: map(make_sample, jobs)
-        return
-    # Spawned, not forked: the caller may hold threads, which a fork would leave locked.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield lambda jobs: pool.imap(make_sample, jobs, chunksize=_CHUNK)
 
 
 def _counted(samples: Iterable[EncodedSample], bar: tqdm[Any]) -> Iterator[EncodedSample]:

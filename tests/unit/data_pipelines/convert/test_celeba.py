@@ -6,6 +6,7 @@ from PIL import Image
 
 from data_pipelines.codecs import decode
 from data_pipelines.convert.celeba import write_celeba
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Manifest
 from data_pipelines.store import ShardStore
@@ -36,7 +37,7 @@ def root(tmp_path):
 
 
 def write(root, out, **options):
-    return write_celeba(root, out, progress=False, **options)
+    return write_celeba(root, out, ConversionOptions(progress=False, **options))
 
 
 def read(out, split):

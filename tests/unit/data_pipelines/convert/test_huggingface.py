@@ -12,6 +12,7 @@ from data_pipelines.codecs import decode
 from data_pipelines.convert import stream
 from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Field, Manifest
@@ -87,7 +88,8 @@ def folder(tmp_path_factory):
 
 
 def write(source, out, field_map=MAP, **options):
-    return write_huggingface(str(source), out, field_map, progress=False, **options)
+    asked = ConversionOptions(progress=False, **options)
+    return write_huggingface(str(source), out, field_map, asked)
 
 
 def read(out, split):

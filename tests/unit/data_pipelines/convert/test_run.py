@@ -11,10 +11,11 @@ import pytest
 from data_pipelines.codecs import encode_json, encode_png
 from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert
-from data_pipelines.convert.tally import with_statistics
+from data_pipelines.convert.tally import moments_of, with_statistics
 from data_pipelines.encoded import EncodedSample
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Field, Manifest, check_shards
+from data_pipelines.sources import LocalFolder
 from data_pipelines.store import ShardStore
 
 PICTURE = encode_png(np.zeros((4, 4), np.uint8))
@@ -152,6 +153,19 @@ def test_a_shard_that_is_not_whole_is_written_again(tmp_path, damage):
     check_shards(tmp_path, manifest.split("train"))
 
 
+def test_a_rerun_lists_the_folder_once(tmp_path, monkeypatch):
+    plan = plan_of()
+    with pytest.raises(OSError, match="disk went away"):
+        run(tmp_path, Numbers(breaks_at=plan.splits["train"][54]), plan)
+    listed = []
+    sizes = LocalFolder.sizes
+    monkeypatch.setattr(LocalFolder, "sizes", lambda self: (listed.append(self), sizes(self))[1])
+    second = Numbers()
+    run(tmp_path, second, plan)
+    assert sorted(second.asked) == sorted(plan.splits["train"][50:] + plan.splits["val"])
+    assert len(listed) == 1
+
+
 def test_left_over_partial_files_are_removed(tmp_path):
     (tmp_path / "train-000099.tar.partial").write_bytes(b"x")
     run(tmp_path, Numbers(), plan_of())
@@ -224,3 +238,10 @@ def test_moments_of_parts_are_those_of_the_whole():
     given = FIELDS["age"].model_copy(update={"mean": 1.0, "std": 2.0})
     assert with_statistics(given, parts) == given
     assert with_statistics(FIELDS["age"], [(3, 5.0, 0.0)]).std is None
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1e-3, 123.456])
+def test_equal_values_have_no_deviation(value):
+    parts = [moments_of([value] * count) for count in range(1, 40)]
+    assert {mean for _, mean, _ in parts} == {value}
+    assert with_statistics(FIELDS["age"], parts).std is None

@@ -9,6 +9,7 @@ from PIL import Image
 
 from data_pipelines.codecs import decode
 from data_pipelines.convert.buildings import BuildingSplits
+from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.taskonomy import write_taskonomy
 from data_pipelines.convert.taskonomy_tree import SEMANTIC_CLASSES
 from data_pipelines.errors import DataError
@@ -56,7 +57,7 @@ def tree(tmp_path):
 
 def write(root, out, splits=None, **options):
     splits = splits or BuildingSplits(val_share=0)
-    return write_taskonomy(root, out, splits=splits, progress=False, **options)
+    return write_taskonomy(root, out, splits, ConversionOptions(progress=False, **options))
 
 
 def read(out, split="train"):
