@@ -39,6 +39,8 @@ def make_accelerator(config: Config) -> Accelerator:
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if on_cpu and world_size > 1:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
+    if on_cpu and with_deepspeed:
+        _use_plain_gloo()
     accelerator = Accelerator(
         cpu=on_cpu and not with_deepspeed,
         mixed_precision=precision,
@@ -55,6 +57,17 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, config, micro_batch)
     return accelerator
+
+
+def _use_plain_gloo() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives when it starts on a CPU.
+
+    The compiler runs behind a lock file; a process that is killed meanwhile leaves it locked, and
+    every later start waits for it without an end.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _micro_batch(config: Config, num_processes: int) -> int:
