@@ -54,6 +54,9 @@ def run(config: Config) -> None:
         logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
     train(session)
     session.log.close()
+    # Before the process group: DDP would else be its last owner, and end it holding the
+    # interpreter's lock, for which a thread of the group may be waiting.
+    session.engine.release()
     accelerator.end_training()
 
 
