@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -75,7 +75,8 @@ class ShardCache:
                 found = _digest(file)
                 if found != sha256:
                     raise DataError(f"{url}: sha256 {found} came, manifest says {sha256}")
-                os.replace(partial, path)
+                with self._counting():  # a name that changes meanwhile would not be counted
+                    os.replace(partial, path)
             except BaseException:
                 partial.unlink(missing_ok=True)
                 raise
@@ -84,11 +85,15 @@ class ShardCache:
     def _reserve(self, file: BinaryIO, size: int) -> None:
         """Makes room and takes it, by giving the empty file its final size."""
         while True:
-            with _locked(self.folder / f"room{_LOCK}"):
+            with self._counting():
                 if self._make_room(size):
                     file.truncate(size)
                     return
             time.sleep(_PAUSE)  # other processes' unfinished copies take up the rest
+
+    def _counting(self) -> AbstractContextManager[None]:
+        """Holds the lock under which files are counted, deleted and given their final names."""
+        return _locked(self.folder / f"room{_LOCK}")
 
     def _make_room(self, size: int) -> bool:
         """Whether there is room, after old copies were deleted."""
@@ -98,7 +103,7 @@ class ShardCache:
                 continue
             try:
                 status = entry.stat()
-            except FileNotFoundError:  # an unfinished copy that failed, or got its final name
+            except FileNotFoundError:  # an unfinished copy that failed
                 continue
             total += status.st_size
             if entry.name.endswith(_COPY):

@@ -146,9 +146,9 @@ def reader(folder, log, seed):
         _, descriptor = cache.open(f"u://{number}", 900, digest, copy)
         good = os.pread(descriptor, 1000, 0) == content
         os.close(descriptor)
-        total = sum(p.stat().st_size for p in folder.glob("*.copy") if p.exists())
-        if not good or total > 3000:
-            os._exit(1)
+        with cache._counting():  # other processes add and delete files between two looks
+            total = sum(p.stat().st_size for p in folder.glob("*.copy"))
+        assert good and total <= 3000
 
 
 def test_many_processes_share_a_cache_that_is_too_small(tmp_path):
