@@ -22,8 +22,9 @@ from model.grouping import Grouping
 from model.network import MultiTaskNetwork
 from model.presets import PRESETS, TASKONOMY
 from model.tasks import TaskSpec
-from trainer.config import Config, TasksSection
+from trainer.config import Config
 from trainer.errors import UserError
+from trainer.sections import TasksSection
 
 
 def open_manifest(config: Config) -> Manifest:

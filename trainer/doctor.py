@@ -18,9 +18,9 @@ from data_pipelines.sources import Location
 from data_pipelines.transforms import Geometry
 from model.tasks import TaskSpec
 from trainer.build import label_requests, resolve_tasks
-from trainer.config import TasksSection
 from trainer.contact_sheet import draw_sheet
 from trainer.doctor_rules import rule_of
+from trainer.sections import TasksSection
 
 SIZE = (192, 192)  # labels are looked at through this many pixels, taken without mixing
 _SHEET_ROWS = 8

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from data_pipelines.collate import Batch
 from data_pipelines.errors import DataError
-from trainer.config import DataSection
+from trainer.sections import DataSection
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from trainer.config import LogSection
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
+from trainer.sections import LogSection
 
 
 def setup_logging(rank: int, world_size: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import OptimSection
+from trainer.sections import OptimSection
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam and AdamW keep for each parameter, beside the step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.config import OptimSection, TemperatureSection
+from trainer.sections import OptimSection, TemperatureSection
 
 
 def learning_rate_factor(optim: OptimSection, step: int, num_steps: int) -> float:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from trainer.config import OptimSection
 from trainer.schedules import learning_rate_factor
+from trainer.sections import OptimSection
 
 pytestmark = pytest.mark.distributed
 

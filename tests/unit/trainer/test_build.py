@@ -12,8 +12,8 @@ from trainer.build import (
     open_manifest,
     resolve_tasks,
 )
-from trainer.config import TasksSection
 from trainer.errors import UserError
+from trainer.sections import TasksSection
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,10 @@ import logging
 import pytest
 import torch
 
-from trainer.config import LogSection
 from trainer.errors import UserError
 from trainer.logs import RunLog, setup_logging
 from trainer.run_folder import RunFolder
+from trainer.sections import LogSection
 
 
 @pytest.fixture

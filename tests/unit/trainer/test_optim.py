@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from model.heads import DenseHeads
-from trainer.config import OptimSection
 from trainer.optim import base_optimizer, build_optimizer, logits_optimizer
+from trainer.sections import OptimSection
 
 
 class Network(nn.Module):

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import OptimSection, TemperatureSection
 from trainer.schedules import learning_rate_factor, temperature
+from trainer.sections import OptimSection, TemperatureSection
 
 steps = st.integers(0, 500)
 

@@ -1,0 +1,221 @@
+"""The sections of a configuration: frozen, unknown keys refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from data_pipelines.remote import check_url
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """Where a run lives and how long it lasts."""
+
+    out: Path
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    resume: Literal["never", "auto"] = "never"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    checkpoint_every: PositiveInt = 1000
+    keep_last: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of run.steps and run.epochs")
+        return self
+
+
+def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    """A path, unless it is a URL, in which a path would lose a slash."""
+    if isinstance(value, str):
+        return check_url(value) if "://" in value else Path(check_url(value))
+    return value
+
+
+class DataSection(Section):
+    """Which shards are read, and how the global batch is made of them.
+
+    `stream` names tars that replace the train split and are read without an index, `cache_dir`
+    keeps copies of remote shards, and `on_error: replace` goes on without damaged samples.
+    """
+
+    shards: Annotated[Path | str, BeforeValidator(_location)]
+    stream: Annotated[str, AfterValidator(check_url)] | None = None
+    cache_dir: Path | None = None
+    cache_gb: PositiveFloat = 100.0
+    on_error: Literal["stop", "replace"] = "stop"
+    max_bad_fraction: Fraction = 0.01
+    train_split: str = "train"
+    eval_split: str = "val"
+    size: tuple[PositiveInt, PositiveInt]
+    global_batch: PositiveInt
+    workers: Annotated[int, Field(ge=0)] = 2
+    streams: PositiveInt | None = None
+    flip: bool = False
+    crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    allow_flat_labels: bool = False
+
+
+class TasksSection(Section):
+    """Which tasks are learned; without `preset` or `names`, every label of the manifest."""
+
+    preset: str | None = None
+    names: tuple[str, ...] | None = None
+    define: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _one_list(self) -> TasksSection:
+        if self.preset is not None and self.names is not None:
+            raise ValueError("give at most one of tasks.preset and tasks.names")
+        return self
+
+
+class EncoderSection(Section):
+    """The encoder that the trunk and the branches are cut from."""
+
+    name: str
+    options: dict[str, Any] = {}
+    pretrained: Path | None = None
+
+
+class ModelSection(Section):
+    """Trunk, branches and heads.
+
+    `start` names exported models whose weights the network starts with: one for all branches, or
+    one for each. `dense_widths` are those of the decoder `resize`.
+    """
+
+    encoder: EncoderSection
+    branches: PositiveInt
+    trunk_depth: Annotated[int, Field(ge=0)] = 0
+    init: Literal["independent", "copies"] = "independent"
+    start: tuple[Path, ...] = ()
+    gradient_scale: Literal["none", "paper", "published_code"] = "none"
+    decoder: Literal["resize", "deconv"] = "resize"
+    dense_widths: tuple[PositiveInt, ...] = (64, 32)
+
+
+class TemperatureSection(Section):
+    """The relaxation's temperature from the first step to `pruning.finish`."""
+
+    start: PositiveFloat = 2.5
+    end: PositiveFloat = 2.5
+    shape: Literal["linear", "exponential"] = "exponential"
+
+
+class GroupingSection(Section):
+    """How tasks find their branch.
+
+    The recipes `default` and `published` learn it while they train; `fixed` (with `groups`, a
+    file), `random`, `multitask` (one branch) and `single_task` (a branch for each task) are given
+    from the start; `tag` and `grad_tag` search first, in a run of their own, and train then.
+    What follows `groups` is of the recipe `published`.
+    """
+
+    recipe: Literal[
+        "default",
+        "published",
+        "fixed",
+        "random",
+        "multitask",
+        "single_task",
+        "tag",
+        "grad_tag",
+    ] = "published"
+    groups: Path | None = None
+    sampler: Literal[
+        "gumbel",
+        "gumbel_per_sample",
+        "straight_through",
+        "softmax",
+        "relaxed_one_hot",
+        "diagonal",
+    ] = "gumbel"
+    noise: Literal["per_rank", "shared"] = "per_rank"
+    start: Literal["equal", "diagonal", "gaussian"] = "equal"
+    init: float = 1.0
+    init_noise: Annotated[float, Field(ge=0.0)] = 0.0
+    lr: PositiveFloat = 1e-3
+    temperature: TemperatureSection = TemperatureSection()
+    entropy: float = 0.0
+    entropy_form: Literal["binary", "plain"] = "binary"
+
+    @model_validator(mode="after")
+    def _groups_used(self) -> GroupingSection:
+        if (self.recipe == "fixed") != (self.groups is not None):
+            raise ValueError("groups is needed by recipe 'fixed' and by no other")
+        return self
+
+
+class PruningSection(Section):
+    """When heads are switched off; `start` and `finish` are shares of the run."""
+
+    threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    start: Fraction = 0.2
+    finish: Fraction = 0.8
+    every: PositiveInt = 50
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PruningSection:
+        if self.start > self.finish:
+            raise ValueError(f"start {self.start} must not be after finish {self.finish}")
+        return self
+
+
+class OptimSection(Section):
+    """Optimizer, learning rates and gradient accumulation."""
+
+    name: Literal["adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    heads_lr: PositiveFloat | None = None
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    warmup: Annotated[int, Field(ge=0)] = 0
+    milestones: tuple[Fraction, ...] = ()
+    gamma: PositiveFloat = 0.5
+    clip: PositiveFloat | None = None
+    accumulation: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _milestones_used(self) -> OptimSection:
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError("milestones are needed by schedule 'multistep' and by no other")
+        return self
+
+
+class EvalSection(Section):
+    """Evaluation on `data.eval_split`; `every: 0` evaluates at the end only."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    batch: PositiveInt = 64
+    limit: PositiveInt | None = None
+
+
+class LogSection(Section):
+    """What is shown and written while training."""
+
+    every: PositiveInt = 10
+    tensorboard: bool = True
+    progress: bool = True
