@@ -16,8 +16,9 @@ CAPACITY = 1 << 16
 class ConstantPredictor:
     """Learns from labels the constant with the least loss.
 
-    The most frequent class (the lowest of equals), the mean for `mse`, the median for `l1`. The
-    median is taken over at most `CAPACITY` values, evenly chosen from all that were seen.
+    The most frequent class (the lowest of equals), the mean for `mse`, the median for `l1`. For
+    `l1_shift` it is the median of all pixels, although the loss leaves out the border: the metrics
+    do not. A median is taken over at most `CAPACITY` values, evenly chosen from all that were seen.
     """
 
     def __init__(self, spec: TaskSpec) -> None:

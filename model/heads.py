@@ -21,7 +21,7 @@ from model.rows import Rows, take
 GROUP_WIDTH = 8
 
 
-def _fan_in_uniform(*shape: int) -> nn.Parameter:
+def fan_in_uniform(*shape: int) -> nn.Parameter:
     """Return weights [M, out, ...] drawn as torch's linear and convolution layers draw theirs."""
     bound = 1 / math.sqrt(math.prod(shape[2:]))
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
@@ -38,7 +38,7 @@ class LinearHeads(nn.Module):
 
     def __init__(self, num_heads: int, features: int, outputs: int) -> None:
         super().__init__()
-        self.weight = _fan_in_uniform(num_heads, outputs, features)
+        self.weight = fan_in_uniform(num_heads, outputs, features)
         self.bias = nn.Parameter(torch.zeros(num_heads, outputs))
 
     def forward(
@@ -100,12 +100,12 @@ class DenseHeads(nn.Module):
         # Not a ParameterList: ZeRO-3 gathers what the module that is called holds itself.
         for stage, width in enumerate(widths):
             self.register_parameter(
-                f"weight{stage}", _fan_in_uniform(num_heads, width, channels, 3, 3)
+                f"weight{stage}", fan_in_uniform(num_heads, width, channels, 3, 3)
             )
             self.register_parameter(f"gain{stage}", nn.Parameter(torch.ones(num_heads, width)))
             self.register_parameter(f"shift{stage}", nn.Parameter(torch.zeros(num_heads, width)))
             channels = width
-        self.weight = _fan_in_uniform(num_heads, outputs, channels, 3, 3)
+        self.weight = fan_in_uniform(num_heads, outputs, channels, 3, 3)
         self.bias = nn.Parameter(torch.zeros(num_heads, outputs))
 
     def forward(

@@ -6,24 +6,30 @@ Legend: N tasks, K branches, B batch, C channels, D features, H, W image size, h
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from model.banks import Decoder, build_bank
 from model.encoders import Encoder, build_encoder
-from model.heads import DenseHeads, LinearHeads
+from model.freezing import Freezable
+from model.gradient_scale import scale_gradient
 from model.labels import TaskLabels
 from model.layout import Head, HeadLayout, Plan, used_branches
 from model.losses import sample_losses
+from model.signals import LastLayerTap, Signals, residuals, signal_sums, stack_signals
 from model.targets import Targets
 from model.tasks import TaskSpec
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
+Predictions = Mapping[str, Sequence[Any]]  # per bank and branch a tensor, or None
 
-class MultiTaskNetwork(TaskLabels):
+
+class MultiTaskNetwork(Freezable, TaskLabels):
     """A trunk, K branches and the heads that exist.
 
     Args:
@@ -31,16 +37,20 @@ class MultiTaskNetwork(TaskLabels):
         encoder: Trunk and branches; the network takes them over.
         image_size: H and W.
         heads: Pairs (task, branch); None means all N*K.
-        dense_widths: Channels of the stages of a dense decoder.
-        image_mean: Per channel of an image scaled to 0..1.
+        dense_widths: Channels of the stages of the decoder `resize`.
+        decoder: Of the dense tasks, see `build_bank`.
+        gradient_scale: Factors of the gradients into the trunk and into each branch, see
+            `gradient_factors`; a subset keeps them.
+        image_mean: Per channel of an image scaled to 0..1; None means ImageNet's for pictures,
+            and for anything else that the values are taken as they are.
         image_std: See `image_mean`.
 
     Attributes:
         heads: The heads, sorted by signature, branch and task.
 
     Raises:
-        ValueError: If there are no tasks, two of one name, a head that cannot be, or a task
-            without a head.
+        ValueError: If there are no tasks, two of one name, a head that cannot be, a task without
+            a head, or an unknown decoder.
     """
 
     image_mean: Tensor
@@ -53,43 +63,47 @@ class MultiTaskNetwork(TaskLabels):
         image_size: tuple[int, int],
         heads: Iterable[Head] | None = None,
         dense_widths: Sequence[int] = (32, 16),
-        image_mean: Sequence[float] = IMAGE_MEAN,
-        image_std: Sequence[float] = IMAGE_STD,
+        decoder: Decoder = "resize",
+        gradient_scale: Sequence[float] = (1.0, 1.0),
+        image_mean: Sequence[float] | None = None,
+        image_std: Sequence[float] | None = None,
     ) -> None:
         layout = HeadLayout(tasks, len(encoder.branches), heads)
         super().__init__(tasks, layout.members, image_size)
         self._layout = layout
+        pictures = encoder.in_channels == len(IMAGE_MEAN)
+        if image_mean is None:
+            image_mean = IMAGE_MEAN if pictures else [0.0] * encoder.in_channels
+        if image_std is None:
+            image_std = IMAGE_STD if pictures else [1 / 255] * encoder.in_channels
         self.heads = layout.heads
         self.num_branches = layout.num_branches
         self._config = {
             "image_size": list(image_size),
             "dense_widths": list(dense_widths),
+            "decoder": decoder,
+            "gradient_scale": list(gradient_scale),
             "image_mean": list(image_mean),
             "image_std": list(image_std),
             "encoder": encoder.config,
         }
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            levels = 255 * torch.tensor(values, dtype=torch.float32).view(3, 1, 1)
+            levels = 255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, levels, persistent=False)
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
         self._pool = encoder.pool
+        self._gradient_scale = tuple(gradient_scale)
         self.banks = nn.ModuleDict(
-            {name: self._build_bank(name, encoder, dense_widths) for name in layout.members}
+            {
+                name: build_bank(
+                    self.bank_spec(name), len(rows), encoder, self.image_size, decoder, dense_widths
+                )
+                for name, rows in layout.rows.items()
+            }
         )
         if encoder.init == "copies":
             self._equalise_branches()
-
-    def _build_bank(self, name: str, encoder: Encoder, dense_widths: Sequence[int]) -> nn.Module:
-        num_heads = len(self._layout.rows[name])
-        spec = self.bank_spec(name)
-        if spec.dense:
-            return DenseHeads(
-                num_heads, encoder.channels, spec.outputs, dense_widths, self.image_size
-            )
-        height, width = encoder.spatial
-        pixels = height * width if encoder.pool == "flatten" else 1
-        return LinearHeads(num_heads, encoder.channels * pixels, spec.outputs)
 
     @torch.no_grad()
     def _equalise_branches(self) -> None:
@@ -109,28 +123,40 @@ class MultiTaskNetwork(TaskLabels):
         return self._layout.plan(heads, self.image_mean.device)
 
     def forward(
-        self, images: Tensor, plan: Plan, targets: Mapping[str, Targets] | None = None
-    ) -> Tensor | dict[str, Tensor]:
+        self,
+        images: Tensor,
+        plan: Plan,
+        targets: Mapping[str, Targets] | None = None,
+        *,
+        per_sample: bool = False,
+        signals: bool = False,
+    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, Signals]:
         """Compute the heads of the plan.
 
         Args:
-            images: uint8 [B,3,H,W].
-            plan: From `plan`; without targets it must hold one head for every task.
+            images: uint8 [B,3,H,W]; floats of as many channels as the encoder takes where that is
+                not made for pictures.
+            plan: From `plan`; without targets it must hold one head for every task, and with
+                signals all N*K.
             targets: From `targets`.
+            per_sample: Whether losses are kept apart by sample.
+            signals: Whether to return `model.signals` too, whose residuals are of `signal_tasks`.
 
         Returns:
-            With targets the sums of the sample losses, fp32 [N,K], zero where there is no head
-            in the plan; else per task its prediction, fp32 [B,C] or [B,C,H,W].
+            With targets the sums of the sample losses, fp32 [N,K] (or all of them [N,K,B]), zero
+            where there is no head in the plan, and the signals if they are asked for; else per
+            task its prediction, fp32 [B,C] or [B,C,H,W].
 
         Raises:
             ValueError: If the images have another size or the plan does not fit.
         """
-        if images.shape[1:] != (3, *self.image_size):
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, "
-                f"must be (B, 3, {self.image_size[0]}, {self.image_size[1]})"
-            )
-        maps = self._feature_maps(images, plan)
+        shape = (len(self.image_mean), *self.image_size)
+        if images.shape[1:] != shape:
+            expected = ", ".join(map(str, shape))
+            raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
+        tap = LastLayerTap(self.branches)
+        with tap if signals else nullcontext():
+            maps = self._feature_maps(images, plan)
         predictions = {
             name: self.banks[name](
                 maps if self.bank_spec(name).dense else self._pooled(maps), own.heads
@@ -139,22 +165,57 @@ class MultiTaskNetwork(TaskLabels):
         }
         if targets is None:
             return self._one_per_task(predictions, plan)
-        sums = [
+        losses = self._losses(predictions, plan, targets, per_sample)
+        return (losses, self._signals(tap, predictions, targets)) if signals else losses
+
+    def _losses(
+        self, predictions: Predictions, plan: Plan, targets: Mapping[str, Targets], per_sample: bool
+    ) -> Tensor:
+        losses = [
             sample_losses(self.bank_spec(name).loss, prediction, targets[name].select(rows))
             for name, own in plan.banks.items()
             for prediction, rows in zip(predictions[name], own.tasks, strict=True)
             if rows is not None
         ]
-        matrix = torch.zeros(self.num_tasks * self.num_branches, device=images.device)
-        matrix = matrix.index_copy(0, plan.cells, torch.cat([s.sum(dim=1) for s in sums]))
-        return matrix.view(self.num_tasks, self.num_branches)
+        cells = torch.cat(losses if per_sample else [own.sum(dim=1) for own in losses])
+        shape = (self.num_tasks * self.num_branches, *cells.shape[1:])
+        matrix = torch.zeros(shape, device=cells.device).index_copy(0, plan.cells, cells)
+        return matrix.unflatten(0, (self.num_tasks, self.num_branches))
+
+    @torch.no_grad()
+    def _signals(
+        self, tap: LastLayerTap, predictions: Predictions, targets: Mapping[str, Targets]
+    ) -> Signals:
+        branches = []
+        # Exact sums in any precision of the network.
+        with torch.autocast(self.image_mean.device.type, enabled=False):
+            for branch in range(self.num_branches):
+                features = tap.features(branch)
+                rows = [
+                    residuals(self.bank_spec(n).loss, own[branch], targets[n], features.shape[1])
+                    for n, own in predictions.items()
+                ]
+                branches.append(signal_sums(features, torch.cat(rows)))
+        return stack_signals(branches)
+
+    @property
+    def signal_tasks(self) -> Tensor:
+        """The task of every residual, long [R]: those of a task follow each other."""
+        return torch.cat(
+            [
+                self.get_buffer(f"tasks_{name}").repeat_interleave(self.bank_spec(name).outputs)
+                for name in self.banks
+            ]
+        )
 
     def _feature_maps(self, images: Tensor, plan: Plan) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the plan does not need it."""
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = self.trunk(inputs.contiguous(memory_format=torch.channels_last))
+        into_trunk, into_branch = self._gradient_scale
+        shared = scale_gradient(shared, into_trunk)
         return [
-            branch(shared) if index in plan.branches else None
+            scale_gradient(branch(shared), into_branch) if index in plan.branches else None
             for index, branch in enumerate(self.branches)
         ]
 
@@ -164,9 +225,7 @@ class MultiTaskNetwork(TaskLabels):
             return [None if m is None else m.flatten(1) for m in maps]
         return [None if m is None else m.mean(dim=(2, 3)) for m in maps]
 
-    def _one_per_task(
-        self, predictions: Mapping[str, Sequence[Tensor | None]], plan: Plan
-    ) -> dict[str, Tensor]:
+    def _one_per_task(self, predictions: Predictions, plan: Plan) -> dict[str, Tensor]:
         if sorted(task for task, _ in plan.heads) != list(range(self.num_tasks)):
             raise ValueError(
                 f"plan holds {len(plan.heads)} heads, must hold one for each of "

@@ -18,7 +18,7 @@ LOSSES: dict[str, tuple[str, ...]] = {
     "binary": ("bce", "cross_entropy"),
     "multiclass": ("cross_entropy",),
     "regression": ("l1", "mse"),
-    "dense_regression": ("l1", "mse"),
+    "dense_regression": ("l1", "mse", "l1_shift"),
     "dense_classification": ("cross_entropy",),
 }
 
@@ -41,6 +41,8 @@ class TaskSpec:
         unit: Name of the natural unit, as in "m".
         unit_scale: Natural value = raw * unit_scale + unit_offset.
         unit_offset: See `unit_scale`.
+        positive_above: Natural value above which a pixel of a one-channel map is positive (an edge,
+            a keypoint), which adds the metric `f1`.
         display: How a dense prediction is drawn.
         classes: Names of the classes, in order of their ids.
 
@@ -60,6 +62,7 @@ class TaskSpec:
     unit: str = ""
     unit_scale: float = 1.0
     unit_offset: float = 0.0
+    positive_above: float | None = None
     display: str = "grey"
     classes: tuple[str, ...] = ()
 
@@ -74,6 +77,7 @@ class TaskSpec:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_channels()
         self._check_scaling()
+        self._check_positive()
         if self.loss not in LOSSES[self.kind]:
             allowed = ", ".join(LOSSES[self.kind])
             raise self._error("loss", self.loss, f"one of {allowed} for a {self.kind} task")
@@ -109,6 +113,18 @@ class TaskSpec:
             raise self._error("ignore_index", self.ignore_index, f"left out for a {self.kind} task")
         if not math.isfinite(self.unit_scale) or self.unit_scale == 0:
             raise self._error("unit_scale", self.unit_scale, "a finite number other than 0")
+
+    def _check_positive(self) -> None:
+        if self.positive_above is None:
+            return
+        if (self.kind, self.channels) != ("dense_regression", 1) or self.display == "depth":
+            raise self._error(
+                "positive_above",
+                self.positive_above,
+                "left out except for a dense_regression of one channel that is no depth",
+            )
+        if not math.isfinite(self.positive_above):
+            raise self._error("positive_above", self.positive_above, "a finite number")
 
     @property
     def dense(self) -> bool:

@@ -84,7 +84,12 @@ def rooms_yaml(rooms, tmp_path_factory) -> Path:
                 },
             },
         },
-        "grouping": {"lr": 0.1, "noise": "shared", "temperature": {"start": 2.0, "end": 0.5}},
+        "grouping": {
+            "recipe": "published",
+            "lr": 0.1,
+            "noise": "shared",
+            "temperature": {"start": 2.0, "end": 0.5},
+        },
         "pruning": {"threshold": 0.2, "start": 0.2, "finish": 0.8, "every": 3},
         # About half of the steps are clipped, so the scale of the gradient shows in the moments.
         "optim": {"lr": 3e-4, "clip": 12.0, "warmup": 3, "weight_decay": 0.01},

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from data_pipelines.cache import ShardCache
-from data_pipelines.collate import Batch
 from data_pipelines.fields import LabelRequest
-from data_pipelines.loader import epoch_order, eval_loader, train_loader
 from data_pipelines.manifest import Field, Manifest, check_shards
 from data_pipelines.sources import Folder, open_folder
-from data_pipelines.streaming import stream_batches
-from data_pipelines.transforms import Geometry
 from model.encoders import build_encoder
+from model.gradient_scale import gradient_factors
 from model.grouping import Grouping
 from model.network import MultiTaskNetwork
 from model.presets import PRESETS, TASKONOMY
 from model.tasks import TaskSpec
+from trainer.assignments import Groups, heads_of_groups
 from trainer.config import Config
 from trainer.errors import UserError
 from trainer.sections import TasksSection
@@ -115,8 +111,10 @@ def label_requests(tasks: tuple[TaskSpec, ...]) -> list[LabelRequest]:
     ]
 
 
-def build_network(config: Config, tasks: tuple[TaskSpec, ...]) -> MultiTaskNetwork:
-    """The network with all K*N heads, drawn from `run.seed`.
+def build_network(
+    config: Config, tasks: tuple[TaskSpec, ...], groups: Groups | None = None
+) -> MultiTaskNetwork:
+    """The network with all K*N heads, or with a branch for each given group, from `run.seed`.
 
     Raises:
         UserError: The encoder or the decoder cannot be built as configured.
@@ -126,105 +124,43 @@ def build_network(config: Config, tasks: tuple[TaskSpec, ...]) -> MultiTaskNetwo
     try:
         encoder = build_encoder(
             section.encoder.name,
-            section.branches,
+            section.branches if groups is None else len(groups),
             image_size=config.data.size,
             trunk_depth=section.trunk_depth,
             init=section.init,
             options=section.encoder.options,
             pretrained=None if pretrained is None else str(pretrained),
         )
-        return MultiTaskNetwork(tasks, encoder, config.data.size, dense_widths=section.dense_widths)
+        return MultiTaskNetwork(
+            tasks,
+            encoder,
+            config.data.size,
+            heads=None if groups is None else heads_of_groups(groups),
+            dense_widths=section.dense_widths,
+            decoder=section.decoder,
+            gradient_scale=gradient_factors(
+                section.gradient_scale, len(encoder.branches), len(tasks)
+            ),
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def build_grouping(config: Config, num_tasks: int) -> Grouping:
-    """The Categoricals of all tasks over all branches."""
+def build_grouping(config: Config, num_tasks: int, groups: Groups | None = None) -> Grouping:
+    """The Categoricals of all tasks over all branches; where groups are given, all decided."""
+    if groups is not None:
+        decided = Grouping(num_tasks, len(groups))
+        rows, columns = zip(*heads_of_groups(groups), strict=True)
+        decided.alive = torch.zeros_like(decided.alive)
+        decided.alive[rows, columns] = True
+        return decided
     section = config.grouping
     return Grouping(
         num_tasks,
         config.model.branches,
         sampler=section.sampler,
+        start=section.start,
         init=section.init,
         init_noise=section.init_noise,
         seed=config.run.seed,
-    )
-
-
-def num_steps(config: Config, manifest: Manifest) -> int:
-    """Optimizer steps of the whole run.
-
-    Raises:
-        UserError: A stream has no epochs to count.
-    """
-    if config.run.steps is not None:
-        return config.run.steps
-    if config.data.stream is not None:
-        raise UserError("run.epochs: data.stream has no end, give run.steps instead")
-    order = epoch_order(
-        manifest.split(config.data.train_split),
-        seed=config.run.seed,
-        global_batch=config.data.global_batch,
-        streams=config.data.streams,
-    )
-    assert config.run.epochs is not None
-    return max(1, round(config.run.epochs * order.steps_per_epoch(config.data.global_batch)))
-
-
-def build_train_loader(
-    config: Config,
-    manifest: Manifest,
-    tasks: tuple[TaskSpec, ...],
-    *,
-    start_step: int,
-    rank: int,
-    world_size: int,
-) -> Iterable[Batch]:
-    """Micro-batches of this process from `start_step` to the end of the run."""
-    data = config.data
-    described = (
-        manifest,
-        label_requests(tasks),
-        Geometry(data.size, crop=data.crop, flip=data.flip),
-    )
-    options: dict[str, Any] = {
-        "seed": config.run.seed,
-        "global_batch": data.global_batch,
-        "num_steps": num_steps(config, manifest),
-        "rank": rank,
-        "world_size": world_size,
-        "accumulation": config.optim.accumulation,
-        "start_step": start_step,
-        "workers": data.workers,
-        "on_error": data.on_error,
-    }
-    if data.stream is not None:
-        return stream_batches(data.stream, *described, **options)
-    return train_loader(
-        open_shards(config), *described, split=data.train_split, streams=data.streams, **options
-    )
-
-
-def build_eval_loader(
-    config: Config,
-    manifest: Manifest,
-    tasks: tuple[TaskSpec, ...],
-    *,
-    rank: int,
-    world_size: int,
-    workers: int | None = None,
-) -> DataLoader[Batch]:
-    """Every sample of the evaluation split once over all processes."""
-    return eval_loader(
-        open_shards(config),
-        manifest,
-        label_requests(tasks),
-        config.data.size,
-        batch_size=config.eval.batch,
-        split=config.data.eval_split,
-        rank=rank,
-        world_size=world_size,
-        limit=config.eval.limit,
-        workers=config.data.workers if workers is None else workers,
-        on_error=config.data.on_error,
     )

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Progress:
         metrics_bytes: Length of `metrics.jsonl`.
         loss_scale: State of the fp16 loss scaler, empty in other precisions.
         replaced: Damaged samples that were replaced so far.
+        plateau: State of the schedule `plateau`, empty for others.
     """
 
     step: int
@@ -48,6 +49,7 @@ class Progress:
     metrics_bytes: int
     loss_scale: dict[str, float]
     replaced: int = 0
+    plateau: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

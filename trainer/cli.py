@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from data_pipelines.errors import DataError
 from model.bundle import BundleError
+from trainer.bench_cli import bench
 from trainer.cli_output import AsJson, finish, print_json
+from trainer.compare_cli import compare
 from trainer.errors import UserError
 from trainer.shards_cli import shards
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(shards, name="shards")
+app.add_typer(bench, name="bench")
+app.command()(compare)
 
 
 @app.command()
@@ -46,24 +49,38 @@ def evaluate(
     shards_dir: Annotated[str, typer.Option("--shards", help="Folder or URL of shards.")],
     split: Annotated[str, typer.Option(help="Split to evaluate.")] = "val",
     train_split: Annotated[str, typer.Option(help="Split the constants come from.")] = "train",
+    reference: Annotated[
+        Path | None, typer.Option(help="Metrics to compare with, as --out writes them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file for the model's metrics.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 unless every task beats its constant.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print the metrics of a model beside those of a constant prediction."""
+    """Print the metrics of a model beside those of a constant prediction, or of a reference."""
+    from trainer.reference import read_reference, write_reference
     from trainer.scores import score_model, scores_json
+    from trainer.scores_table import print_scores
 
-    scores, metrics = score_model(model, shards_dir, split=split, train_split=train_split)
-    table = Table("task", "group", "metric", "model", "constant", "better")
-    for score in scores:
-        better = "yes" if score.beats_constant else "no"
-        values = (f"{score.value:.4g}", f"{score.constant:.4g}")
-        table.add_row(score.task, str(score.group), score.metric, *values, better)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    found = score_model(
+        model,
+        shards_dir,
+        reference=None if reference is None else read_reference(reference),
+        split=split,
+        train_split=train_split,
+    )
+    print_scores(found, Console(width=None if sys.stdout.isatty() else 120))
+    if out is not None:
+        write_reference(out, found.metrics)
     if as_json:
-        print_json({"scores": scores_json(scores), "metrics": metrics})
-    if check and not all(score.beats_constant for score in scores):
+        summary = asdict(found.summary)
+        print_json(
+            {"scores": scores_json(found.scores), "metrics": found.metrics, "summary": summary}
+        )
+    if check and not all(score.beats_constant for score in found.scores):
         raise typer.Exit(1)
 
 

@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.sections import (
     DataSection,
     EvalSection,
+    FinetuneSection,
     GroupingSection,
     LogSection,
     ModelSection,
@@ -36,6 +37,7 @@ class Config(Section):
     grouping: GroupingSection = GroupingSection()
     pruning: PruningSection = PruningSection()
     optim: OptimSection = OptimSection()
+    finetune: FinetuneSection = FinetuneSection()
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
 
@@ -46,6 +48,18 @@ class Config(Section):
                 f"pruning.threshold is {self.pruning.threshold}; must be below 1/model.branches = "
                 f"{1.0 / self.model.branches:.4g}, the probability that every head starts with"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_known(self) -> Config:
+        if self.data.stream is None:
+            return self
+        if self.optim.schedule == "plateau":
+            raise ValueError(
+                "optim.schedule is 'plateau', which needs epochs; data.stream has none"
+            )
+        if self.finetune.epochs:
+            raise ValueError("finetune.epochs: data.stream has no end, give finetune.steps instead")
         return self
 
     def to_yaml(self) -> str:
@@ -67,21 +81,47 @@ _Loader.add_implicit_resolver(
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and validate everything.
 
+    A file may name another one by `base: PATH`, relative to itself, and say only what differs.
+
     Raises:
         UserError: the file cannot be read, or one or more keys or values are not allowed; all
             faults are in one message, a line each.
     """
+    tree = _read(path, ())
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """The values of a file and of its bases; `readers` are the files that led to it."""
+    chain = " -> ".join(map(str, (*readers, path)))
+    if path.resolve() in {reader.resolve() for reader in readers}:
+        raise UserError(f"--config {chain}: base leads back to a file that is being read")
     try:
         tree = yaml.load(path.read_text(), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"--config {path}: {error.strerror}") from None
+        raise UserError(f"--config {chain}: {error.strerror}") from None
     except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from None
+        raise UserError(f"--config {chain} is not YAML: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"--config {path} holds {tree!r}; expected a mapping of sections")
-    for override in overrides:
-        _apply(tree, override)
-    return parse_config(tree, str(path))
+        raise UserError(f"--config {chain} holds {tree!r}; expected a mapping of sections")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"--config {chain}: base is {base!r}; allowed is the path of a YAML file")
+    return _merged(_read(path.parent / base, (*readers, path)), tree)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Both trees' values, those of `over` first."""
+    both = {
+        key: _merged(under[key], value)
+        for key, value in over.items()
+        if isinstance(value, dict) and isinstance(under.get(key), dict)
+    }
+    return under | over | both
 
 
 def parse_config(tree: dict[str, Any], source: str) -> Config:
@@ -97,7 +137,12 @@ def parse_config(tree: dict[str, Any], source: str) -> Config:
         raise UserError(f"{source}: {error.error_count()} fault(s)\n{faults}") from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set what `section.key=value` says in a tree of plain values.
+
+    Raises:
+        UserError: It does not have that form, or names a value where a section is needed.
+    """
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
     if not equals or not sections:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -103,16 +104,28 @@ def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: 
 class Engine:
     """A network and its optimizer, prepared for training by accelerate.
 
+    Args:
+        accelerator: Of the run.
+        module: The network; what needs no gradient is not trained.
+        config: Of the run.
+        undecayed: As `build_optimizer` takes it.
+
     Attributes:
         network: What the loop calls; forward goes through DDP's or DeepSpeed's hooks.
         module: The plain `MultiTaskNetwork` inside it.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, config: Config) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        config: Config,
+        undecayed: Collection[str] = (),
+    ) -> None:
         self.accelerator = accelerator
         self._clip = config.optim.clip
         self.module: Any = module
-        optimizer = build_optimizer(module, config.optim)
+        optimizer = build_optimizer(module, config.optim, undecayed)
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
         self.network, self.optimizer = accelerator.prepare(module, optimizer)
 
@@ -158,12 +171,16 @@ class Engine:
 
     @torch.no_grad()
     def average_buffers(self) -> None:
-        """Make the running statistics of normalisation layers the mean over the ranks."""
+        """Make the running statistics of the layers in training mode the mean over the ranks."""
         if self.accelerator.num_processes == 1:
             return
         saved = self.module.state_dict().keys()
         buffers = [
-            b for name, b in self.module.named_buffers() if name in saved and b.is_floating_point()
+            buffer
+            for prefix, layer in self.module.named_modules()
+            if layer.training
+            for name, buffer in layer.named_buffers(prefix, recurse=False)
+            if name in saved and buffer.is_floating_point()
         ]
         if not buffers:
             return

@@ -15,11 +15,12 @@ from data_pipelines.manifest import Manifest
 from model.bundle import load_pruned, save_bundle
 from model.layout import Head
 from model.network import MultiTaskNetwork
-from trainer.build import build_eval_loader, open_shards
+from trainer.build import open_shards
 from trainer.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint
 from trainer.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.groups import hard_heads
+from trainer.run_data import build_eval_loader
 from trainer.run_folder import RunFolder
 from trainer.state import load_weights
 

@@ -1,19 +1,20 @@
-"""Learns the grouping during a run: noise, temperature, the logits' updates and the pruning.
+"""What every way of finding the groups has in common: live heads, pruning, state.
 
-Legend: N tasks, K branches.
+Legend: N tasks, K branches, S samples.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
-from model.grouping import Grouping, gumbel_noise
+from model.grouping import Grouping
 from model.layout import Head, used_branches
 from model.pruning import harden, prune
+from model.signals import Signals
 from trainer.config import Config
-from trainer.optim import MOMENTS, logits_optimizer
-from trainer.schedules import temperature
 
 
 def hard_heads(logits: Tensor, alive: Tensor) -> list[Head]:
@@ -22,47 +23,59 @@ def hard_heads(logits: Tensor, alive: Tensor) -> list[Head]:
     return [(task, branch) for task, branch in hard.nonzero().tolist()]
 
 
-class GroupLearner:
-    """The logits [N,K] with their own Adam, outside the engine and in fp32 on every rank.
+class GroupLearner(ABC):
+    """The logits [N,K] and their updates, outside the engine and in fp32 on every rank.
+
+    Args:
+        grouping: The Categoricals and which heads are alive.
+        num_steps: Steps of the run, of which `pruning` gives shares.
+        rank: Of this process.
 
     Attributes:
-        grouping: The Categoricals and which heads are alive.
+        grouping: See the argument.
+        start_step: From this many steps on, heads may be switched off.
         finish_step: From this many steps on, every task has one head.
         finished: Whether every task has one head.
+        updates: Updates of the logits so far.
     """
 
     def __init__(
         self, grouping: Grouping, config: Config, num_steps: int, device: torch.device, rank: int
     ) -> None:
         self.grouping = grouping.to(device)
+        self.updates = 0
         self._config = config
-        self._rank = rank if config.grouping.noise == "per_rank" else 0
+        self._rank = rank
         self._device = device
         self.start_step = round(config.pruning.start * num_steps)
         self.finish_step = round(config.pruning.finish * num_steps)
         self._switch(self.grouping.alive)
-        self._new_optimizer()
 
-    def _new_optimizer(self) -> None:
-        section = self._config
-        self._optimizer = logits_optimizer(self.grouping.logits, section.optim, section.grouping.lr)
-
+    @abstractmethod
     def temperature(self, step: int) -> float:
-        """The relaxation's temperature in `step`."""
-        return temperature(self._config.grouping.temperature, step, self.finish_step)
+        """The temperature of the distributions in `step`."""
 
-    def weights(self, step: int) -> Tensor:
-        """The weights z [N,K] of the heads in `step`, differentiable in the logits."""
-        logits = self.grouping.logits
-        noise = gumbel_noise(tuple(logits.shape), self._config.run.seed, step, self._rank)
-        return self.grouping.sample(noise.to(self._device), self.temperature(step))
+    @abstractmethod
+    def weights(self, step: int, num_samples: int) -> Tensor:
+        """The weights z of the heads in `step`, [N,K] or for every sample [N,K,S]."""
 
-    def update(self, gradient: Tensor, factor: float) -> None:
-        """Step the logits along their gradient [N,K], summed over ranks; `factor` scales the lr."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._config.grouping.lr * factor
-        self.grouping.logits.grad = gradient
-        self._optimizer.step()
+    @abstractmethod
+    def update(self, step: int, gradient: Tensor, losses: Tensor, factor: float) -> None:
+        """Learn from a step; the same on every rank.
+
+        Args:
+            gradient: Of the objective in the logits, summed over ranks [N,K].
+            losses: Of all heads over the global batch [N,K]; NaN for a task without labels.
+            factor: Of the learning rate in this step.
+        """
+
+    def collects(self, step: int) -> bool:  # noqa: ARG002 - of those that do
+        """Whether `collect` wants the network's signals in `step`."""
+        return False
+
+    def collect(self, signals: Signals, tasks: Tensor) -> None:
+        """Take the signals of a step, summed over ranks, and the task of every residual."""
+        raise NotImplementedError
 
     def prunes_at(self, step: int) -> bool:
         """Whether heads may be switched off after `step` steps."""
@@ -75,16 +88,18 @@ class GroupLearner:
         Returns:
             The heads (task, branch) that were switched off now.
         """
-        section, alive = self._config.pruning, self.grouping.alive
         if not self.prunes_at(step):
             return []
-        if step >= self.finish_step:
-            kept = harden(self.grouping.probabilities(), alive)
-        else:
-            kept = prune(self.grouping.probabilities(), alive, section.threshold)
+        alive, kept = self.grouping.alive, self._kept(step)
         off = [(task, branch) for task, branch in (alive & ~kept).nonzero().tolist()]
         self._switch(kept)
         return off
+
+    def _kept(self, step: int) -> Tensor:
+        probabilities, alive = self.grouping.probabilities(), self.grouping.alive
+        if step >= self.finish_step:
+            return harden(probabilities, alive)
+        return prune(probabilities, alive, self._config.pruning.threshold)
 
     def _switch(self, alive: Tensor) -> None:
         self.grouping.alive = alive
@@ -93,10 +108,10 @@ class GroupLearner:
 
     def chosen_heads(self) -> list[Head]:
         """The most probable live head of every task."""
-        return hard_heads(self.grouping.logits.detach(), self.grouping.alive)
+        return hard_heads(self.grouping.probabilities().log(), self.grouping.alive)
 
     def drop_empty_branches(self) -> tuple[int, ...]:
-        """Cut the branches without a live head out of logits, masks and moments.
+        """Cut the branches without a live head out of all tensors.
 
         Returns:
             The branches that were kept, by their old numbers.
@@ -106,30 +121,16 @@ class GroupLearner:
         self.load(cut, self.updates)
         return kept
 
-    @property
-    def updates(self) -> int:
-        """Updates of the logits so far."""
-        state = self._optimizer.state.get(self.grouping.logits, {})
-        return int(state.get("step", 0))
-
     def tensors(self) -> dict[str, Tensor]:
-        """Logits, moments and mask [N,K]: with `updates`, all that a checkpoint must hold."""
-        state = self._optimizer.state.get(self.grouping.logits, {})
-        logits = self.grouping.logits.detach()
-        moments = {name: state.get(name, torch.zeros_like(logits)) for name in MOMENTS}
-        return {"logits": logits, "alive": self.grouping.alive, **moments}
+        """Logits and mask [N,K], and what else a checkpoint must hold, with `updates`."""
+        return {"logits": self.grouping.logits.detach(), "alive": self.grouping.alive}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
-        tensors = {name: value.to(self._device) for name, value in tensors.items()}
+        self.updates = updates
         num_tasks, num_branches = tensors["logits"].shape
         grouping = Grouping(num_tasks, num_branches, sampler=self.grouping.sampler)
         self.grouping = grouping.to(self._device)
-        self._switch(tensors["alive"])
+        self._switch(tensors["alive"].to(self._device))
         with torch.no_grad():
             self.grouping.logits.copy_(tensors["logits"])
-        self._new_optimizer()
-        if updates:
-            moments = {name: tensors[name].clone() for name in MOMENTS}
-            step = torch.tensor(float(updates))
-            self._optimizer.state[self.grouping.logits] = {"step": step, **moments}

@@ -119,6 +119,11 @@ class RunLog:
         self._bar.update(step - self._bar.n)
         self.scalars(step, {"speed/samples_per_second": speed})
 
+    def expect(self, num_steps: int) -> None:
+        """Let the bar end at this step."""
+        if self._main:
+            self._bar.total = num_steps
+
     def close(self) -> None:
         """Finish all files."""
         if not self._main:

@@ -6,7 +6,7 @@ Legend: N tasks, K branches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from data_pipelines.collate import Batch
-from trainer.build import build_eval_loader, build_train_loader
+from model.targets import Targets
 from trainer.errors import NonFiniteLossError
 from trainer.evaluation import Metrics, evaluate
 from trainer.faults import FaultCounter
 from trainer.label_guard import LabelGuard
-from trainer.schedules import learning_rate_factor
-from trainer.session import Session, compact, save_session
+from trainer.rebuild import compact, enter_phase
+from trainer.session import Session, save_session
 
 logger = logging.getLogger(__name__)
+
+Observer = Callable[[Session, list[Batch]], None]
 
 
 class LossGuard:
@@ -53,8 +55,11 @@ class LossGuard:
             raise NonFiniteLossError(f"the loss became NaN or infinite in step {step}: {names}")
 
 
-def train(session: Session) -> Metrics:
+def train(session: Session, observe: Observer | None = None) -> Metrics:
     """Train from the session's step to the end of the run.
+
+    Args:
+        observe: Called in every step before anything of it is computed.
 
     Returns:
         The metrics of the final evaluation.
@@ -67,8 +72,12 @@ def train(session: Session) -> Metrics:
     config, accelerator = session.config, session.accelerator
     guard = LossGuard(tuple(task.name for task in session.tasks), accelerator.device)
     label_guard = LabelGuard(session.tasks, accelerator, allow_flat=config.data.allow_flat_labels)
+    if session.step == 0 and session.learner.finished:
+        session.log.write(0, "given", heads=session.learner.grouping.heads())
     for micro_batches in _batches(session):
         label_guard.watch(micro_batches)
+        if observe is not None:
+            observe(session, micro_batches)
         _seed_step(session)
         losses, objective = _step(session, micro_batches)
         guard.watch(session.step, losses)
@@ -83,6 +92,7 @@ def train(session: Session) -> Metrics:
             session.faults.check(step * config.data.global_batch)
         if logs:
             _log_step(session, objective)
+        session.watch_plateau(objective)
         if prunes:
             _prune(session)
         if evaluates:
@@ -95,19 +105,19 @@ def train(session: Session) -> Metrics:
 
 
 def _batches(session: Session) -> Iterator[list[Batch]]:
-    """The micro-batches of every remaining step, on the device."""
+    """The micro-batches of every remaining step, on the device; phase after phase is entered."""
     accelerator = session.accelerator
-    loader = build_train_loader(
-        session.config,
-        session.manifest,
-        session.tasks,
-        start_step=session.step,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    batches = session.faults.watch(loader)
-    while micro_batches := list(islice(batches, session.config.optim.accumulation)):
-        yield [batch.to(accelerator.device) for batch in micro_batches]
+    while session.step < session.num_steps:
+        enter_phase(session)
+        loader = session.data.train_batches(
+            session.step,
+            session.phase.end,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        batches = session.faults.watch(loader)
+        while micro_batches := list(islice(batches, session.config.optim.accumulation)):
+            yield [batch.to(accelerator.device) for batch in micro_batches]
 
 
 def _seed_step(session: Session) -> None:
@@ -128,48 +138,73 @@ def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]
     """
     engine, learner = session.engine, session.learner
     module = engine.module
-    factor = learning_rate_factor(session.config.optim, session.step, session.num_steps)
+    factor = session.learning_rate_factor(session.step)
     engine.set_learning_rate(factor)
     targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
     labelled = engine.sum_over_ranks(torch.stack([module.weights(t) for t in targets]).sum(0))
-    share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)[:, None]  # [N,1]
-    weights = learner.weights(session.step)  # [N,K]
+    share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)  # [N]
+    num_samples = sum(len(batch.images) for batch in micro_batches)
+    weights = learner.weights(session.step, num_samples)  # [N,K], or [N,K,S] for every sample
     # The engine averages over micro-batches and ranks, the objective is a sum over them.
     parts = len(micro_batches) * session.accelerator.num_processes
     losses = torch.zeros_like(weights)
+    first = 0
     for batch, target in zip(micro_batches, targets, strict=True):
+        last = first + len(batch.images)
+        own_weights = weights if weights.ndim == 2 else weights[..., first:last]
         with engine.accumulate():
-            own = engine.network(batch.images, session.plan, target) * share  # [N,K]
-            engine.backward((weights.detach() * own).sum() * parts)
-        losses = losses + own.detach()
+            own = _head_losses(session, batch, target, per_sample=weights.ndim == 3)
+            own = own * share.view(-1, *[1] * (own.ndim - 1))
+            engine.backward((own_weights.detach() * own).sum() * parts)
+        if weights.ndim == 2:
+            losses = losses + own.detach()
+        else:
+            losses[..., first:last] = own.detach()
+        first = last
     gradient = learner.grouping.logit_gradient(weights, losses)
-    own_objective = weights.detach() * losses
-    gradient, losses, objective = engine.sum_over_ranks(
-        torch.stack([gradient, losses, own_objective])
-    )
-    learner.update(gradient, factor)
+    objective = weights.detach() * losses
+    if weights.ndim == 3:
+        losses, objective = losses.sum(dim=2), objective.sum(dim=2)
+    gradient, losses, objective = engine.sum_over_ranks(torch.stack([gradient, losses, objective]))
+    known = torch.where(labelled[:, None] > 0, losses, torch.nan)
+    learner.update(session.step, gradient, known, factor)
     engine.average_buffers()
     return losses, objective.sum(dim=1)
 
 
+def _head_losses(
+    session: Session, batch: Batch, targets: dict[str, Targets], *, per_sample: bool
+) -> Tensor:
+    """The loss sums of the heads, [N,K] or [N,K,B]; the learner gets the signals if it wants."""
+    engine, learner = session.engine, session.learner
+    if not learner.collects(session.step):
+        return engine.network(batch.images, session.plan, targets, per_sample=per_sample)
+    losses, signals = engine.network(
+        batch.images, session.plan, targets, per_sample=per_sample, signals=True
+    )
+    signals = {name: engine.sum_over_ranks(value) for name, value in signals.items()}
+    learner.collect(signals, engine.module.signal_tasks)
+    return losses
+
+
 def _log_step(session: Session, objective: Tensor) -> None:
     grouping, step = session.learner.grouping, session.step
-    per_task = objective.tolist()  # [N]
+    objectives = objective.tolist()  # [N]
+    trained = sorted({task for task, _ in session.plan.heads})
+    per_task = {session.tasks[task].name: objectives[task] for task in trained}
     values = {
-        "loss": sum(per_task) / len(per_task),
+        "loss": sum(per_task.values()) / len(per_task),
         "temperature": session.learner.temperature(step - 1),
         "heads": int(grouping.alive.sum()),
         "branches": int(grouping.alive.any(dim=0).sum()),
-        "lr": session.config.optim.lr
-        * learning_rate_factor(session.config.optim, step - 1, session.num_steps),
+        "lr": session.config.optim.lr * session.learning_rate_factor(step - 1),
         **session.faults.record(),
     }
-    names = [task.name for task in session.tasks]
-    session.log.write(step, "train", **values, losses=dict(zip(names, per_task, strict=True)))
+    session.log.write(step, "train", **values, losses=per_task)
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
     session.log.probabilities(step, grouping.probabilities())
     shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
-    shown["heads"] = f"{values['heads']}/{len(names) * session.config.model.branches}"
+    shown["heads"] = f"{values['heads']}/{len(session.tasks) * session.config.model.branches}"
     session.log.advance(session.config.data.global_batch, {"step": step, **shown})
 
 
@@ -194,14 +229,10 @@ def _prune(session: Session) -> None:
 
 def _evaluate(session: Session) -> Metrics:
     accelerator = session.accelerator
-    loader = build_eval_loader(
-        session.config,
-        session.manifest,
-        session.tasks,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+    loader = session.data.eval_batches(
+        rank=accelerator.process_index, world_size=accelerator.num_processes
     )
-    samples = session.manifest.split(session.config.data.eval_split).num_samples
+    samples = session.data.eval_samples
     faults = FaultCounter(accelerator, session.config.data, samples)
     metrics = evaluate(session.engine, faults.watch(loader), session.learner.chosen_heads())
     faults.check(min(samples, session.config.eval.limit or samples))

@@ -45,18 +45,10 @@ def run(config: Config) -> None:
         NonFiniteLossError: Training diverged.
     """
     from trainer.engine import make_accelerator
-    from trainer.loop import train
-    from trainer.session import start_session
+    from trainer.run import train_run
 
     accelerator = make_accelerator(config)
-    session = start_session(config, accelerator)
-    if session.step >= session.num_steps:
-        logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
-    train(session)
-    session.log.close()
-    # Before the process group: DDP would else be its last owner, and end it holding the
-    # interpreter's lock, for which a thread of the group may be waiting.
-    session.engine.release()
+    train_run(config, accelerator)
     accelerator.end_training()
 
 

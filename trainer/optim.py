@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from trainer.sections import OptimSection
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam and AdamW keep for each parameter, beside the step
 
 
-def build_optimizer(network: nn.Module, section: OptimSection) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, section: OptimSection, undecayed: Collection[str] = ()
+) -> torch.optim.Optimizer:
     """Adam or AdamW over the groups `encoder` and `heads`, each with and without weight decay.
 
-    Biases and normalisation parameters are not decayed. Every trainable parameter is in exactly
-    one group.
+    Biases, normalisation parameters and those whose names start with one of `undecayed` are not
+    decayed. Every trainable parameter is in exactly one group.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
@@ -25,7 +28,9 @@ def build_optimizer(network: nn.Module, section: OptimSection) -> torch.optim.Op
         part = "heads" if name.startswith("banks.") else "encoder"
         leaf = name.rpartition(".")[2]
         normalises = "norm" in name or leaf.startswith(("gain", "shift"))
-        decayed = not (normalises or leaf == "bias" or parameter.ndim <= 1)
+        decayed = not (
+            normalises or leaf == "bias" or parameter.ndim <= 1 or name.startswith(tuple(undecayed))
+        )
         lr = section.heads_lr if part == "heads" and section.heads_lr else section.lr
         group = groups.setdefault(
             part if decayed else f"{part}_no_decay",

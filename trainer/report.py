@@ -65,6 +65,11 @@ def draw_report(run: Path, out: Path) -> None:
 def _deaths(records: list[dict[str, Any]], num_tasks: int, num_branches: int) -> np.ndarray:
     """The step at which each head [N,K] was switched off; infinity for those that live."""
     death = np.full((num_tasks, num_branches), np.inf)
+    given = next((record["heads"] for record in records if record["kind"] == "given"), None)
+    if given is not None:
+        alive = np.zeros((num_tasks, 1 + max(branch for _, branch in given)))
+        alive[tuple(zip(*given, strict=True))] = np.inf
+        return alive
     columns = list(range(num_branches))  # branches that are left, by their first number
     for record in records:
         if record["kind"] == "prune":

@@ -16,13 +16,14 @@ from model.bundle import PrunedModel, load_pruned
 from model.metrics import metric_for
 from trainer.build import label_requests
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
+from trainer.summary import Summary, check_reference, summarise
 
 _TRAINING_SAMPLES = 2048  # enough labels for a median, a mean or the most frequent class
 
 
 @dataclass(frozen=True)
 class Score:
-    """One task's primary metric, and that of the best constant prediction."""
+    """One task's primary metric, that of the best constant prediction and the gain in percent."""
 
     task: str
     group: int
@@ -30,6 +31,7 @@ class Score:
     value: float
     constant: float
     higher_is_better: bool
+    gain: float | None = None
 
     @property
     def beats_constant(self) -> bool:
@@ -39,28 +41,38 @@ class Score:
         return self.value < self.constant
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """A score per task, all metrics of the model, and what sums them up."""
+
+    scores: list[Score]
+    metrics: Metrics
+    summary: Summary
+
+
 def score_model(
     model_path: Path,
     shards: Location,
     *,
+    reference: Metrics | None = None,
     split: str = "val",
     train_split: str = "train",
     batch: int = 64,
     workers: int = 0,
-) -> tuple[list[Score], Metrics]:
+) -> Evaluation:
     """Evaluate an exported model on a split.
 
     Args:
         shards: Folder of the shards, a path or a URL.
+        reference: Task to metric to value of a model to compare with.
         train_split: Where the constants are learned, from samples spread evenly over it.
 
-    Returns:
-        A score per task, and all metrics of the model.
-
     Raises:
-        BundleError, DataError: Model or shards cannot be used.
+        BundleError, DataError, UserError: Model, shards or reference cannot be used.
     """
     model = load_pruned(model_path)
+    if reference is not None:
+        check_reference(model.tasks, reference)
     folder = open_folder(shards)
     manifest = Manifest.load(folder)
     for name in (split, train_split):
@@ -81,10 +93,13 @@ def score_model(
     metrics = evaluate_pruned(model.network, batches(split))
     training = batches(train_split, limit=_TRAINING_SAMPLES)
     constants = evaluate_constants(model.network, training, batches(split))
-    return _scores(model, metrics, constants), metrics
+    summary = summarise(model.tasks, metrics, reference)
+    return Evaluation(_scores(model, metrics, constants, summary), metrics, summary)
 
 
-def _scores(model: PrunedModel, metrics: Metrics, constants: Metrics) -> list[Score]:
+def _scores(
+    model: PrunedModel, metrics: Metrics, constants: Metrics, summary: Summary
+) -> list[Score]:
     group_of = {name: number for number, names in enumerate(model.groups) for name in names}
     scores = []
     for task in model.tasks:
@@ -98,6 +113,7 @@ def _scores(model: PrunedModel, metrics: Metrics, constants: Metrics) -> list[Sc
                 values.get(metric.primary, math.nan),
                 constant.get(metric.primary, math.nan),
                 metric.higher_is_better,
+                summary.gains.get(task.name),
             )
         )
     return sorted(scores, key=lambda score: (score.group, score.task))

@@ -124,13 +124,42 @@ class TemperatureSection(Section):
     shape: Literal["linear", "exponential"] = "exponential"
 
 
+class SearchSection(Section):
+    """How the recipes `tag` and `grad_tag` look for the groups before they train.
+
+    `every` is the number of steps between two looks at the tasks' gradients, `steps` the length of
+    the search where it is not that of the run, and `projection` the size of a projected gradient.
+    """
+
+    every: PositiveInt = 10
+    steps: PositiveInt | None = None
+    projection: PositiveInt = 512
+
+
+class AffinitySection(Section):
+    """The recipe `default`.
+
+    `warmup` is the share of the run in which all tasks train on all branches. A task then starts on
+    the branch of its group with `start_probability`; `branches: all` makes as many groups as there
+    are branches, `estimate` fewer where the affinities say so. `average` is the weight of the past
+    in the averaged losses, `temperature` that of the posterior when the warm-up ends.
+    """
+
+    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    branches: Literal["estimate", "all"] = "estimate"
+    start_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
+    temperature: PositiveFloat = 0.1
+
+
 class GroupingSection(Section):
     """How tasks find their branch.
 
     The recipes `default` and `published` learn it while they train; `fixed` (with `groups`, a
     file), `random`, `multitask` (one branch) and `single_task` (a branch for each task) are given
     from the start; `tag` and `grad_tag` search first, in a run of their own, and train then.
-    What follows `groups` is of the recipe `published`.
+    `affinity` is of the recipe `default`, `search` of the last two; what stands between `groups`
+    and these is of the recipe `published`.
     """
 
     recipe: Literal[
@@ -142,7 +171,7 @@ class GroupingSection(Section):
         "single_task",
         "tag",
         "grad_tag",
-    ] = "published"
+    ] = "default"
     groups: Path | None = None
     sampler: Literal[
         "gumbel",
@@ -160,6 +189,8 @@ class GroupingSection(Section):
     temperature: TemperatureSection = TemperatureSection()
     entropy: float = 0.0
     entropy_form: Literal["binary", "plain"] = "binary"
+    affinity: AffinitySection = AffinitySection()
+    search: SearchSection = SearchSection()
 
     @model_validator(mode="after")
     def _groups_used(self) -> GroupingSection:
@@ -184,17 +215,25 @@ class PruningSection(Section):
 
 
 class OptimSection(Section):
-    """Optimizer, learning rates and gradient accumulation."""
+    """Optimizer, learning rates and gradient accumulation.
+
+    `multistep` multiplies the rates by `gamma` at the `milestones`, shares of the run. `plateau`
+    does so where the train loss has not fallen by the share `threshold` for more than `patience`
+    epochs, and not below `min_lr`.
+    """
 
     name: Literal["adam", "adamw"] = "adamw"
     lr: PositiveFloat = 1e-3
     heads_lr: PositiveFloat | None = None
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    schedule: Literal["constant", "cosine", "multistep", "plateau"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
     milestones: tuple[Fraction, ...] = ()
     gamma: PositiveFloat = 0.5
+    patience: Annotated[int, Field(ge=0)] = 3
+    threshold: Fraction = 0.1
+    min_lr: Annotated[float, Field(ge=0.0)] = 3e-5
     clip: PositiveFloat | None = None
     accumulation: PositiveInt = 1
 
@@ -202,6 +241,41 @@ class OptimSection(Section):
     def _milestones_used(self) -> OptimSection:
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError("milestones are needed by schedule 'multistep' and by no other")
+        return self
+
+    @model_validator(mode="after")
+    def _plateau_falls(self) -> OptimSection:
+        if self.schedule == "plateau" and (self.gamma >= 1.0 or self.min_lr > self.lr):
+            raise ValueError(
+                f"gamma is {self.gamma}, min_lr is {self.min_lr}; for schedule 'plateau' they must "
+                f"be below 1 and at most lr, {self.lr}"
+            )
+        return self
+
+
+class FinetuneSection(Section):
+    """Training of the groups that were found, after the run's own steps; there is none by default.
+
+    `one_by_one` gives every group `steps` or `epochs` of its own, `together` all of them at once.
+    The optimizer and its schedule start anew, from `lr` or else from `optim.lr`, to which
+    `optim.heads_lr` keeps its ratio.
+    """
+
+    steps: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    order: Literal["one_by_one", "together"] = "one_by_one"
+    lr: PositiveFloat | None = None
+    freeze_trunk: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinetuneSection:
+        if self.steps and self.epochs:
+            raise ValueError("give at most one of finetune.steps and finetune.epochs")
+        if self.order == "one_by_one" and not self.freeze_trunk:
+            raise ValueError(
+                "freeze_trunk is false, which needs order 'together': with 'one_by_one' the trunk "
+                "would change under the groups that are done"
+            )
         return self
 
 

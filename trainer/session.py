@@ -1,25 +1,18 @@
-"""A run in memory: started fresh or continued from its newest checkpoint, saved, made smaller."""
+"""A run in memory: started fresh or continued from its newest checkpoint, and saved."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from data_pipelines.manifest import Manifest
-from model.layout import Plan
-from model.network import MultiTaskNetwork
+from model.layout import Plan, used_branches
 from model.tasks import TaskSpec
-from trainer.build import (
-    build_eval_loader,
-    build_grouping,
-    build_network,
-    build_train_loader,
-    num_steps,
-    open_manifest,
-    resolve_tasks,
-)
+from trainer.assembly import build_engine, build_learner, build_plateau
+from trainer.assignments import given_groups
 from trainer.checkpointing import (
     Checkpoint,
     Progress,
@@ -33,10 +26,16 @@ from trainer.engine import Engine
 from trainer.faults import FaultCounter
 from trainer.groups import GroupLearner
 from trainer.logs import RunLog
+from trainer.phases import Phase, list_phases, phase_before, phase_lr
+from trainer.plateau import Plateau
+from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
 from trainer.run_folder import RunFolder
-from trainer.state import NamedState, load_weights, read_state, write_moments
+from trainer.schedules import learning_rate_factor
+from trainer.state import read_state
 
 logger = logging.getLogger(__name__)
+
+_OBSERVED = "observed."  # before the names of an observer's tensors in a checkpoint
 
 
 @dataclass
@@ -45,46 +44,89 @@ class Session:
 
     Attributes:
         step: Optimizer steps done.
-        num_steps: Optimizer steps of the whole run.
-        plan: How the engine's network computes the heads that are alive.
+        search_steps: Optimizer steps until every task has one head.
+        finetune_steps: Optimizer steps of each phase after that.
+        phases: All phases; before the search has ended perhaps more than there will be.
+        phase: The one that the engine is made for.
+        plateau: What the learning rate follows in the schedule `plateau`.
+        plan: How the engine's network computes the live heads that are trained.
+        observed: What an observer of the training has gathered, the same on every rank; it is
+            saved and restored with the run.
     """
 
     config: Config
     folder: RunFolder
     accelerator: Accelerator
-    manifest: Manifest
-    tasks: tuple[TaskSpec, ...]
+    data: RunData
     engine: Engine
     learner: GroupLearner
     log: RunLog
     faults: FaultCounter
     step: int
-    num_steps: int
+    search_steps: int
+    finetune_steps: int
+    phases: tuple[Phase, ...]
+    phase: Phase
+    plateau: Plateau | None
     plan: Plan
+    observed: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> tuple[TaskSpec, ...]:
+        """The N tasks."""
+        return self.data.tasks
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run, at most so many before the search has ended."""
+        return self.phases[-1].end
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Multiplier of every learning rate in a step of this phase."""
+        optim, phase = self.config.optim, self.phase
+        factor = learning_rate_factor(optim, step - phase.start, phase.num_steps)
+        if self.plateau is not None:
+            factor *= self.plateau.factor
+        return factor * phase_lr(self.config, phase) / optim.lr
+
+    def watch_plateau(self, objective: Tensor) -> None:
+        """Show the objective [N] of the step that was just made to the schedule `plateau`."""
+        if self.plateau is not None:
+            self.plateau.watch(self.step - self.phase.start, objective)
 
     def refresh_plan(self) -> None:
-        """Lay out the live heads anew, after some were switched off."""
-        self.plan = self.engine.module.plan(self.learner.grouping.heads())
+        """Lay out heads and phases anew, after heads were switched off or the phase has changed."""
+        heads = self.learner.grouping.heads()
+        self.plan = self.engine.module.plan(self.phase.heads(heads))
+        self.phases = list_phases(
+            self.config.finetune, self.search_steps, self.finetune_steps, used_branches(heads)
+        )
 
 
-def start_session(config: Config, accelerator: Accelerator) -> Session:
+def start_session(config: Config, accelerator: Accelerator, data: RunData | None = None) -> Session:
     """Build the run, or continue it if its folder holds a checkpoint.
+
+    Args:
+        data: In place of the shards that the configuration names.
 
     Raises:
         UserError, DataError: Data, tasks, folder or checkpoint cannot be used.
     """
     folder = RunFolder(config.run.out)
-    manifest = open_manifest(config)
-    tasks = resolve_tasks(config.tasks, manifest)
+    data = data or ShardData(config)
+    tasks = data.tasks
     folder.check(config)
-    newest = newest_checkpoint(folder.checkpoints)
-    checkpoint = load_checkpoint(newest) if newest is not None else None
-    if newest is not None and checkpoint is not None:
-        check_fits(checkpoint, [task.to_dict() for task in tasks], manifest.digest(), newest)
-        logger.info("continuing from %s", newest)
-    _check_loaders(config, accelerator, manifest, tasks)
-    steps = num_steps(config, manifest)
-    engine, learner = _build(config, accelerator, tasks, steps, checkpoint)
+    checkpoint = _checkpoint(folder, data)
+    _check_loaders(config, accelerator, data)
+    steps, own_steps = num_steps(config, data), finetune_steps(config, data)
+    step = checkpoint.progress.step if checkpoint else 0
+    groups = given_groups(config, [task.name for task in tasks])
+    learner = build_learner(config, accelerator, tasks, steps, groups, checkpoint)
+    heads = learner.grouping.heads()
+    phases = list_phases(config.finetune, steps, own_steps, used_branches(heads))
+    phase = phase_before(phases, step)
+    engine = build_engine(config, accelerator, tasks, groups, phase, checkpoint)
+    plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
     accelerator.wait_for_everyone()  # no rank may find what rank 0 writes from here on
     if accelerator.is_main_process:
         folder.create(config)
@@ -92,68 +134,60 @@ def start_session(config: Config, accelerator: Accelerator) -> Session:
         folder,
         config.log,
         main=accelerator.is_main_process,
-        start_step=checkpoint.progress.step if checkpoint else 0,
-        num_steps=steps,
+        start_step=step,
+        num_steps=phases[-1].end,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
     )
     return Session(
         config,
         folder,
         accelerator,
-        manifest,
-        tasks,
+        data,
         engine,
         learner,
         log,
         FaultCounter(
             accelerator,
             config.data,
-            None if config.data.stream else manifest.split(config.data.train_split).num_samples,
+            data.train_samples,
             checkpoint.progress.replaced if checkpoint else 0,
         ),
-        checkpoint.progress.step if checkpoint else 0,
+        step,
         steps,
-        engine.module.plan(learner.grouping.heads()),
+        own_steps,
+        phases,
+        phase,
+        plateau,
+        engine.module.plan(phase.heads(heads)),
+        _observed(checkpoint, accelerator.device) if checkpoint else {},
     )
 
 
-def _check_loaders(
-    config: Config, accelerator: Accelerator, manifest: Manifest, tasks: tuple[TaskSpec, ...]
-) -> None:
+def _checkpoint(folder: RunFolder, data: RunData) -> Checkpoint | None:
+    """The checkpoint to continue from; None for a new run."""
+    newest = newest_checkpoint(folder.checkpoints)
+    if newest is None:
+        return None
+    checkpoint = load_checkpoint(newest)
+    check_fits(checkpoint, [task.to_dict() for task in data.tasks], data.digest, newest)
+    logger.info("continuing from %s", newest)
+    return checkpoint
+
+
+def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(_OBSERVED): value.to(device)
+        for name, value in checkpoint.grouping.items()
+        if name.startswith(_OBSERVED)
+    }
+
+
+def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> None:
     """Make both loaders once: what is wrong with them is to be known before anything is written."""
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
     if config.data.stream is None:  # a stream is not looked at before it is read
-        build_train_loader(config, manifest, tasks, start_step=0, **place)
-    build_eval_loader(config, manifest, tasks, **place)
-
-
-def _build(
-    config: Config,
-    accelerator: Accelerator,
-    tasks: tuple[TaskSpec, ...],
-    steps: int,
-    checkpoint: Checkpoint | None,
-) -> tuple[Engine, GroupLearner]:
-    grouping = build_grouping(config, len(tasks))
-    learner = GroupLearner(grouping, config, steps, accelerator.device, accelerator.process_index)
-    if checkpoint is None:
-        return Engine(accelerator, build_network(config, tasks), config), learner
-    progress = checkpoint.progress
-    module = MultiTaskNetwork.from_config(progress.network)
-    engine = _prepare(accelerator, module, config, checkpoint.state)
-    if engine.scaler is not None and progress.loss_scale:
-        engine.scaler.load_state_dict(progress.loss_scale)
-    learner.load(checkpoint.grouping, progress.logits_updates)
-    return engine, learner
-
-
-def _prepare(
-    accelerator: Accelerator, module: MultiTaskNetwork, config: Config, state: NamedState
-) -> Engine:
-    load_weights(module, state)
-    engine = Engine(accelerator, module, config)
-    write_moments(engine, state)
-    return engine
+        data.train_batches(0, 1, **place)
+    data.eval_batches(**place)
 
 
 def save_session(session: Session) -> None:
@@ -161,45 +195,23 @@ def save_session(session: Session) -> None:
     state = read_state(session.engine)
     if session.accelerator.is_main_process:
         scaler = session.engine.scaler
+        observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
         progress = Progress(
             step=session.step,
             optimizer_step=state.optimizer_step,
             logits_updates=session.learner.updates,
             network=session.engine.module.config(),
-            data=session.manifest.digest(),
+            data=session.data.digest,
             metrics_bytes=session.log.metrics_bytes,
             loss_scale=scaler.state_dict() if scaler is not None else {},
             replaced=session.faults.total,
+            plateau=session.plateau.state() if session.plateau is not None else {},
         )
         save_checkpoint(
             session.folder.checkpoints,
             progress,
             state,
-            session.learner.tensors(),
+            session.learner.tensors() | observed,
             keep_last=session.config.run.keep_last,
         )
     session.accelerator.wait_for_everyone()
-
-
-def compact(session: Session) -> tuple[int, ...]:
-    """Rebuild network, optimizer and grouping with the live heads only; every rank must call it.
-
-    Weights and moments of what is kept are carried over exactly.
-
-    Returns:
-        The branches that were kept, by their old numbers.
-    """
-    old, heads = session.engine, session.learner.grouping.heads()
-    state = read_state(old)
-    kept = NamedState(
-        old.module.subset_state(state.weights, heads),
-        {m: old.module.subset_state(values, heads) for m, values in state.moments.items()},
-        state.optimizer_step,
-    )
-    scale = old.scaler.state_dict() if old.scaler is not None else {}
-    module = MultiTaskNetwork.from_config(old.module.subset_config(heads))
-    old.release()
-    session.engine = _prepare(session.accelerator, module, session.config, kept)
-    if session.engine.scaler is not None and scale:
-        session.engine.scaler.load_state_dict(scale)
-    return session.learner.drop_empty_branches()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +19,8 @@ class NamedState:
 
     Attributes:
         weights: Parameter or buffer name to its full value (parameters in fp32).
-        moments: Moment (`exp_avg`, `exp_avg_sq`) to parameter name to its full fp32 value.
+        moments: Moment (`exp_avg`, `exp_avg_sq`) to name of a trained parameter to its full fp32
+            value.
         optimizer_step: Updates made so far.
     """
 
@@ -43,7 +45,7 @@ def read_state(engine: Engine) -> NamedState:
             _read_zero(state, name, parameter)
             continue
         state.weights[name] = _on_cpu(parameter)
-        for moment in MOMENTS if state.optimizer_step else ():
+        for moment in _moments(state, parameter):
             state.moments[moment][name] = _on_cpu(inner[parameter][moment])
     return state
 
@@ -64,9 +66,20 @@ def write_moments(engine: Engine, state: NamedState) -> None:
         _write_zero(engine, state)
         return
     inner = base_optimizer(engine.optimizer).state
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine):
         moments = {m: state.moments[m][name].to(parameter.device).clone() for m in MOMENTS}
         inner[parameter] = {"step": _step(state, parameter), **moments}
+
+
+def _trained(engine: Engine) -> Iterator[tuple[str, nn.Parameter]]:
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+
+
+def _moments(state: NamedState, parameter: nn.Parameter) -> tuple[str, ...]:
+    """The moments that there are of a parameter."""
+    return MOMENTS if state.optimizer_step and parameter.requires_grad else ()
 
 
 def _step(state: NamedState, like: Tensor) -> Tensor:
@@ -86,12 +99,17 @@ def _link_moments(engine: Engine) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _read_zero(state: NamedState, name: str, parameter: Tensor) -> None:
+def _read_zero(state: NamedState, name: str, parameter: nn.Parameter) -> None:
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    if not parameter.requires_grad:  # the optimizer does not know it
+        with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            state.weights[name] = _on_cpu(parameter)
+        return
     shape = getattr(parameter, "ds_shape", parameter.shape)
     state.weights[name] = _on_cpu(safe_get_full_fp32_param(parameter)).view(shape)
-    for moment in MOMENTS if state.optimizer_step else ():
+    for moment in _moments(state, parameter):
         value = safe_get_full_optimizer_state(parameter, moment)
         state.moments[moment][name] = _on_cpu(value).view(shape)
 
@@ -107,7 +125,7 @@ def _write_zero(engine: Engine, state: NamedState) -> None:
         inner[flat] = {"step": _step(state, flat), **empty}
     _link_moments(engine)
     write = _write_shard if sharded else _write_full
-    for name, parameter in engine.module.named_parameters():
+    for name, parameter in _trained(engine):
         for moment in MOMENTS:
             write(engine, parameter, state.moments[moment][name], moment)
 

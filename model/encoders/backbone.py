@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTModel,
+)
 
 # Attributes of a config that say nothing about the architecture, or that this module sets itself.
 _NOT_OPTIONS = frozenset(
@@ -29,6 +36,17 @@ _NOT_OPTIONS = frozenset(
         "transformers_version",
     }
 )
+
+
+class _VitEmbeddings(nn.Module):
+    """Patch tokens [B,1+T,C]; the positions are interpolated to the size of the images."""
+
+    def __init__(self, embeddings: nn.Module) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embeddings(images, interpolate_pos_encoding=True)
 
 
 class _LastMap(nn.Module):
@@ -65,12 +83,22 @@ def _convnext_stages(model: PreTrainedModel, _image_size: tuple[int, int]) -> li
     return [model.embeddings, *first, nn.Sequential(last, norm)]
 
 
-def _dinov2_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
+def _patch_grid(model: PreTrainedModel, image_size: tuple[int, int]) -> tuple[int, int]:
     patch_height, patch_width = model.embeddings.patch_embeddings.patch_size
-    grid = (image_size[0] // patch_height, image_size[1] // patch_width)
+    return (image_size[0] // patch_height, image_size[1] // patch_width)
+
+
+def _dinov2_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
     norm = model.layernorm if model.config.apply_layernorm else nn.Identity()
+    to_map = _TokensToMap(norm, _patch_grid(model, image_size))
     *first, last = model.encoder.layer
-    return [model.embeddings, *first, nn.Sequential(last, _TokensToMap(norm, grid))]
+    return [model.embeddings, *first, nn.Sequential(last, to_map)]
+
+
+def _vit_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
+    to_map = _TokensToMap(model.layernorm, _patch_grid(model, image_size))
+    *first, last = model.layers
+    return [_VitEmbeddings(model.embeddings), *first, nn.Sequential(last, to_map)]
 
 
 # How a family falls into stages that feed each other one tensor; the embedding is the first.
@@ -79,12 +107,13 @@ SPLITTERS = {
     "convnext": _convnext_stages,
     "convnextv2": _convnext_stages,
     "dinov2": _dinov2_stages,
+    "vit": _vit_stages,
 }
 
 
 def _model_types() -> list[str]:
     types = {config.model_type for config in MODEL_FOR_BACKBONE_MAPPING}
-    return sorted(types - {"timm_backbone"})
+    return sorted(types - {"timm_backbone"} | {ViTConfig.model_type})
 
 
 def resolve_config(
@@ -128,7 +157,8 @@ def resolve_config(
     try:
         # Built anew, because some attributes (the names of the stages) follow from others.
         config = type(base)(**{**_differences(base), **overrides})
-        config.out_features = [config.stage_names[-1]]
+        if model_type != ViTConfig.model_type:
+            config.out_features = [config.stage_names[-1]]
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(
             f"model.encoder.options is {dict(options)!r}, not allowed by {model_type}: {error}"
@@ -157,17 +187,25 @@ def build_parts(
 ) -> tuple[nn.Module, nn.Module]:
     """Build a trunk of the first `trunk_depth` stages and a branch of the others.
 
+    The first stage of every family is its embedding: for a transformer a depth of 1 + L shares L
+    layers (ViT-B/16 with 6 shared blocks: `vit` with its default options and a depth of 7).
+
     Raises:
         ValueError: If the family cannot be split there, or not be trained in every parameter.
     """
-    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    family, arguments = config.model_type, {}
+    if family == ViTConfig.model_type:  # It has no backbone class: its plain model serves.
+        backbone_class, arguments = ViTModel, {"add_pooling_layer": False}
+    else:
+        backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     # The classes are used directly: the Auto class asks the hub even about a local folder.
     if pretrained is None:
-        model = backbone_class(config)
+        model = backbone_class(config, **arguments)
     else:
-        model = backbone_class.from_pretrained(pretrained, config=config, local_files_only=True)
+        model = backbone_class.from_pretrained(
+            pretrained, config=config, local_files_only=True, **arguments
+        )
     model.train()
-    family = config.model_type
     trunk: nn.Module = nn.Identity()
     branch: nn.Module
     if family not in SPLITTERS:

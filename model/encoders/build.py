@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from model.encoders import backbone, residual64
+from model.encoders import backbone, mlp, residual64, xception
 from model.encoders.encoder import Encoder, Init, Pool, output_shape
 
-ENCODERS = ("residual64", "backbone")
+ENCODERS = ("residual64", "xception", "backbone", "mlp")
 
 
 def build_encoder(
@@ -24,7 +24,7 @@ def build_encoder(
     """Build a trunk and `num_branches` branches.
 
     Args:
-        name: residual64 or backbone.
+        name: residual64, xception, backbone or mlp (for vectors).
         num_branches: K.
         image_size: Height and width of the images.
         trunk_depth: Number of leading stages that all branches share.
@@ -46,13 +46,19 @@ def build_encoder(
         raise ValueError(f"image_size is {tuple(image_size)}, must be two numbers above 0")
     options = dict(options or {})
     pool: Pool = "mean"
+    in_channels = 3
+    if pretrained is not None and name != "backbone":
+        raise ValueError(f"model.encoder.pretrained is {pretrained!r}, must be left out for {name}")
     if name == "residual64":
-        if pretrained is not None:
-            raise ValueError(
-                f"model.encoder.pretrained is {pretrained!r}, must be left out for residual64"
-            )
         pool = "flatten"
         parts = [residual64.build_parts(options, trunk_depth) for _ in range(num_branches)]
+    elif name == "xception":
+        parts = [
+            xception.build_parts(options, trunk_depth, image_size) for _ in range(num_branches)
+        ]
+    elif name == "mlp":
+        parts = [mlp.build_parts(options, trunk_depth) for _ in range(num_branches)]
+        in_channels = options["widths"][0]
     else:
         config = backbone.resolve_config(options, pretrained, image_size)
         options = backbone.to_options(config)
@@ -65,10 +71,11 @@ def build_encoder(
     if init == "copies":
         for branch in branches[1:]:
             branch.load_state_dict(first.state_dict())
-    _, channels, height, width = output_shape(trunk, first, image_size)
+    _, channels, height, width = output_shape(trunk, first, (in_channels, *image_size))
     return Encoder(
         trunk=trunk,
         branches=branches,
+        in_channels=in_channels,
         channels=channels,
         spatial=(height, width),
         pool=pool,

@@ -21,6 +21,7 @@ class Encoder:
             shared.
         branches: K modules, each from the trunk's output to a feature map
             [B,channels,*spatial].
+        in_channels: Channels of an image; 3, unless it is not a picture.
         channels: Channels of the feature map.
         spatial: Height and width of the feature map.
         pool: How a feature map becomes the feature vector of a linear head.
@@ -31,6 +32,7 @@ class Encoder:
 
     trunk: nn.Module
     branches: list[nn.Module]
+    in_channels: int
     channels: int
     spatial: tuple[int, int]
     pool: Pool
@@ -39,8 +41,11 @@ class Encoder:
 
 
 @torch.no_grad()
-def output_shape(trunk: nn.Module, branch: nn.Module, image_size: tuple[int, int]) -> torch.Size:
+def output_shape(trunk: nn.Module, branch: nn.Module, shape: tuple[int, int, int]) -> torch.Size:
     """Return the shape [1,C,h,w] of a branch's output, found by running it on zeros.
+
+    Args:
+        shape: Of an image, [C,H,W].
 
     Raises:
         ValueError: If the output is not a feature map.
@@ -49,7 +54,7 @@ def output_shape(trunk: nn.Module, branch: nn.Module, image_size: tuple[int, int
     modes = [module.training for module in modules]
     for module in modules:
         module.eval()
-    output: Tensor = branch(trunk(torch.zeros(1, 3, *image_size)))
+    output: Tensor = branch(trunk(torch.zeros(1, *shape)))
     for module, mode in zip(modules, modes, strict=True):
         module.train(mode)
     if output.ndim != 4:

@@ -105,12 +105,18 @@ def test_regression(found, outputs, split, rooms):
 
 
 def test_depth_in_metres_where_there_is_a_reading(found, outputs, split, rooms):
-    errors = []
+    errors, left = [], []
     for n, label in dense(split, "depth_zbuffer", rooms):
-        metres = (outputs["depth_zbuffer"][n, 0] * 1000 + 1500) / 512
-        errors.append(np.abs(metres - label / 512)[label < 2**13])
-    expected = np.concatenate(errors).mean()
-    assert found["depth_zbuffer"] == pytest.approx({"mae": expected}, rel=1e-4)
+        valid = label < 2**13
+        metres = (outputs["depth_zbuffer"][n, 0][valid] * 1000 + 1500) / 512
+        true = label[valid] / 512
+        errors.append(np.abs(metres - true))
+        left.append(true - np.polyval(np.polyfit(metres, true, 1), metres))
+    expected = {
+        "mae": np.concatenate(errors).mean(),
+        "aligned_rmse": np.sqrt((np.concatenate(left) ** 2).mean()),
+    }
+    assert found["depth_zbuffer"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_normals_in_degrees(found, outputs, split, rooms):
@@ -122,8 +128,11 @@ def test_normals_in_degrees(found, outputs, split, rooms):
         cosines = (predicted * true).sum(axis=2) / lengths
         angles.append(np.degrees(np.arccos(np.clip(cosines, -1, 1))).ravel())
         errors.append(np.abs(predicted - true).ravel())
-    expected = {"angle": np.concatenate(angles).mean(), "mae": np.concatenate(errors).mean()}
-    assert found["normal"] == pytest.approx(expected, rel=1e-4)
+    angles = np.concatenate(angles)
+    shares = {f"within_{limit:g}": (angles < limit).mean() for limit in (11.25, 22.5, 30)}
+    expected = {"angle": angles.mean(), "mae": np.concatenate(errors).mean(), **shares}
+    # A pixel next to a limit may fall on either side.
+    assert found["normal"] == pytest.approx(expected, rel=1e-4, abs=1.5 / len(angles))
 
 
 def test_segmentation(found, outputs, split, rooms):

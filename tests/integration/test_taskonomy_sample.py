@@ -30,6 +30,6 @@ def test_every_label_is_learned(tmp_path):
     train(session)
     session.log.close()
     export_run(run, model)
-    scores, _ = score_model(model, shards, split="train", train_split="train", batch=4)
+    scores = score_model(model, shards, split="train", train_split="train", batch=4).scores
     assert [score.task for score in scores if not score.beats_constant] == []
     assert len(scores) == 9

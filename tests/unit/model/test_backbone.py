@@ -2,9 +2,10 @@ import json
 
 import pytest
 import torch
-from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig
+from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, ViTForImageClassification
 
 from model.encoders import build_encoder
+from model.encoders.backbone import build_parts, resolve_config
 
 SIZE = (64, 32)
 SMALL = {
@@ -30,6 +31,13 @@ SMALL = {
         "num_attention_heads": 2,
         "patch_size": 8,
         "image_size": 64,
+    },
+    "vit": {
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "patch_size": 8,
     },
 }
 SPLIT = ("resnet", "convnext", "convnextv2", "dinov2")
@@ -92,6 +100,41 @@ def test_any_split_computes_what_the_whole_backbone_computes(family, tmp_path):
         )
 
 
+def test_vit_b16_with_six_shared_blocks():
+    with torch.device("meta"):
+        config = resolve_config({"model_type": "vit"}, None, (256, 256))
+        trunk, branch = build_parts(config, 7, (256, 256), None)
+        assert branch(trunk(torch.empty(1, 3, 256, 256))).shape == (1, 768, 16, 16)
+    attention, mlp, norms = 4 * (768 * 768 + 768), 2 * 768 * 3072 + 3072 + 768, 4 * 768
+    block = attention + mlp + norms
+    patches, positions = 3 * 16 * 16 * 768 + 768, (1 + 16 * 16) * 768
+    found = [sum(p.numel() for p in part.parameters()) for part in (trunk, branch)]
+    assert found == [patches + 768 + positions + 6 * block, 6 * block + 2 * 768]
+    assert sum(found) == 85_844_736
+
+
+@pytest.mark.parametrize("image_size", [(64, 64), (64, 32), (96, 96)])
+def test_any_split_computes_what_the_pretrained_vit_computes(image_size, tmp_path):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("vit", **SMALL["vit"], image_size=64)
+    classifier = ViTForImageClassification(config).eval()
+    classifier.save_pretrained(tmp_path)
+    images = torch.randn(2, 3, *image_size)
+    grid = (image_size[0] // 8, image_size[1] // 8)
+    tokens = classifier.vit(images, interpolate_pos_encoding=True).last_hidden_state
+    expected = tokens[:, 1:].transpose(1, 2).reshape(2, 16, *grid)
+    for depth in range(4):
+        encoder = build_encoder(
+            "backbone", 2, image_size=image_size, trunk_depth=depth, pretrained=str(tmp_path)
+        )
+        assert (encoder.channels, encoder.spatial) == (16, grid)
+        maps = encoder.trunk.eval()(images)
+        for branch in encoder.branches:
+            torch.testing.assert_close(branch.eval()(maps), expected)
+    with pytest.raises(ValueError, match="must be from 0 to 3 for this vit"):
+        build_encoder("backbone", 1, image_size=image_size, trunk_depth=4, pretrained=str(tmp_path))
+
+
 def test_pretrained_branches_are_equal_and_rebuild_without_the_folder(tmp_path):
     config = AutoConfig.for_model("resnet", **SMALL["resnet"])
     MODEL_FOR_BACKBONE_MAPPING[type(config)](config).save_pretrained(tmp_path)
@@ -105,9 +148,10 @@ def test_pretrained_branches_are_equal_and_rebuild_without_the_folder(tmp_path):
     twin.branches[0].load_state_dict(first)
 
 
+@pytest.mark.parametrize("family", ["convnext", "vit"])
 @pytest.mark.parametrize("init", ["copies", "independent"])
-def test_init(init):
-    encoder, size = build("convnext", init=init)
+def test_init(init, family):
+    encoder, size = build(family, init=init)
     images = torch.randn(1, 3, *size)
     first, second = (branch.eval()(images) for branch in encoder.branches)
     assert torch.equal(first, second) == (init == "copies")

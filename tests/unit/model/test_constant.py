@@ -54,6 +54,12 @@ def test_mean_and_median():
     assert learn(TaskSpec("t", "regression"), *batches).constant().tolist() == [1.0]
 
 
+def test_the_median_of_a_shifted_loss_is_over_all_pixels():
+    labels = torch.tensor([0.0, 1.0, 8.0]).view(1, 1, 1, 3)
+    spec = TaskSpec("t", "dense_regression", loss="l1_shift")
+    assert learn(spec, (labels, all_of(1, 1, 3))).constant().tolist() == [1.0]
+
+
 @pytest.mark.parametrize("loss", ["l1", "mse"])
 def test_no_other_constant_has_less_loss(loss):
     spec = TaskSpec("t", "dense_regression", channels=2, loss=loss)

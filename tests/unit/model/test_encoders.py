@@ -60,14 +60,14 @@ def test_probing_leaves_mode_and_statistics_alone():
     branch = encoder.branches[0]
     assert branch.training and branch[0][1].num_batches_tracked == 0
     branch.eval()
-    output_shape(encoder.trunk, branch, (16, 16))
+    output_shape(encoder.trunk, branch, (3, 16, 16))
     assert not branch.training
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "xception"}, "model.encoder.name is 'xception', must be one of residual64, back"),
+        ({"name": "vgg"}, "model.encoder.name is 'vgg', must be one of residual64, xception, back"),
         ({"num_branches": 0}, "model.num_branches is 0, must be at least 1"),
         ({"init": "same"}, "model.init is 'same', must be one of independent, copies"),
         ({"image_size": (0, 8)}, r"image_size is \(0, 8\), must be two numbers above 0"),
@@ -85,4 +85,4 @@ def test_faults(arguments, message):
 
 def test_vectors_are_not_feature_maps():
     with pytest.raises(ValueError, match=r"features of shape \(1, 192\), must be a feature map"):
-        output_shape(torch.nn.Identity(), torch.nn.Flatten(), (8, 8))
+        output_shape(torch.nn.Identity(), torch.nn.Flatten(), (3, 8, 8))

@@ -20,6 +20,12 @@ SPECS = {
     "depth": TaskSpec(
         "t", "dense_regression", mean=(9.0,), scale=(4.0,), valid_below=200.0, unit_scale=0.1
     ),
+    "aligned_depth": TaskSpec(
+        "t", "dense_regression", scale=(4.0,), valid_below=200.0, unit_scale=0.1, display="depth"
+    ),
+    "edges": TaskSpec(
+        "t", "dense_regression", mean=(90.0,), scale=(60.0,), unit_scale=0.5, positive_above=60.0
+    ),
     "curvature": TaskSpec("t", "dense_regression", channels=2, scale=(3.0, 5.0)),
     "normal": TaskSpec(
         "t",

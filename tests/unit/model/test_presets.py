@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,25 @@ def test_sizes():
     sizes = {name: len(specs) for name, specs in PRESETS.items()}
     assert sizes == {"taskonomy5": 5, "taskonomy": 10, "celeba9": 9, "celeba40": 40}
     assert [spec.channels for spec in PRESETS["taskonomy5"]] == [1, 3, 18, 1, 1]
+
+
+def test_the_published_losses_of_taskonomy5_alone():
+    assert {spec.name: spec.loss for spec in PRESETS["taskonomy5"]} == {
+        "depth_zbuffer": "l1_shift",
+        "normal": "l1_shift",
+        "segment_semantic": "cross_entropy",
+        "keypoints2d": "l1",
+        "edge_texture": "l1",
+    }
+    for spec in PRESETS["taskonomy5"]:
+        assert TASKONOMY[spec.name] == replace(spec, loss="")
+    assert "l1_shift" not in {spec.loss for spec in TASKONOMY.values()}
+
+
+def test_responses_alone_have_positive_pixels():
+    names = {spec.name for spec in TASKONOMY.values() if spec.positive_above is not None}
+    assert names == {"edge_texture", "edge_occlusion", "keypoints2d", "keypoints3d"}
+    assert TASKONOMY["edge_texture"].positive_above == pytest.approx(1788.5 / 65535)
 
 
 def test_celeba9_is_part_of_celeba40_and_two_way():

@@ -38,6 +38,7 @@ def test_signature(spec, signature):
         DEPTH,
         TaskSpec("s", "dense_classification", channels=3, ignore_index=0, classes=("a", "b", "c")),
         TaskSpec("n", "dense_regression", channels=2, mean=(1, 2), scale=(3, 4), display="signed"),
+        TaskSpec("e", "dense_regression", positive_above=0.25, loss="l1_shift"),
     ],
 )
 def test_round_trip_through_json(spec):
@@ -61,6 +62,11 @@ def test_round_trip_through_json(spec):
         ({"kind": "regression", "unit_scale": 0.0}, "unit_scale is 0.0, must be a finite"),
         ({"kind": "dense_regression", "display": "red"}, "display is 'red', must be one of grey"),
         ({"kind": "binary", "classes": ("a",)}, "must be empty or 2 names"),
+        ({"kind": "regression", "loss": "l1_shift"}, "loss is 'l1_shift', must be one of l1, mse"),
+        ({"kind": "binary", "positive_above": 0.5}, "positive_above is 0.5, must be left out"),
+        ({"kind": "dense_regression", "channels": 2, "positive_above": 1.0}, "of one channel"),
+        ({"kind": "dense_regression", "display": "depth", "positive_above": 1.0}, "no depth"),
+        ({"kind": "dense_regression", "positive_above": float("inf")}, "must be a finite number"),
     ],
 )
 def test_contradictions_are_named(arguments, message):

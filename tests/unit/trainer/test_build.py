@@ -3,16 +3,17 @@ from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.manifest import Manifest
+from model.deconv_heads import DeconvHeads
 from model.presets import PRESETS, TASKONOMY
 from trainer.build import (
     build_grouping,
     build_network,
     label_requests,
-    num_steps,
     open_manifest,
     resolve_tasks,
 )
 from trainer.errors import UserError
+from trainer.run_data import ShardData, num_steps
 from trainer.sections import TasksSection
 
 
@@ -96,6 +97,16 @@ def test_network_follows_the_seed_and_the_config(rooms_config, manifest):
     assert not first.state_dict()[weight].equal(other.state_dict()[weight])
 
 
+def test_network_with_the_published_decoder_and_gradient_scale(rooms_config, manifest):
+    config = rooms_config("model.decoder=deconv", "model.gradient_scale=paper")
+    tasks = resolve_tasks(config.tasks, manifest)
+    network = build_network(config, tasks)
+    kinds = {type(bank) for name, bank in network.banks.items() if name.startswith("dense")}
+    assert kinds == {DeconvHeads}
+    factors = network.config()["gradient_scale"]
+    assert factors == pytest.approx([config.model.branches**-0.5, len(tasks) ** -0.5])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -119,10 +130,14 @@ def test_grouping_takes_its_section(rooms_config):
     assert grouping.sampler == "straight_through"
 
 
-def test_epochs_become_steps(rooms_config, manifest):
-    assert num_steps(rooms_config("run.steps=17"), manifest) == 17
-    assert num_steps(rooms_config("run.steps=null", "run.epochs=2.5"), manifest) == 10
-    assert num_steps(rooms_config("run.steps=null", "run.epochs=0.001"), manifest) == 1
+def test_epochs_become_steps(rooms_config):
+    def steps(*overrides):
+        config = rooms_config(*overrides)
+        return num_steps(config, ShardData(config))
+
+    assert steps("run.steps=17") == 17
+    assert steps("run.steps=null", "run.epochs=2.5") == 10
+    assert steps("run.steps=null", "run.epochs=0.001") == 1
 
 
 def test_missing_split(rooms_config):

@@ -96,6 +96,24 @@ def test_exactly_one_length(given):
         ({"pruning": {"start": 0.9, "finish": 0.5}}, "start 0.9 must not be after finish 0.5"),
         ({"optim": {"schedule": "multistep"}}, "milestones are needed by schedule 'multistep'"),
         ({"optim": {"milestones": [0.5]}}, "milestones are needed by schedule 'multistep'"),
+        (
+            {"finetune": {"steps": 5, "epochs": 1}},
+            "at most one of finetune.steps and finetune.epochs",
+        ),
+        (
+            {"finetune": {"freeze_trunk": False}},
+            "finetune: freeze_trunk is false, which needs order",
+        ),
+        ({"optim": {"schedule": "plateau", "gamma": 1.0}}, "gamma is 1.0, min_lr is 3e-05"),
+        ({"optim": {"schedule": "plateau", "lr": 1e-5}}, "at most lr, 1e-05"),
+        (
+            {"optim": {"schedule": "plateau"}, "data": {"stream": "a.tar"}},
+            "optim.schedule is 'plateau', which needs epochs; data.stream has none",
+        ),
+        (
+            {"finetune": {"epochs": 2}, "data": {"stream": "a.tar"}},
+            "finetune.epochs: data.stream has no end, give finetune.steps instead",
+        ),
         ({"pruning": {"threshold": 0.34}}, "must be below 1/model.branches = 0.3333"),
     ],
 )
@@ -145,6 +163,37 @@ def test_bad_file(tmp_path):
     (tmp_path / "broken.yaml").write_text("run: {out")
     with pytest.raises(UserError, match="is not YAML"):
         load_config(tmp_path / "broken.yaml")
+
+
+def test_a_file_says_only_what_differs_from_its_base(file):
+    (file.parent / "sub").mkdir()
+    child, grandchild = file.parent / "sub/child.yaml", file.parent / "last.yaml"
+    child.write_text(
+        "base: ../config.yaml\nmodel: {branches: 5, encoder: {options: {channels: 8}}}"
+    )
+    grandchild.write_text("base: sub/child.yaml\nrun: {steps: 77}\ndata: {size: [8, 9]}")
+    config = load_config(grandchild, ["model.init=copies"])
+    assert config.model.encoder.name == "residual64"
+    assert config.model.encoder.options == {"channels": 8}
+    assert (config.model.branches, config.model.init) == (5, "copies")
+    assert (config.run.steps, config.data.size, config.data.global_batch) == (77, (8, 9), 8)
+    assert load_config(file).model.branches == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("base: none.yaml", "child.yaml -> .*none.yaml: No such file"),
+        ("base: child.yaml", "child.yaml -> .*child.yaml: base leads back to a file"),
+        ("base: other.yaml", "child.yaml -> .*other.yaml -> .*child.yaml: base leads back"),
+        ("base: [a.yaml]", r"base is \['a.yaml'\]; allowed is the path of a YAML file"),
+    ],
+)
+def test_a_base_that_cannot_be_used(text, expected, tmp_path):
+    (tmp_path / "child.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("base: child.yaml")
+    with pytest.raises(UserError, match=expected):
+        load_config(tmp_path / "child.yaml")
 
 
 def test_sections_are_frozen(file):

@@ -13,11 +13,12 @@ from data_pipelines.errors import DataError
 from data_pipelines.manifest import Field, Manifest
 from data_pipelines.remote import check_url
 from data_pipelines.writer import ShardWriter
-from trainer.build import num_steps, open_manifest, open_shards
+from trainer.build import open_manifest, open_shards
 from trainer.config import parse_config
 from trainer.errors import UserError
 from trainer.faults import MAX_WARNINGS, FaultCounter
 from trainer.loop import train
+from trainer.run_data import steps_per_epoch
 
 FIELDS = {
     "rgb": Field(member="rgb.jpg", kind="image", channels=3),
@@ -196,7 +197,7 @@ def config_of(**data):
 
 def test_a_stream_has_no_epochs():
     with pytest.raises(UserError, match=r"run\.epochs: data\.stream has no end, give run\.steps"):
-        num_steps(config_of(stream="a.tar"), None)
+        steps_per_epoch(config_of(stream="a.tar"), None)
 
 
 def test_urls_stay_urls():

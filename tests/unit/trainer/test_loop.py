@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from trainer.build import build_train_loader
 from trainer.engine import make_accelerator
 from trainer.errors import NonFiniteLossError
 from trainer.loop import LossGuard, _step
+from trainer.run_data import build_train_loader
 from trainer.session import start_session
 
 CPU = torch.device("cpu")
@@ -41,7 +41,13 @@ def micro_batches(session, count):
         update={"optim": session.config.optim.model_copy(update={"accumulation": count})}
     )
     loader = build_train_loader(
-        config, session.manifest, session.tasks, start_step=0, rank=0, world_size=1
+        config,
+        session.data.manifest,
+        session.tasks,
+        start_step=0,
+        end_step=1,
+        rank=0,
+        world_size=1,
     )
     return [batch for _, batch in zip(range(count), loader, strict=False)]
 

@@ -51,6 +51,14 @@ def test_biases_and_norms_are_not_decayed():
     assert decays == {"encoder": 0.1, "heads": 0.1, "encoder_no_decay": 0, "heads_no_decay": 0}
 
 
+def test_what_must_not_decay_is_named_by_its_beginning():
+    optimizer = build_optimizer(Network(), OptimSection(weight_decay=0.1), ("banks.dense.",))
+    decays = {group["name"]: group for group in optimizer.param_groups}
+    assert len(decays["heads"]["params"]) == 1  # the weight of the other bank
+    trained = [p for p in Network().parameters() if p.requires_grad]
+    assert sum(len(group["params"]) for group in decays.values()) == len(trained)
+
+
 @pytest.mark.parametrize(("heads_lr", "expected"), [(None, 0.1), (0.5, 0.5)])
 def test_heads_may_have_a_learning_rate_of_their_own(heads_lr, expected):
     rates = {name: group["lr"] for name, (_, group) in groups(lr=0.1, heads_lr=heads_lr).items()}

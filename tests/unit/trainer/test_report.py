@@ -15,3 +15,9 @@ def test_deaths_follow_branches_through_their_renumbering():
     ]
     expected = [[9, 5, 7, np.inf], [np.inf, 5, 7, 9]]
     np.testing.assert_array_equal(_deaths(records, 2, 4), expected)
+
+
+def test_a_given_grouping_is_drawn_as_it_was_given():
+    records = [{"step": 0, "kind": "given", "heads": [[0, 1], [1, 0], [2, 1]]}]
+    alive = _deaths(records, num_tasks=3, num_branches=5)
+    assert alive.tolist() == [[0, np.inf], [np.inf, 0], [0, np.inf]]

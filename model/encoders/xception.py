@@ -1,0 +1,128 @@
+"""The published encoder for indoor scenes: a smaller Xception that keeps 1/16 of the image size.
+
+Legend: B batch, C channels, H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SIZES = (32, 64, 128, 256, *(728,) * 9)
+CHANNELS = 512
+STEM_DEPTH = 2
+
+
+class SeparableConv(nn.Sequential):
+    """A 3x3 convolution of every channel on its own, a 1x1 across them, batch normalisation."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),
+            nn.Conv2d(inputs, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+
+class XceptionBlock(nn.Module):
+    """Separable convolutions beside a shortcut.
+
+    Where the number of channels changes there are two, the map is halved by a 2x2 convolution and
+    the shortcut is a 1x1 convolution; else there are three, and the shortcut is the input.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.reshapes = inputs != outputs
+        self.convs = nn.ModuleList(
+            SeparableConv(inputs if repeat == 0 else outputs, outputs)
+            for repeat in range(2 if self.reshapes else 3)
+        )
+        if self.reshapes:
+            self.down = nn.Conv2d(outputs, outputs, 2, stride=2)
+            self.skip = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+            self.skip_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return maps of `outputs` channels, of half the size where `inputs` is another number."""
+        hidden = maps
+        for conv in self.convs:
+            hidden = conv(F.relu(hidden))
+        if self.reshapes:
+            return self.down(hidden) + self.skip_norm(self.skip(maps))
+        return hidden + maps
+
+
+def _stem(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+    )
+
+
+def _positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
+    """Return the sizes of the stages and the channels of the output.
+
+    Raises:
+        ValueError: If an option is unknown or a value not allowed.
+    """
+    unknown = sorted(set(options) - {"sizes", "channels"})
+    if unknown:
+        raise ValueError(
+            f"model.encoder.options has {unknown[0]!r}, xception knows only 'sizes', 'channels'"
+        )
+    sizes, channels = options.get("sizes", SIZES), options.get("channels", CHANNELS)
+    listed = isinstance(sizes, list | tuple) and all(map(_positive_int, sizes))
+    if not listed or len(sizes) < STEM_DEPTH:
+        raise ValueError(
+            f"model.encoder.options.sizes is {sizes!r}, "
+            f"must be {STEM_DEPTH} or more integers above 0"
+        )
+    if not _positive_int(channels):
+        raise ValueError(
+            f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
+        )
+    return list(sizes), channels
+
+
+def build_parts(
+    options: Mapping[str, Any], trunk_depth: int, image_size: tuple[int, int]
+) -> tuple[nn.Module, nn.Module]:
+    """Build a trunk of the first `trunk_depth` stages and one branch of the others.
+
+    A stage is a size: two convolutions, the first of stride 2, then blocks. The branch ends in
+    ReLU and a separable convolution. With the published sizes the output is [B,512,H/16,W/16].
+
+    Args:
+        options: `sizes` (channels of the stages, 32, 64, 128, 256 and nine times 728 where left
+            out) and `channels` (of the output, 512 where left out).
+        trunk_depth: From 0 to the number of sizes; the published splits are 0, 3, 6 and 9.
+        image_size: H and W.
+
+    Raises:
+        ValueError: If an option, the depth or the image size is not allowed.
+    """
+    sizes, channels = _resolve(options)
+    if trunk_depth not in range(len(sizes) + 1):
+        raise ValueError(
+            f"model.trunk_depth is {trunk_depth!r}, must be from 0 to {len(sizes)} for xception"
+        )
+    inputs = sizes[STEM_DEPTH - 1 : -1]
+    blocks = [XceptionBlock(i, o) for i, o in zip(inputs, sizes[STEM_DEPTH:], strict=True)]
+    factor = 2 ** (1 + sum(block.reshapes for block in blocks))
+    if image_size[0] % factor or image_size[1] % factor:
+        raise ValueError(
+            f"image_size is {tuple(image_size)}, must be multiples of {factor} for xception"
+        )
+    stages = [_stem(3, sizes[0], stride=2), _stem(sizes[0], sizes[1], stride=1), *blocks]
+    trunk = nn.Sequential(*stages[:trunk_depth]) if trunk_depth else nn.Identity()
+    last = nn.Sequential(nn.ReLU(), SeparableConv(sizes[-1], channels))
+    return trunk, nn.Sequential(*stages[trunk_depth:], last)

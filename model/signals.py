@@ -1,0 +1,143 @@
+"""What every task asks of every branch: the statistics that task affinities are computed from.
+
+A head's residual is the gradient of its task's loss in its predictions. Correlated with the inputs
+of the branch's last layer it is the task's gradient in that layer, up to the head's own weights
+(as in Grad-TAG, arXiv 2409.06091, with the last shared layer in place of all). All statistics are
+sums over samples: they may be added over batches and processes.
+
+Legend: K branches, B batch, P positions of a coarse grid, D features, F features kept,
+R residuals (outputs of all tasks), m heads, O outputs, H, W image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from model.losses import sample_losses
+from model.targets import Targets
+
+_GRID = 4  # positions on a side: enough to tell left from right, few enough to average over
+_MAX_FEATURES = 256
+
+Signals = dict[str, Tensor]
+
+
+class LastLayerTap:
+    """Notes the input of the linear layer or convolution that each module ran last."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = modules
+        self._handles: list[RemovableHandle] = []
+        self._inputs: dict[int, Tensor] = {}
+
+    def __enter__(self) -> LastLayerTap:
+        for index, module in enumerate(self._modules):
+            for layer in module.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    hook = self._note(index)
+                    self._handles.append(layer.register_forward_pre_hook(hook))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features = inputs[0].detach()
+            if isinstance(layer, nn.Linear) and features.ndim == 4:  # channels come last
+                features = features.movedim(3, 1)
+            elif features.ndim == 3:  # tokens have no grid that holds for every family
+                features = features.mean(dim=1)
+            self._inputs[index] = features
+
+        return hook
+
+    def features(self, index: int) -> Tensor:
+        """What module `index` fed to its last layer, fp32 [B,P,D] on a coarse grid."""
+        features = self._inputs[index].float()
+        if features.ndim == 2:
+            return features[:, None]
+        return _coarse(features).flatten(2).transpose(1, 2)
+
+
+def _coarse(maps: Tensor) -> Tensor:
+    """Return maps [...,H,W] averaged over the cells of the grid."""
+    height, width = maps.shape[-2:]
+    flat = maps.flatten(0, -4) if maps.ndim > 4 else maps
+    pooled = F.adaptive_avg_pool2d(flat, (min(_GRID, height), min(_GRID, width)))
+    return pooled.view(*maps.shape[:-2], *pooled.shape[-2:])
+
+
+def residuals(loss: str, prediction: Tensor, targets: Targets, positions: int) -> Tensor:
+    """Return the gradient of every sample's loss in the predictions of m heads.
+
+    Args:
+        loss: As `sample_losses` takes it.
+        prediction: [m,B,O] or [m,B,O,H,W].
+        positions: P of the features they will be correlated with.
+
+    Returns:
+        fp32 [m*O,B,P]; zero for a sample without a label.
+    """
+    leaf = prediction.detach().float().requires_grad_()
+    with torch.enable_grad():
+        total = sample_losses(loss, leaf, targets).sum()
+        (gradient,) = torch.autograd.grad(total, leaf)
+    if gradient.ndim == 3:
+        gradient = gradient[..., None].expand(-1, -1, -1, positions)
+    elif positions == 1:
+        gradient = gradient.mean(dim=(3, 4))[..., None]
+    else:
+        gradient = _coarse(gradient).flatten(3)
+    return gradient.transpose(1, 2).flatten(0, 1)
+
+
+def signal_sums(features: Tensor, rows: Tensor) -> Signals:
+    """Return the sums over the samples of one branch.
+
+    Args:
+        features: [B,P,D], projected at random to at most 256 numbers.
+        rows: Residuals [R,B,P].
+
+    Returns:
+        `count` [], `features` [P,F], `residuals` [R,P], `products` [R,F] (residual x features,
+        over all positions) and `second` [F,F], the second moments of the features.
+    """
+    projected = torch.einsum("bpd,pdf->bpf", features, _projection(features))
+    whole = projected.sum(dim=1)
+    return {
+        "count": torch.full((), float(len(features)), device=features.device),
+        "features": projected.sum(dim=0),
+        "residuals": rows.sum(dim=1),
+        "products": torch.einsum("rbp,bpf->rf", rows, projected),
+        "second": whole.T @ whole,
+    }
+
+
+def _projection(features: Tensor) -> Tensor:
+    """Return [P,D,F]: the identity, or the same random one on every process."""
+    _, positions, width = features.shape
+    size = positions * width
+    if size <= _MAX_FEATURES:
+        return torch.eye(size, device=features.device).view(positions, width, size)
+    generator = torch.Generator().manual_seed(size)
+    random = torch.randn(positions, width, _MAX_FEATURES, generator=generator)
+    return random.to(features.device) / math.sqrt(_MAX_FEATURES)
+
+
+def stack_signals(branches: Sequence[Mapping[str, Tensor]]) -> Signals:
+    """Stack the sums of K branches along a new first axis."""
+    return {name: torch.stack([own[name] for own in branches]) for name in branches[0]}

@@ -1,0 +1,35 @@
+"""A search finds the same affinities in two processes as in one, and refuses ZeRO 2."""
+
+import json
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.distributed
+
+SHORT = ("run.steps=6", "grouping.search.every=2", "grouping.noise=shared")
+
+
+@pytest.mark.parametrize("recipe", ["tag", "grad_tag"])
+def test_two_processes_find_what_one_finds(recipe, launcher, rooms_yaml, tmp_path):
+    found = {}
+    for engine in (None, "ddp_cpu"):
+        out = tmp_path / (engine or "plain")
+        overrides = (f"run.out={out}", f"grouping.recipe={recipe}", *SHORT)
+        end = launcher.train(rooms_yaml, *overrides, engine=engine).finish()
+        assert end.code == 0, end.stderr[-4000:]
+        found[engine] = json.loads((out / "search" / "groups.json").read_text())
+        last = (out / "metrics.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last)["kind"] == "eval", "the groups were trained too"
+    one, two = (np.array(found[engine]["affinity"]) for engine in (None, "ddp_cpu"))
+    assert np.abs(one).max() > 1e-3
+    assert np.abs(one - two).max() < 1e-4 * np.abs(one).max()
+    assert found[None]["groups"] == found["ddp_cpu"]["groups"]
+
+
+def test_zero_2_is_refused_before_anything_is_trained(launcher, rooms_yaml, tmp_path):
+    overrides = (f"run.out={tmp_path / 'run'}", "grouping.recipe=tag", *SHORT)
+    end = launcher.train(rooms_yaml, *overrides, engine="zero2_cpu").finish()
+    assert end.code != 0
+    assert "error: grouping.recipe: 'tag' looks at whole gradients, which ZeRO 2" in end.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,52 @@
+"""The file of metrics that a model can be compared with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+
+_FORM = '{"task": {"metric": number, ...}, ...}'
+
+
+def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
+    """Write task to metric to value as JSON; the file appears when it is complete.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(metrics, indent=2) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def read_reference(path: Path) -> dict[str, dict[str, float]]:
+    """Read what `write_reference` wrote, or somebody by hand.
+
+    Raises:
+        UserError: The file cannot be read or holds something else.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, must hold {_FORM}")
+    for task, values in content.items():
+        if not isinstance(values, dict):
+            kind = type(values).__name__
+            raise UserError(f"{path}: task {task!r} is a {kind}, the file must hold {_FORM}")
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UserError(f"{path}: {name!r} of task {task!r} is {value!r}, must be a number")
+    return content

@@ -1,0 +1,45 @@
+"""A whole run in this process: the search that some recipes begin with, training, evaluation."""
+
+from __future__ import annotations
+
+import logging
+
+from accelerate import Accelerator
+
+from trainer.assignments import SEARCHING
+from trainer.config import Config
+from trainer.evaluation import Metrics
+from trainer.loop import train
+from trainer.run_data import RunData
+from trainer.selection.search import search_groups
+from trainer.session import Session, start_session
+
+logger = logging.getLogger(__name__)
+
+
+def train_run(
+    config: Config, accelerator: Accelerator, data: RunData | None = None
+) -> tuple[Session, Metrics]:
+    """Train from start, or from the newest checkpoint, to the end; every rank must call it.
+
+    Args:
+        data: In place of the shards that the configuration names.
+
+    Returns:
+        The session, whose network has left the engine, and the metrics of the last evaluation.
+
+    Raises:
+        UserError, DataError: Something the user gave cannot be used.
+        NonFiniteLossError: Training diverged.
+    """
+    if config.grouping.recipe in SEARCHING:
+        search_groups(config, accelerator, data)
+    session = start_session(config, accelerator, data)
+    if session.step >= session.num_steps:
+        logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
+    metrics = train(session)
+    session.log.close()
+    # Before the process group: DDP would else be its last owner, and end it holding the
+    # interpreter's lock, for which a thread of the group may be waiting.
+    session.engine.release()
+    return session, metrics

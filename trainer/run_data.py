@@ -1,0 +1,187 @@
+"""Where a run's batches come from: shards, or whatever else offers the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from torch.utils.data import DataLoader
+
+from data_pipelines.collate import Batch
+from data_pipelines.loader import epoch_order, eval_loader, train_loader
+from data_pipelines.manifest import Manifest
+from data_pipelines.streaming import stream_batches
+from data_pipelines.transforms import Geometry
+from model.tasks import TaskSpec
+from trainer.build import label_requests, open_manifest, open_shards, resolve_tasks
+from trainer.config import Config
+from trainer.errors import UserError
+
+
+class RunData(Protocol):
+    """The data of a run.
+
+    Attributes:
+        tasks: The N tasks.
+        train_samples: Of the train split; None where they do not end.
+        eval_samples: Of the evaluation split.
+        digest: Tells one data set from another.
+    """
+
+    tasks: tuple[TaskSpec, ...]
+    train_samples: int | None
+    eval_samples: int
+    digest: str
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which the train split is read once.
+
+        Raises:
+            UserError: It has no end.
+        """
+
+    def train_batches(
+        self, start_step: int, end_step: int, *, rank: int, world_size: int
+    ) -> Iterable[Batch]:
+        """Micro-batches of a process, those of a step following each other."""
+
+    def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
+        """Every sample of the evaluation split once over all processes."""
+
+
+class ShardData:
+    """`RunData` from the shards that the configuration names.
+
+    Raises:
+        UserError, DataError: Data or tasks cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.manifest = open_manifest(config)
+        self.tasks = resolve_tasks(config.tasks, self.manifest)
+        self.digest = self.manifest.digest()
+        self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
+        self.train_samples: int | None = None
+        if config.data.stream is None:
+            self.train_samples = self.manifest.split(config.data.train_split).num_samples
+
+    def steps_per_epoch(self) -> int:
+        """As `RunData` says."""
+        return steps_per_epoch(self._config, self.manifest)
+
+    def train_batches(
+        self, start_step: int, end_step: int, *, rank: int, world_size: int
+    ) -> Iterable[Batch]:
+        """As `RunData` says."""
+        return build_train_loader(
+            self._config,
+            self.manifest,
+            self.tasks,
+            start_step=start_step,
+            end_step=end_step,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
+        """As `RunData` says."""
+        return build_eval_loader(
+            self._config, self.manifest, self.tasks, rank=rank, world_size=world_size
+        )
+
+
+def num_steps(config: Config, data: RunData) -> int:
+    """Optimizer steps of the run until every task has one head.
+
+    Raises:
+        UserError: A stream has no epochs to count.
+    """
+    if config.run.steps is not None:
+        return config.run.steps
+    assert config.run.epochs is not None, "the section checks it"
+    return max(1, round(config.run.epochs * data.steps_per_epoch()))
+
+
+def finetune_steps(config: Config, data: RunData) -> int:
+    """Optimizer steps of each phase of fine-tuning, 0 for none."""
+    if not config.finetune.epochs:
+        return config.finetune.steps
+    return max(1, round(config.finetune.epochs * data.steps_per_epoch()))
+
+
+def steps_per_epoch(config: Config, manifest: Manifest) -> int:
+    """Optimizer steps in which the train split is read once.
+
+    Raises:
+        UserError: A stream has no end.
+    """
+    if config.data.stream is not None:
+        raise UserError("run.epochs: data.stream has no end, give run.steps instead")
+    order = epoch_order(
+        manifest.split(config.data.train_split),
+        seed=config.run.seed,
+        global_batch=config.data.global_batch,
+        streams=config.data.streams,
+    )
+    return order.steps_per_epoch(config.data.global_batch)
+
+
+def build_train_loader(
+    config: Config,
+    manifest: Manifest,
+    tasks: tuple[TaskSpec, ...],
+    *,
+    start_step: int,
+    end_step: int,
+    rank: int,
+    world_size: int,
+) -> Iterable[Batch]:
+    """Micro-batches of this process from `start_step` to `end_step`."""
+    data = config.data
+    described = (
+        manifest,
+        label_requests(tasks),
+        Geometry(data.size, crop=data.crop, flip=data.flip),
+    )
+    options: dict[str, Any] = {
+        "seed": config.run.seed,
+        "global_batch": data.global_batch,
+        "num_steps": end_step,
+        "rank": rank,
+        "world_size": world_size,
+        "accumulation": config.optim.accumulation,
+        "start_step": start_step,
+        "workers": data.workers,
+        "on_error": data.on_error,
+    }
+    if data.stream is not None:
+        return stream_batches(data.stream, *described, **options)
+    return train_loader(
+        open_shards(config), *described, split=data.train_split, streams=data.streams, **options
+    )
+
+
+def build_eval_loader(
+    config: Config,
+    manifest: Manifest,
+    tasks: tuple[TaskSpec, ...],
+    *,
+    rank: int,
+    world_size: int,
+    workers: int | None = None,
+) -> DataLoader[Batch]:
+    """Every sample of the evaluation split once over all processes."""
+    return eval_loader(
+        open_shards(config),
+        manifest,
+        label_requests(tasks),
+        config.data.size,
+        batch_size=config.eval.batch,
+        split=config.data.eval_split,
+        rank=rank,
+        world_size=world_size,
+        limit=config.eval.limit,
+        workers=config.data.workers if workers is None else workers,
+        on_error=config.data.on_error,
+    )

@@ -1,0 +1,1 @@
+"""Selectors of groups: they watch one network of all tasks train and group the tasks by it."""
