@@ -62,15 +62,36 @@ class Config(Section):
             raise ValueError("finetune.epochs: data.stream has no end, give finetune.steps instead")
         return self
 
+    @model_validator(mode="after")
+    def _sources_in_time(self) -> Config:
+        remote = isinstance(self.data.shards, str) or self.data.stream is not None
+        if remote and self.data.retry_seconds >= self.run.timeout_seconds:
+            raise ValueError(
+                f"data.retry_seconds is {self.data.retry_seconds:g}; must be below "
+                f"run.timeout_seconds, {self.run.timeout_seconds:g}, after which the other ranks "
+                "give up"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader for which `3e-4` is a number, as in YAML 1.2."""
+    """SafeLoader for which `3e-4` is a number and `3:10` is none, as in YAML 1.2."""
 
 
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
