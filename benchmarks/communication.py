@@ -1,19 +1,17 @@
-"""What the engines send: counted in real two-process runs, and by formula for the recipes at scale.
+"""What the engines send in a step: counted in real runs of two processes, and by formula.
 
 python benchmarks/communication.py
 
-Every engine makes one step of a small network on two processes, in two micro-batches, and all bytes
-that it hands to a collective operation are counted. The formulas must give the same; they are then
-applied to the recipes. Results go to benchmarks/results/communication.json, the tables of
-docs/scaling.md are written anew; the exit code is 1 where a formula is wrong.
-
-Legend: P processes, K branches, N tasks.
+Every engine makes one step of a small network in two micro-batches, and all bytes that it hands to
+a collective operation are counted. Results go to benchmarks/results/communication.json; the exit
+code is 1 where a formula gives something else.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -28,23 +26,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from model.network import MultiTaskNetwork
 from model.presets import PRESETS
 from trainer.build import build_network
-from trainer.config import Config, load_config, parse_config
+from trainer.config import Config, parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
-DOCUMENT = ROOT / "docs" / "scaling.md"
 STAGES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-RECIPES = ("celeba9_k2", "taskonomy5_k3", "taskonomy_full")
-GPUS = (8, 64, 512)
-GB = 1e9
-# Bytes a second through a ring: within a node of 8, and between nodes (all of a node's adapters).
-LINKS = {"NVLink": 450 * GB, "8 x 400 Gbit/s": 400 * GB, "100 Gbit/s": 12.5 * GB}
-SUSTAINED = {"fp32": 30e12, "bf16": 300e12}  # operations a second and GPU
 PERSISTENT = 100_000  # ZeRO 3 gathers smaller parameters once a step, and keeps them until then
 LOW_PRECISION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what ZeRO sends of them in bf16
 TYPES = {"float": 4, "double": 8, "c10::BFloat16": 2, "long int": 8}
@@ -169,7 +158,8 @@ def measure(stage: str, precision: str) -> dict[str, Any]:
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         own = [__file__, "--count", str(out), "--precision", precision]
         command = [sys.executable, *launcher, "--main_process_port", str(port), *own]
-        subprocess.run(command, check=True, capture_output=True, timeout=900)
+        on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, check=True, capture_output=True, timeout=900, env=on_cpu)
         counted = json.loads(out.read_text())
     network = build_network(small_config(precision), PRESETS["taskonomy5"])
     formula = traffic(stage, network, ACCUMULATION, bf16=precision == "bf16")
@@ -188,93 +178,8 @@ def agrees(measured: dict[str, Any]) -> bool:
     return all(abs(counted - expected) <= 0.005 * expected for counted, expected in pairs)
 
 
-def operations(network: MultiTaskNetwork, size: tuple[int, int]) -> dict[str, float]:
-    """Operations to train on one image, before and after pruning; backward is twice forward."""
-    tasks, images = range(network.num_tasks), torch.zeros(1, 3, *size, dtype=torch.uint8)
-
-    def forward(heads: list[tuple[int, int]]) -> int:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(images, network.plan(heads))
-        return counter.get_total_flops()
-
-    with torch.no_grad(), FlopCounterMode(display=False) as trunk:
-        network.trunk(images.float())
-    branches = range(network.num_branches)
-    every = [forward([(task, branch) for task in tasks]) for branch in branches]
-    again = (len(branches) - 1) * trunk.get_total_flops()  # the trunk runs once for all branches
-    pruned = forward([(task, task % len(branches)) for task in tasks])
-    return {"before": 3.0 * (sum(every) - again), "after": 3.0 * pruned}
-
-
-def scale(recipe: str) -> dict[str, Any]:
-    """A recipe at the batch per GPU that it was published with; all K branches are kept."""
-    config = load_config(ROOT / "experiments" / f"{recipe}.yaml")
-    tasks, precision = PRESETS[config.tasks.preset or ""], config.run.precision or "fp32"
-    full = build_network(config, tasks).eval()
-    spread = [(task, task % full.num_branches) for task in range(len(tasks))]
-    networks = {"before": full, "after": full.subset(spread)}
-    work = operations(full, config.data.size)
-    batch = config.data.global_batch // (1 if "celeba" in recipe else 8)
-    result: dict[str, Any] = {"batch": batch, "global_batch": config.data.global_batch}
-    for phase, network in networks.items():
-        rows = {
-            stage: traffic(stage, network, config.optim.accumulation, bf16=precision == "bf16")
-            for stage in STAGES
-        }
-        result[phase] = {
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "gflop_per_image": work[phase] / 1e9,
-            "compute_ms": 1e3 * batch * work[phase] / SUSTAINED[precision],
-            "sent": {s: {str(p): row.sent(p) for p in GPUS} for s, row in rows.items()},
-        }
-    return result
-
-
-def link_times(sent: dict[str, float]) -> dict[str, float]:
-    """Milliseconds to send this, by number of GPUs and link."""
-    inside, *between = LINKS
-    pairs = [(8, inside), *((p, link) for link in between for p in GPUS[1:])]
-    return {f"{p}, {link}": 1e3 * sent[str(p)] / LINKS[link] for p, link in pairs}
-
-
-def recipe_table(name: str, recipe: dict[str, Any]) -> str:
-    """A recipe's traffic and times as Markdown."""
-    lines = [f"### {name}, {recipe['batch']} images a GPU", ""]
-    for phase in ("before", "after"):
-        own = recipe[phase]
-        columns = [f"MB sent at {p}" for p in GPUS] + [
-            f"ms at {key}" for key in link_times(own["sent"]["ddp"])
-        ]
-        lines += [
-            f"{phase.capitalize()} pruning: {own['parameters'] / 1e6:.2f} M parameters, "
-            f"{own['gflop_per_image']:.1f} Gflop an image, {own['compute_ms']:.1f} ms of "
-            "arithmetic a step.",
-            "",
-            f"| stage | {' | '.join(columns)} | GPUs at most |",
-            "|---" * (len(columns) + 2) + "|",
-        ]
-        for stage, sent in own["sent"].items():
-            times = link_times(sent)
-            cells = [f"{sent[str(p)] / 1e6:.1f}" for p in GPUS]
-            cells += [f"{value:.2f}" for value in times.values()]
-            # With the global batch of the recipe, arithmetic and sending take equally long there.
-            work = own["compute_ms"] * recipe["global_batch"] / recipe["batch"]
-            limits = [work / times[f"512, {link}"] for link in list(LINKS)[1:]]
-            most = [min(int(limit), recipe["global_batch"]) for limit in limits]
-            lines.append(f"| {stage} | {' | '.join(cells)} | {most[0]}, {most[1]} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def write_tables(results: dict[str, Any], document: Path) -> None:
-    """Replace all that follows the heading `## Tables`."""
-    head, heading, _ = document.read_text().partition("## Tables\n")
-    tables = "\n".join(recipe_table(name, own) for name, own in results["recipes"].items())
-    document.write_text(f"{head}{heading}\n{tables}")
-
-
 def main() -> int:
-    """Count, compare with the formulas, apply them, and write results and tables."""
+    """Count, compare with the formulas, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
@@ -285,13 +190,10 @@ def main() -> int:
     cases = [(stage, "fp32") for stage in STAGES] + [("zero2", "bf16"), ("zero3", "bf16")]
     measured = {f"{stage} {precision}": measure(stage, precision) for stage, precision in cases}
     results = {
-        "assumed": {"links": LINKS, "sustained": SUSTAINED},
         "measured": measured,
-        "recipes": {name: scale(name) for name in RECIPES},
         "claims": {f"{name}: formula": agrees(own) for name, own in measured.items()},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_tables(results, DOCUMENT)
     sys.stdout.write(json.dumps(results["claims"], indent=1) + "\n")
     return 0 if all(results["claims"].values()) else 1
 

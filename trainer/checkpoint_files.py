@@ -32,19 +32,17 @@ def folder_of_step(folder: Path, step: int) -> Path:
 def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside, sync it, give it its name, and move the pointer to it.
 
-    Until the name is given nothing that was there before is touched; a failure leaves no trace.
-    A whole checkpoint that already has the name stays: a step has one state only.
+    Until the folder is complete and on the disk, no checkpoint that was there before is touched;
+    a failure leaves no trace. A whole one that already has the name stays: a step has one state.
 
     Raises:
         OSError: The disk is full or cannot be written.
     """
     folder = final.parent
     _sweep(folder, _PARTIAL, _DROPPED)  # what a killed process has left
-    if final.exists():
-        if find_fault(final) is None:
-            _point(folder, final.name)
-            return
-        _drop(final)
+    if final.exists() and find_fault(final) is None:
+        _point(folder, final.name)
+        return
     partial = final.with_name(f"{final.name}{_PARTIAL}")
     try:
         partial.mkdir(parents=True)
@@ -56,6 +54,8 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    if final.exists():
+        _drop(final)
     os.replace(partial, final)
     _sync(folder)
     _point(folder, final.name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import trainer.loop
+import trainer.step
 from trainer.faults import FaultCounter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,25 +39,25 @@ def spoil_gradient(losses: torch.Tensor) -> torch.Tensor:
 
 
 def before_step(fault, rank: int, steps: range) -> None:
-    original = trainer.loop._step
+    original = trainer.loop.train_step
 
     def step(session, micro_batches):
         if session.accelerator.process_index == rank and session.step in steps:
             fault()
         return original(session, micro_batches)
 
-    trainer.loop._step = step
+    trainer.loop.train_step = step
 
 
 def in_losses(fault, rank: int, steps: range) -> None:
-    original = trainer.loop._head_losses
+    original = trainer.step._head_losses
 
     def head_losses(session, *arguments, **options):
         losses = original(session, *arguments, **options)
         bad = session.accelerator.process_index == rank and session.step in steps
         return fault(losses) if bad else losses
 
-    trainer.loop._head_losses = head_losses
+    trainer.step._head_losses = head_losses
 
 
 def read_slowly(rank: int, steps: range) -> None:

@@ -1,7 +1,8 @@
 """The formulas of the scaling document give the bytes that real engines send, and its numbers."""
 
-import importlib.util
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,26 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def communication():
-    path = ROOT / "benchmarks" / "communication.py"
-    spec = importlib.util.spec_from_file_location("communication", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark():
+    """The scripts of benchmarks/, by name."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module
+    sys.path.remove(folder)
 
 
 @pytest.fixture(scope="module")
-def results(communication):
-    return json.loads(communication.RESULTS.read_text())
+def communication(benchmark):
+    return benchmark("communication")
+
+
+@pytest.fixture(scope="module")
+def scaling(benchmark):
+    return benchmark("scaling")
+
+
+def results(script):
+    return json.loads(script.RESULTS.read_text())
 
 
 @pytest.mark.parametrize(
@@ -46,8 +56,8 @@ def test_a_real_step_sends_what_the_formula_says(stage, precision, communication
     assert measured["reduced"] > 2e6  # of 604 thousand parameters
 
 
-def test_a_wrong_formula_is_noticed(communication, results):
-    for own in results["measured"].values():
+def test_a_wrong_formula_is_noticed(communication):
+    for own in results(communication)["measured"].values():
         assert communication.agrees(own)
         assert not communication.agrees({**own, "reduced": 1.01 * own["reduced"]})
         assert not communication.agrees({**own, "gathered": 1.01 * own["gathered"] + 1})
@@ -72,14 +82,12 @@ def test_bytes_of_a_network_that_can_be_counted_by_hand(communication):
     assert communication.Traffic(800, 80, 8).sent(8) == (1600 + 80 + 8) * 7 / 8
 
 
-def test_the_document_s_tables_are_the_results(communication, results, tmp_path):
+def test_the_document_s_tables_are_the_results(scaling, tmp_path):
     copy = tmp_path / "scaling.md"
-    copy.write_text(communication.DOCUMENT.read_text())
-    communication.write_tables(results, copy)
-    assert copy.read_text() == communication.DOCUMENT.read_text()
+    copy.write_text(scaling.DOCUMENT.read_text())
+    scaling.write_tables(results(scaling), copy)
+    assert copy.read_text() == scaling.DOCUMENT.read_text()
 
 
-def test_the_recipes_are_those_of_the_project(communication, results):
-    own = results["recipes"]["celeba9_k2"]
-    found = communication.scale("celeba9_k2")
-    assert found == own
+def test_the_results_are_of_the_recipe_as_it_is(scaling):
+    assert scaling.scale("celeba9_k2") == results(scaling)["recipes"]["celeba9_k2"]

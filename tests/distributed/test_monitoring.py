@@ -22,7 +22,8 @@ def watched(session_launcher, rooms_yaml, tmp_path_factory):
         script=Path(__file__).with_name("slow_rank.py"),
     )  # fmt: skip
     seen = []
-    while process.running:
+    until = time.monotonic() + 200
+    while process.running and time.monotonic() < until:
         if (out / "status.json").exists():
             seen.append(json.loads((out / "status.json").read_text()))  # whole at any moment
         time.sleep(0.003)

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
-NUM_STEPS = 40
+NUM_STEPS = 120
 FINAL = f"checkpoints/step-{NUM_STEPS:09d}"
 SAME_FILES = (
     "metrics.jsonl",

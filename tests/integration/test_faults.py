@@ -36,7 +36,7 @@ def test_divergence_after_good_checkpoints(rooms_config, train_here, monkeypatch
     """The weights are spoilt after the step that was saved; that checkpoint stays the newest."""
     from trainer import loop
 
-    step = loop._step
+    step = loop.train_step
 
     def spoil(session, micro_batches):
         if session.step == 5:
@@ -44,7 +44,7 @@ def test_divergence_after_good_checkpoints(rooms_config, train_here, monkeypatch
                 session.engine.module.banks["regression_1_mse"].weight.fill_(torch.inf)
         return step(session, micro_batches)
 
-    monkeypatch.setattr(loop, "_step", spoil)
+    monkeypatch.setattr(loop, "train_step", spoil)
     config = rooms_config(*OPTIONS)
     with pytest.raises(NonFiniteLossError, match=r"in step 5: \['camera_pitch'\]"):
         train_here(config)

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from trainer.accelerator import make_accelerator
-from trainer.loop import _step
 from trainer.run_data import build_train_loader
 from trainer.session import start_session
+from trainer.step import train_step
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_step_descends_the_objective(session):
     *gradients, logit_gradient = torch.autograd.grad(objective, [*parameters, logits])
     before = [p.detach().clone() for p in (*parameters, logits)]
 
-    losses, shares = _step(session, [batch])
+    losses, shares = train_step(session, [batch])
 
     expected_shares = (z * expected_losses).sum(dim=1).detach()
     torch.testing.assert_close(shares, expected_shares, rtol=1e-5, atol=1e-6)

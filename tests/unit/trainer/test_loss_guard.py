@@ -1,4 +1,4 @@
-"""The watch over the losses: what it says, what it leaves out, and what a bad step must not touch."""
+"""The watch over the losses: what it says, what it leaves out, what a bad step must not touch."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import trainer.loop
+import trainer.step
 from trainer.errors import NonFiniteLossError
 from trainer.loss_guard import LossGuard
 
@@ -49,7 +50,7 @@ def test_it_names_the_ranks_it_began_on(make_guard, monkeypatch):
     with pytest.raises(NonFiniteLossError, match=found):
         guard.check()
     gathered[0] = "n0"
-    with pytest.raises(NonFiniteLossError, match="on all 6 ranks$"):
+    with pytest.raises(NonFiniteLossError, match=r"on all 6 ranks$"):
         guard.check()
 
 
@@ -90,7 +91,7 @@ RUN = (
 @pytest.fixture
 def spoil_steps(monkeypatch):
     """One of the two micro-batches of some steps holds NaN pixels."""
-    original, steps = trainer.loop._step, set()
+    original, steps = trainer.loop.train_step, set()
 
     def step(session, micro_batches):
         if session.step in steps:
@@ -98,7 +99,7 @@ def spoil_steps(monkeypatch):
             micro_batches = [first, replace(second, images=second.images.float() * NAN)]
         return original(session, micro_batches)
 
-    monkeypatch.setattr(trainer.loop, "_step", step)
+    monkeypatch.setattr(trainer.loop, "train_step", step)
     return steps.update
 
 
@@ -160,13 +161,13 @@ def test_the_count_is_kept_over_a_restart(rooms_config, train_here, spoil_steps,
 
 
 def test_a_bad_gradient_of_a_good_loss_is_left_out(rooms_config, train_here, monkeypatch):
-    original = trainer.loop._head_losses
+    original = trainer.step._head_losses
 
     def head_losses(session, *arguments, **options):
         losses = original(session, *arguments, **options)
         return losses + (0.0 * losses).sqrt() if session.step == 2 else losses
 
-    monkeypatch.setattr(trainer.loop, "_head_losses", head_losses)
+    monkeypatch.setattr(trainer.step, "_head_losses", head_losses)
     folder = train_here(rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.clip=null")).folder
     assert skips(folder) == [(3, 1)]
 

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from trainer import preemption
-from trainer.engine import make_accelerator
+from trainer.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.preemption import Preempted, StopVote, listening
 from trainer.run import train_run
@@ -36,6 +36,7 @@ def train_once(forget_accelerate):
 
 @pytest.fixture
 def vote_of(rooms_config, forget_accelerate):
+    forget_accelerate()
     return lambda minutes: StopVote(make_accelerator(rooms_config()), minutes)
 
 

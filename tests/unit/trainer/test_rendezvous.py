@@ -14,10 +14,11 @@ def launcher_store(monkeypatch):
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "RANK": 1, "WORLD_SIZE": 2}
     for name, value in {**settings, "TORCHELASTIC_USE_AGENT_STORE": True}.items():
         monkeypatch.setenv(name, str(value))
-    return store
+    yield store
 
 
-def test_a_restart_finds_nothing_of_the_start_before(launcher_store, monkeypatch):
+@pytest.mark.usefixtures("launcher_store")
+def test_a_restart_finds_nothing_of_the_start_before(monkeypatch):
     stores = []
     for restart in (None, "0", "1"):
         if restart is not None:
