@@ -18,6 +18,7 @@ from trainer.checkpointing import load_checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.distributed
 
+SLOW_ZERO2 = pytest.param("zero2_cpu", marks=pytest.mark.slow)
 SCRIPT = Path(__file__).with_name("faulty_main.py")
 TIMEOUT = 12.0  # seconds that ranks wait for each other
 SLACK = 60.0  # until a busy machine has ended all
@@ -132,7 +133,7 @@ def test_damage_that_one_rank_meets(start, rooms, tmp_path):
     assert re.search(rf"^error: rank [01] of 2 on {HOST}: .*{member.name}: damaged: crc32", message)
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
 def test_clocks_do_not_agree(engine, launcher, rooms_yaml, tmp_path):
     """One rank's runs twice as fast and is half a day behind: nothing changes, to the bit."""
     folders = [tmp_path / name for name in ("agree", "skewed")]
@@ -187,7 +188,7 @@ def test_a_checkpoint_cannot_be_written(engine, options, cause, start):
     assert fault.newest() >= 4
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
 def test_one_rank_raises(engine, start):
     fault = start("error:1:5", engine=engine)
     expected = "RuntimeError at step 5, training: an error that nobody expects"
@@ -196,7 +197,7 @@ def test_one_rank_raises(engine, start):
     assert fault.newest() == 4
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
 def test_a_loss_of_one_rank_is_not_a_number(engine, start):
     fault = start("nan:1:5", engine=engine)
     assert re.search(
@@ -207,8 +208,17 @@ def test_a_loss_of_one_rank_is_not_a_number(engine, start):
     assert fault.newest() == 4
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu", "zero3_cpu"])
-@pytest.mark.parametrize("kind", ["nan", "gradient"])
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [
+        ("ddp_cpu", "gradient"),
+        ("zero2_cpu", "nan"),
+        ("zero3_cpu", "nan"),
+        pytest.param("ddp_cpu", "nan", marks=pytest.mark.slow),
+        pytest.param("zero2_cpu", "gradient", marks=pytest.mark.slow),
+        pytest.param("zero3_cpu", "gradient", marks=pytest.mark.slow),
+    ],
+)
 def test_bad_steps_of_one_rank_are_left_out_on_both(engine, kind, start):
     """One more than allowed ends the run."""
     fault = start(f"{kind}:1:5-7", "optim.skip_nonfinite=2", "optim.accumulation=2", engine=engine)
