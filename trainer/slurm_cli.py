@@ -73,6 +73,8 @@ def slurm(
             more["PROCESSES_PER_NODE"] = str(processes_per_node)
         text, result = _train_job(config, options, resources, launch, setup, more)
     else:
+        if nodes > 1:
+            raise UserError(f"--nodes: found {nodes}; a run of --compare has one node")
         own = ["--recipes", recipes, "--seeds", str(seeds), "--seed-base", str(seed_base)]
         cells = plan_cells(
             config,

@@ -53,11 +53,19 @@ def test_the_same_run_may_be_continued(folder):
     folder.check(config(folder.out))
 
 
+def test_checkpoints_to_keep_must_be_made(tmp_path):
+    message = r"run: keep_every is 2500; must be a multiple of checkpoint_every, 1000"
+    with pytest.raises(UserError, match=message):
+        config(tmp_path, run__keep_every=2500)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"run__checkpoint_every": 3},
         {"run__keep_last": 7},
+        {"run__keep_every": 5000},
+        {"run__async_checkpoint": False},
         {"data__shards": "moved"},
         {"data__workers": 5},
         {"eval__batch": 3},

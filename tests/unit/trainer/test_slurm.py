@@ -93,7 +93,7 @@ def test_the_script_of_a_run(slurm, rooms_yaml, tmp_path):
 def test_the_script_without_gpus(slurm):
     options = ("--nodes", "2", "--processes-per-node", "4", "--setup", "module load x", "--json")
     lines = slurm(*options)[1]
-    assert not any("gpus" in line for line in directives(lines))
+    assert not any(line.startswith("gpus") for line in directives(lines))
     found = variables(lines)
     assert found["ACCELERATE_CONFIG"].endswith("accelerate_configs/ddp_cpu.yaml")
     assert (found["PROCESSES_PER_NODE"], found["SETUP"]) == ("4", "'module load x'")
@@ -257,8 +257,11 @@ SAVES = "for i in {1..600}; do sleep 0.05; done"
 
 
 def test_the_signal_reaches_the_run_which_is_queued_again(job):
-    process, calls, step = job("train", f"trap '{says('preempted')}; exit 1' USR1; {SAVES}")
+    process, calls, step = job(
+        "train", f"save() {{ {says('preempted')}; exit 1; }}; trap save USR1; {SAVES}"
+    )
     wait_for(step)
+    time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     code, lines = ended(process)
     assert code == 0
