@@ -184,7 +184,8 @@ def kill_often(run: Run, kills: int, seed: int) -> list[Kill]:
         if killed is None:
             break
         done.append(killed)
-        logger.info("%d of %d: %s", number + 1, kills, killed)
+        when = "during a save" if killed.during_save else "between saves"
+        logger.info("%d of %d: %s, after step %d was saved", number + 1, kills, when, killed.saved)
     return done
 
 
@@ -237,7 +238,8 @@ def table(found: dict[str, Any]) -> str:
 
 Made by `python benchmarks/faults.py`: one process on the CPU saves after every step, gets SIGKILL
 at a random time, every second time while a save is unfinished, and is started again with
-`run.resume=auto`. The compared files are {files}.
+`run.resume=auto`. The files compared in the end:
+{files}.
 A killed process leaves the system's caches as they are: this shows nothing about a power cut, for
 which files and folders are synced before a checkpoint gets its name.
 

@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.network import MultiTaskNetwork
 from trainer.errors import UserError
 
 _ASKS = "ACCELERATE_USE_FSDP"
@@ -49,11 +50,11 @@ def hidden_from_accelerate() -> Iterator[None]:
             os.environ[_ASKS] = asked
 
 
-def shard(network: nn.Module, device_type: str) -> None:
+def shard(network: MultiTaskNetwork, device_type: str) -> None:
     """Shard the parameters of a network over all ranks, in place.
 
-    The trunk, each branch and each bank are gathered as one when they are called, so that no more
-    than one of them is whole at a time.
+    The trunk, each branch and each bank are gathered as one when they are called, while the others
+    stay cut.
     """
     # Features go on as views; nothing writes into them in place, which is what torch warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)

@@ -42,8 +42,8 @@ WHOLE = tuple(Cell(p, 1, r) for p in TOLERANCE for r in RECIPES)
 ALL = (*WHOLE, *(Cell(p, 4, r) for p in TOLERANCE for r in RECIPES))
 FEW = (Cell("fp32", 4, "published"), Cell("bf16", 1, "default"))
 LAUNCHES = [
-    # With the offloading variant, those that no other test here starts are all in the slow half.
-    *(pytest.param((e, 2, FEW), id=f"{e}-2-few") for e in ENGINES if e != "zero3_offload_cpu"),
+    # Of the others, other tests here start two processes in some cell.
+    *(pytest.param((e, 2, FEW), id=f"{e}-2-few") for e in ("ddp_cpu", "zero3_cpu", "fsdp2_cpu")),
     *(
         pytest.param((e, n, ALL), id=f"{e}-{n}", marks=pytest.mark.slow)
         for e in ENGINES

@@ -112,7 +112,8 @@ def test_a_store_that_swallows_requests(ranks, monkeypatch):
 
     class Silent:
         def __getattr__(self, name):
-            return lambda *_: held.wait(30)
+            held.wait(30)
+            raise dist.DistNetworkError("gone")
 
     ranks[0]._store = Silent()
     for ask in (ranks[0].claim, lambda: ranks[0].wait_for_failure(1.0), ranks[0].find_missing):

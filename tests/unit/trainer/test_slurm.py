@@ -165,7 +165,11 @@ def test_submission(slurm, commands, monkeypatch):
 def job(commands, tmp_path):
     """Starts a template as a job of two nodes, with a command in the place of the launch."""
     calls = tmp_path / "calls"
-    commands("scancel", f'echo "scancel $*" >> {calls}; kill -USR1 $(cat {tmp_path}/step)')
+    step = tmp_path / "step"
+    # As the real ones: the signal is for all processes of the node, srun runs what it is given.
+    of_node = f"$(cat {step}) $(ps -o ppid= -p $(cat {step}))"
+    commands("scancel", f'echo "scancel $*" >> {calls}; kill -USR1 {of_node}')
+    commands("srun", f'echo "srun ${{*:1:4}}" >> {calls}; SLURM_NODEID=1 exec "${{@:4}}"')
     answers = 'show\\ hostnames) printf "localhost\\nn2\\n";; show\\ job) echo "JobState=$STATE";;'
     commands("scontrol", f'echo "scontrol $*" >> {calls}\ncase "$1 $2" in {answers} esac')
     settings = {
@@ -176,15 +180,15 @@ def job(commands, tmp_path):
     (tmp_path / "run").mkdir()
 
     def start(template, launch, **more):
-        command = "srun" if template == "train" else "dmtg"
-        commands(command, f'echo "{command} $*" >> {calls}; echo $$ > {tmp_path}/step\n{launch}')
+        command = "accelerate" if template == "train" else "dmtg"
+        commands(command, f'echo "{command} $*" >> {calls}; echo $$ > {step}\n{launch}')
         process = subprocess.Popen(
             ["bash", str(TEMPLATES / f"{template}.sbatch")],
             env={**os.environ, **settings, **more},
             stdout=subprocess.PIPE,
             text=True,
         )
-        return process, calls, tmp_path / "step"
+        return process, calls, step
 
     return start
 
@@ -232,18 +236,23 @@ def test_a_job_is_not_queued_for_ever(job):
     assert "requeue" not in calls.read_text()
 
 
-def test_what_is_launched(job, tmp_path):
+def test_what_is_launched(job, commands, tmp_path):
     overrides = shlex.join(["run.steps=2", "tasks.names=[a, b]"])
     more = {"OVERRIDES": overrides, "CONFIG": "x.yaml", "PROCESSES_PER_NODE": "4"}
-    process, calls, _ = job("train", "bash -c 'exit 0'", **more, WRAP="apptainer exec i.sif")
-    ended(process)
-    call = next(line for line in calls.read_text().splitlines() if line.startswith("srun "))
-    assert "--ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1" in call
-    assert "exec apptainer exec i.sif accelerate launch --machine_rank $SLURM_NODEID" in call
-    assert "--num_machines 2 --num_processes 8 --main_process_ip 127.0.0.1" in call
-    assert "--main_process_port 20007 --max_restarts 0 --deepspeed_multinode_launcher" in call
-    script = f"{ROOT}/trainer/main.py --config x.yaml run.steps=2 tasks.names=[a, b]"
-    assert call.endswith(f"{script} run.out={tmp_path}/run run.resume=auto")
+    more["SETUP"] = 'export FROM_SETUP=$UNSET_BY_THE_SITE"i m"'
+    commands("apptainer", '[[ "$*" == "exec --env=i m i.sif accelerate launch "* ]] && "${@:4}"')
+    wrap = 'apptainer exec "--env=$FROM_SETUP" i.sif'
+    process, calls, _ = job("train", "exit 3", **more, WRAP=wrap)
+    assert ended(process)[0] == 3
+    srun, launch = calls.read_text().splitlines()[1:3]
+    assert srun == "srun --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 bash"
+    engine = f"--config_file {ROOT}/accelerate_configs/zero2.yaml"
+    assert launch == (
+        f"accelerate launch --machine_rank 1 {engine} --num_machines 2 --num_processes 8 "
+        "--main_process_ip 127.0.0.1 --main_process_port 20007 --max_restarts 0 "
+        f"--deepspeed_multinode_launcher standard {ROOT}/trainer/main.py --config x.yaml "
+        f"run.steps=2 tasks.names=[a, b] run.out={tmp_path}/run run.resume=auto"
+    )
 
 
 def wait_for(path):
@@ -266,10 +275,10 @@ def test_the_signal_reaches_the_run_which_is_queued_again(job):
     code, lines = ended(process)
     assert code == 0
     assert lines[-2:] == [
-        "job 7: exit code 1, run preempted, asked to stop by SIGUSR1",
+        "job 7: exit code 0, run preempted, asked to stop by SIGUSR1",
         "job 7: queued again",
     ]
-    assert [line for line in calls.read_text().splitlines() if not line.startswith("srun")] == [
+    assert [line for line in calls.read_text().splitlines() if line.startswith("sc")] == [
         "scontrol show hostnames n[1-2]",
         "scancel --signal=USR1 7",
         "scontrol show job 7",
@@ -278,12 +287,14 @@ def test_the_signal_reaches_the_run_which_is_queued_again(job):
 
 
 def test_a_run_that_does_not_save_in_time_is_queued_all_the_same(job):
-    process, calls, step = job("train", f"trap '' USR1; {says('running')}; sleep 8")
+    process, calls, step = job(
+        "train", f"trap '' USR1; {says('running')}; sleep 3", SAVE_SECONDS="1"
+    )
     wait_for(step)
     time.sleep(0.3)
     process.send_signal(signal.SIGUSR1)
     code, lines = ended(process)
-    assert code == 0 and "job 7: not saved within 3 s of SIGUSR1" in lines
+    assert code == 0 and "job 7: not saved within 1 s of SIGUSR1" in lines
     assert "scontrol requeue 7" in calls.read_text()
 
 
