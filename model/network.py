@@ -191,11 +191,12 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         with torch.autocast(self.image_mean.device.type, enabled=False):
             for branch in range(self.num_branches):
                 features = tap.features(branch)
+                grid = (features.shape[1], features.shape[2])
                 rows = [
-                    residuals(self.bank_spec(n).loss, own[branch], targets[n], features.shape[1])
-                    for n, own in predictions.items()
+                    residuals(self.bank_spec(name).loss, own[branch], targets[name], grid)
+                    for name, own in predictions.items()
                 ]
-                branches.append(signal_sums(features, torch.cat(rows)))
+                branches.append(signal_sums(features.flatten(1, 2), torch.cat(rows)))
         return stack_signals(branches)
 
     @property

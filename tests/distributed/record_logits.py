@@ -11,30 +11,30 @@ import numpy as np
 
 from trainer.config import load_config
 from trainer.engine import make_accelerator
-from trainer.groups import GroupLearner
 from trainer.loop import train
+from trainer.published_groups import PublishedGroups
 from trainer.session import start_session
 
 
 class Recorder:
-    """Stands before `GroupLearner.update` and keeps its arguments and the logits after it."""
+    """Stands before `PublishedGroups.update` and keeps its arguments and the logits after it."""
 
     def __init__(self) -> None:
         self.gradients, self.factors, self.logits = [], [], []
-        self._update = GroupLearner.update
+        self._update = PublishedGroups.update
 
     def install(self) -> None:
         recorder = self
 
-        def update(learner, gradient, factor):
+        def update(learner, step, gradient, losses, factor):
             recorder.gradients.append(gradient.detach().cpu().numpy().copy())
             recorder.factors.append(factor)
-            recorder._update(learner, gradient, factor)
+            recorder._update(learner, step, gradient, losses, factor)
             logits = learner.grouping.logits.detach()
             assert str(logits.dtype) == "torch.float32"
             recorder.logits.append(logits.cpu().numpy().copy())
 
-        GroupLearner.update = update
+        PublishedGroups.update = update
 
     def save(self, folder: Path) -> None:
         arrays = {name: np.stack(getattr(self, name)) for name in ("gradients", "logits")}
