@@ -71,7 +71,7 @@ class TasksSection(Section):
 
     preset: str | None = None
     names: tuple[str, ...] | None = None
-    define: dict[str, dict[str, Any]] = {}
+    define: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_list(self) -> TasksSection:
@@ -84,7 +84,7 @@ class EncoderSection(Section):
     """The encoder that the trunk and the branches are cut from."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     pretrained: Path | None = None
 
 
