@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from model.head_losses import Predictions
 from model.losses import sample_losses
 from model.targets import Targets
 
@@ -73,6 +74,33 @@ class LastLayerTap:
         height, width = features.shape[2:]
         coarse = F.adaptive_avg_pool2d(features, (min(_GRID, height), min(_GRID, width)))
         return coarse.permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def branch_signals(
+    loss_of: Mapping[str, str],
+    predictions: Predictions,
+    targets: Mapping[str, Targets],
+    tap: LastLayerTap,
+) -> Signals:
+    """Return the `signal_sums` of one batch, stacked over the K branches.
+
+    Args:
+        loss_of: The loss of every bank.
+        predictions: Of all N*K heads.
+        tap: Open while the branches were computed.
+    """
+    branches = []
+    for branch, own_predictions in enumerate(zip(*predictions.values(), strict=True)):
+        features = tap.features(branch)
+        # Exact sums in any precision of the network.
+        with torch.autocast(features.device.type, enabled=False):
+            rows = [
+                residuals(loss_of[name], own, targets[name], (features.shape[1], features.shape[2]))
+                for name, own in zip(predictions, own_predictions, strict=True)
+            ]
+            branches.append(signal_sums(features.flatten(1, 2), torch.cat(rows)))
+    return stack_signals(branches)
 
 
 def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, int]) -> Tensor:
