@@ -137,6 +137,14 @@ def test_surplus_branches_go_whatever_the_rules_of_pruning(start, threshold):
     assert bool(own.grouping.alive[:, :2].all())
 
 
+def test_surplus_branches_go_where_the_time_is_too_short_for_anything_else():
+    own = started(steps=25, warmup=0.8, threshold=0.0)
+    assert (own.warmup_end, own.start_step, own.finish_step) == (WARM, WARM, WARM + 1)
+    own.prune(WARM)
+    assert own.grouping.alive.any(dim=0).tolist() == [True, True, False, False, False]
+    assert not own.finished
+
+
 def test_as_many_groups_as_branches_where_that_is_asked_for():
     own = started(branches="all", start_probability=0.6)
     weights = own.weights(WARM, 7)

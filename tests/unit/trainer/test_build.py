@@ -133,7 +133,8 @@ def test_grouping_takes_its_section(rooms_config):
     assert diagonal.logits.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 3], [3, 0, 0]]
     options = ("grouping.start=gaussian", "grouping.init=0.5", "grouping.init_noise=0.1")
     one, same, other = (
-        build_grouping(rooms_config(*options, f"run.seed={seed}"), 40).logits for seed in (1, 1, 2)
+        build_grouping(rooms_config(*options, f"run.seed={seed}"), 40).logits.detach()
+        for seed in (1, 1, 2)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert 0.4 < float(one.std()) < 0.6
