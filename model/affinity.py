@@ -24,6 +24,7 @@ from model.signals import Signals
 _RIDGE = 0.01  # share of the mean variance added to every direction before whitening
 _SHARPNESS = 4  # power of the affinities: separates close from distant neighbours
 _CLEAR_GAP = 0.1
+_COHESION = 2.0
 
 Affinity = NDArray[np.float64]
 
@@ -38,7 +39,8 @@ def task_affinity(signals: Signals, tasks: Tensor, num_tasks: int) -> Affinity:
     Returns:
         [N,N], symmetric; zero beside a task that had no label.
     """
-    sums = {name: value.double().cpu() for name, value in signals.items()}
+    # What is not finite says nothing: of a run that diverges the losses will tell.
+    sums = {name: value.double().cpu().nan_to_num(0, 0, 0) for name, value in signals.items()}
     count = sums["count"].view(-1, 1, 1)
     mean = sums["features"] / count  # [K,P,F]
     products = sums["products"] - sums["residuals"] @ mean
@@ -62,7 +64,9 @@ def group_tasks(affinity: Affinity, num_branches: int, *, estimate: bool = True)
     Args:
         affinity: [N,N] from `task_affinity`.
         num_branches: K, the most groups.
-        estimate: Whether to make fewer groups where the spectrum says so.
+        estimate: Whether to make fewer groups where the spectrum says so, and the tasks of each
+            are at least twice as close to each other as those of different groups. Else a branch
+            too many costs less than a branch too few.
     """
     num_tasks = len(affinity)
     if num_branches >= num_tasks:
@@ -75,20 +79,35 @@ def group_tasks(affinity: Affinity, num_branches: int, *, estimate: bool = True)
             for count in (neighbours - 1, neighbours, neighbours + 1)
         ]
         num_groups = sorted(guesses)[1]
+    labels = _cluster(affinity, num_groups, neighbours)
+    if num_groups < num_branches and not _cohesive(affinity, labels):
+        labels = _cluster(affinity, num_branches, neighbours)
+    return [int(label) for label in labels]
+
+
+def _cohesive(affinity: Affinity, labels: NDArray[np.int_]) -> bool:
+    """Whether the tasks of every group are clearly closer to each other than groups are."""
+    same = labels[:, None] == labels[None, :]
+    apart = affinity[~same].mean()
+    others = ~np.eye(len(labels), dtype=bool)
+    members = [np.outer(labels == group, labels == group) & others for group in np.unique(labels)]
+    return all(affinity[own].mean() >= _COHESION * apart for own in members if own.any())
+
+
+def _cluster(affinity: Affinity, num_groups: int, neighbours: int) -> NDArray[np.int_]:
     if num_groups == 1:
-        return [0] * num_tasks
+        return np.zeros(len(affinity), dtype=int)
     clustering = SpectralClustering(num_groups, affinity="precomputed", random_state=0)
     with warnings.catch_warnings():  # parts that are not connected are no fault here
         warnings.simplefilter("ignore", UserWarning)
-        labels = clustering.fit_predict(_graph(affinity**_SHARPNESS, neighbours) + 1e-9)
-    return [int(label) for label in labels]
+        return clustering.fit_predict(_graph(affinity**_SHARPNESS, neighbours) + 1e-9)
 
 
 def number_of_groups(graph: Affinity, most: int) -> int:
     """Return at the widest gap of the graph's spectrum how many groups there are.
 
     A gap that is not clear, or lies behind the first eigenvalue (no groups at all), decides
-    nothing: then it is `most`, because a branch too many costs less than a branch too few.
+    nothing: then it is `most`.
     """
     degree = graph.sum(axis=1)
     scale = 1 / np.sqrt(np.where(degree > 0, degree, 1.0))

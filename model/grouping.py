@@ -134,7 +134,7 @@ class Grouping(nn.Module):
         """Return the mean entropy of the tasks' distributions, in nats, differentiable.
 
         `binary` adds the entropies of the K events "the task is on branch k" (the published form),
-        `plain` is that of the Categorical. Both are exact, with finite gradients, however sharp
+        `plain` is that of the Categorical. Both have finite values and gradients however sharp
         the distributions are.
         """
         log_p = self._alive_logits().log_softmax(dim=1)

@@ -101,6 +101,16 @@ class TaskLabels(nn.Module):
         total = torch.zeros(self.num_tasks, device=sums[0].device)
         return total.index_copy(0, torch.cat(tasks), torch.cat(sums))
 
+    @property
+    def signal_tasks(self) -> Tensor:
+        """The task of every residual of `model.signals`, long [R]: a task's follow each other."""
+        return torch.cat(
+            [
+                self.get_buffer(f"tasks_{name}").repeat_interleave(self.bank_spec(name).outputs)
+                for name in self._members
+            ]
+        )
+
     def by_task(self, targets: Mapping[str, Targets]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return per task its target [B,...] and mask, as `model.metrics` takes them."""
         return {

@@ -16,17 +16,15 @@ from model.banks import Decoder, build_bank
 from model.encoders import Encoder, build_encoder
 from model.freezing import Freezable
 from model.gradient_scale import scale_gradient
+from model.head_losses import Predictions, head_losses
 from model.labels import TaskLabels
 from model.layout import Head, HeadLayout, Plan, used_branches
-from model.losses import sample_losses
-from model.signals import LastLayerTap, Signals, residuals, signal_sums, stack_signals
+from model.signals import LastLayerTap, Signals, branch_signals
 from model.targets import Targets
 from model.tasks import TaskSpec
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
-
-Predictions = Mapping[str, Sequence[Any]]  # per bank and branch a tensor, or None
 
 
 class MultiTaskNetwork(Freezable, TaskLabels):
@@ -150,9 +148,9 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         Raises:
             ValueError: If the images have another size or the plan does not fit.
         """
-        shape = (len(self.image_mean), *self.image_size)
-        if images.shape[1:] != shape:
-            expected = ", ".join(map(str, shape))
+        image_shape = (len(self.image_mean), *self.image_size)
+        if images.shape[1:] != image_shape:
+            expected = ", ".join(map(str, image_shape))
             raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
         tap = LastLayerTap(self.branches)
         with tap if signals else nullcontext():
@@ -165,48 +163,12 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         }
         if targets is None:
             return self._one_per_task(predictions, plan)
-        losses = self._losses(predictions, plan, targets, per_sample)
-        return (losses, self._signals(tap, predictions, targets)) if signals else losses
-
-    def _losses(
-        self, predictions: Predictions, plan: Plan, targets: Mapping[str, Targets], per_sample: bool
-    ) -> Tensor:
-        losses = [
-            sample_losses(self.bank_spec(name).loss, prediction, targets[name].select(rows))
-            for name, own in plan.banks.items()
-            for prediction, rows in zip(predictions[name], own.tasks, strict=True)
-            if rows is not None
-        ]
-        cells = torch.cat(losses if per_sample else [own.sum(dim=1) for own in losses])
-        shape = (self.num_tasks * self.num_branches, *cells.shape[1:])
-        matrix = torch.zeros(shape, device=cells.device).index_copy(0, plan.cells, cells)
-        return matrix.unflatten(0, (self.num_tasks, self.num_branches))
-
-    @torch.no_grad()
-    def _signals(
-        self, tap: LastLayerTap, predictions: Predictions, targets: Mapping[str, Targets]
-    ) -> Signals:
-        branches = []
-        # Exact sums in any precision of the network.
-        with torch.autocast(self.image_mean.device.type, enabled=False):
-            for branch in range(self.num_branches):
-                features = tap.features(branch)
-                rows = [
-                    residuals(self.bank_spec(n).loss, own[branch], targets[n], features.shape[1])
-                    for n, own in predictions.items()
-                ]
-                branches.append(signal_sums(features, torch.cat(rows)))
-        return stack_signals(branches)
-
-    @property
-    def signal_tasks(self) -> Tensor:
-        """The task of every residual, long [R]: those of a task follow each other."""
-        return torch.cat(
-            [
-                self.get_buffer(f"tasks_{name}").repeat_interleave(self.bank_spec(name).outputs)
-                for name in self.banks
-            ]
-        )
+        loss_of = {name: self.bank_spec(name).loss for name in plan.banks}
+        shape = (self.num_tasks, self.num_branches)
+        losses = head_losses(loss_of, predictions, plan, targets, shape, per_sample=per_sample)
+        if not signals:
+            return losses
+        return losses, branch_signals(loss_of, predictions, targets, tap)
 
     def _feature_maps(self, images: Tensor, plan: Plan) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the plan does not need it."""

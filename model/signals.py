@@ -5,7 +5,7 @@ of the branch's last layer it is the task's gradient in that layer, up to the he
 (as in Grad-TAG, arXiv 2409.06091, with the last shared layer in place of all). All statistics are
 sums over samples: they may be added over batches and processes.
 
-Legend: K branches, B batch, P positions of a coarse grid, D features, F features kept,
+Legend: K branches, B batch, P positions of a coarse grid of h x w, D features, F features kept,
 R residuals (outputs of all tasks), m heads, O outputs, H, W image size.
 """
 
@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from model.head_losses import Predictions
 from model.losses import sample_losses
 from model.targets import Targets
 
@@ -66,28 +67,49 @@ class LastLayerTap:
         return hook
 
     def features(self, index: int) -> Tensor:
-        """What module `index` fed to its last layer, fp32 [B,P,D] on a coarse grid."""
+        """What module `index` fed to its last layer, fp32 [B,h,w,D]; a vector has one position."""
         features = self._inputs[index].float()
         if features.ndim == 2:
-            return features[:, None]
-        return _coarse(features).flatten(2).transpose(1, 2)
+            return features[:, None, None]
+        height, width = features.shape[2:]
+        coarse = F.adaptive_avg_pool2d(features, (min(_GRID, height), min(_GRID, width)))
+        return coarse.permute(0, 2, 3, 1)
 
 
-def _coarse(maps: Tensor) -> Tensor:
-    """Return maps [...,H,W] averaged over the cells of the grid."""
-    height, width = maps.shape[-2:]
-    flat = maps.flatten(0, -4) if maps.ndim > 4 else maps
-    pooled = F.adaptive_avg_pool2d(flat, (min(_GRID, height), min(_GRID, width)))
-    return pooled.view(*maps.shape[:-2], *pooled.shape[-2:])
+@torch.no_grad()
+def branch_signals(
+    loss_of: Mapping[str, str],
+    predictions: Predictions,
+    targets: Mapping[str, Targets],
+    tap: LastLayerTap,
+) -> Signals:
+    """Return the `signal_sums` of one batch, stacked over the K branches.
+
+    Args:
+        loss_of: The loss of every bank.
+        predictions: Of all N*K heads.
+        tap: Open while the branches were computed.
+    """
+    branches = []
+    for branch, own_predictions in enumerate(zip(*predictions.values(), strict=True)):
+        features = tap.features(branch)
+        # Exact sums in any precision of the network.
+        with torch.autocast(features.device.type, enabled=False):
+            rows = [
+                residuals(loss_of[name], own, targets[name], (features.shape[1], features.shape[2]))
+                for name, own in zip(predictions, own_predictions, strict=True)
+            ]
+            branches.append(signal_sums(features.flatten(1, 2), torch.cat(rows)))
+    return stack_signals(branches)
 
 
-def residuals(loss: str, prediction: Tensor, targets: Targets, positions: int) -> Tensor:
+def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, int]) -> Tensor:
     """Return the gradient of every sample's loss in the predictions of m heads.
 
     Args:
         loss: As `sample_losses` takes it.
         prediction: [m,B,O] or [m,B,O,H,W].
-        positions: P of the features they will be correlated with.
+        grid: h and w of the features they will be correlated with.
 
     Returns:
         fp32 [m*O,B,P]; zero for a sample without a label.
@@ -97,12 +119,11 @@ def residuals(loss: str, prediction: Tensor, targets: Targets, positions: int) -
         total = sample_losses(loss, leaf, targets).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
     if gradient.ndim == 3:
-        gradient = gradient[..., None].expand(-1, -1, -1, positions)
-    elif positions == 1:
-        gradient = gradient.mean(dim=(3, 4))[..., None]
+        cells = gradient[..., None].expand(-1, -1, -1, math.prod(grid))
     else:
-        gradient = _coarse(gradient).flatten(3)
-    return gradient.transpose(1, 2).flatten(0, 1)
+        pooled = F.adaptive_avg_pool2d(gradient.flatten(0, 1), grid)
+        cells = pooled.flatten(2).unflatten(0, gradient.shape[:2])
+    return cells.transpose(1, 2).flatten(0, 1)
 
 
 def signal_sums(features: Tensor, rows: Tensor) -> Signals:

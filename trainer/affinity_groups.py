@@ -45,7 +45,7 @@ class AffinityGroups(GroupLearner):
         super().__init__(grouping, config, num_steps, device, rank)
         self._section = config.grouping.affinity
         self.warmup_end = max(1, round(self._section.warmup * num_steps))
-        self.finish_step = max(self.finish_step, self.warmup_end + 1)
+        self.finish_step = min(max(self.finish_step, self.warmup_end + 1), num_steps)
         self._held_until = self.warmup_end + round(
             _HELD_SHARE * (self.finish_step - self.warmup_end)
         )
@@ -60,7 +60,7 @@ class AffinityGroups(GroupLearner):
 
     def temperature(self, step: int) -> float:
         """The posterior's temperature in `step`, relative to a task's mean loss."""
-        length = self.finish_step - self.warmup_end
+        length = max(1, self.finish_step - self.warmup_end)
         left = 1 - min(1.0, max(0.0, (step - self.warmup_end) / length))
         return self._section.temperature * left**2 + _COLDEST
 
@@ -139,7 +139,7 @@ class AffinityGroups(GroupLearner):
         return super().prunes_at(step) or (step == self.warmup_end and not self.finished)
 
     def _kept(self, step: int) -> Tensor:
-        if step == self.warmup_end < self.start_step:
+        if step == self.warmup_end < self.finish_step:
             return self.grouping.alive & (self.grouping.probabilities() > 0)
         return super()._kept(step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Annotated, Any
 
@@ -38,7 +37,6 @@ def grouping(
     """Does a recipe find groups that are known? Beside it, the true groups trained the same way."""
     from trainer import planted
 
-    logging.getLogger("trainer").setLevel(logging.WARNING)
     results = planted.measure_grouping(
         tasks,
         groups,

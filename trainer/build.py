@@ -155,6 +155,8 @@ def build_grouping(config: Config, num_tasks: int, groups: Groups | None = None)
         decided.alive[rows, columns] = True
         return decided
     section = config.grouping
+    if section.recipe == "default":  # sampler and start values are of the published method
+        return Grouping(num_tasks, config.model.branches)
     return Grouping(
         num_tasks,
         config.model.branches,

@@ -21,9 +21,9 @@ from typing import Any, get_args
 from trainer.cell_result import read_result
 from trainer.config import load_config
 from trainer.errors import UserError
+from trainer.grouping_sections import GroupingSection
 from trainer.json_file import write_json
 from trainer.run_folder import RunFolder
-from trainer.sections import GroupingSection
 
 RECIPES: tuple[str, ...] = get_args(GroupingSection.model_fields["recipe"].annotation)
 _MAIN = Path(__file__).resolve().parent / "main.py"

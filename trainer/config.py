@@ -12,17 +12,17 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from trainer.errors import UserError
+from trainer.grouping_sections import GroupingSection
+from trainer.section import Section
 from trainer.sections import (
     DataSection,
     EvalSection,
     FinetuneSection,
-    GroupingSection,
     LogSection,
     ModelSection,
     OptimSection,
     PruningSection,
     RunSection,
-    Section,
     TasksSection,
 )
 

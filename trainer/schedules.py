@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from trainer.sections import OptimSection, TemperatureSection
+from trainer.grouping_sections import TemperatureSection
+from trainer.sections import OptimSection
 
 
 def learning_rate_factor(optim: OptimSection, step: int, num_steps: int) -> float:

@@ -8,24 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     model_validator,
 )
 
 from data_pipelines.remote import check_url
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from trainer.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
 def _window(text: str) -> tuple[int, int]:
@@ -137,7 +126,7 @@ class TasksSection(Section):
 
     preset: str | None = None
     names: tuple[str, ...] | None = None
-    define: dict[str, dict[str, Any]] = {}
+    define: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_list(self) -> TasksSection:
@@ -150,7 +139,7 @@ class EncoderSection(Section):
     """The encoder that the trunk and the branches are cut from."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     pretrained: Path | None = None
 
 
@@ -171,89 +160,6 @@ class ModelSection(Section):
     decoder: Literal["resize", "deconv"] = "resize"
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
-
-
-class TemperatureSection(Section):
-    """The relaxation's temperature from the first step to `pruning.finish`."""
-
-    start: PositiveFloat = 2.5
-    end: PositiveFloat = 2.5
-    shape: Literal["linear", "exponential"] = "exponential"
-
-
-class SearchSection(Section):
-    """How the recipes `tag` and `grad_tag` look for the groups before they train.
-
-    `every` is the number of steps between two looks at the tasks' gradients, `steps` the length of
-    the search where it is not that of the run, and `projection` the size of a projected gradient.
-    """
-
-    every: PositiveInt = 10
-    steps: PositiveInt | None = None
-    projection: PositiveInt = 512
-
-
-class AffinitySection(Section):
-    """The recipe `default`.
-
-    `warmup` is the share of the run in which all tasks train on all branches. A task then starts on
-    the branch of its group with `start_probability`; `branches: all` makes as many groups as there
-    are branches, `estimate` fewer where the affinities say so. `average` is the weight of the past
-    in the averaged losses, `temperature` that of the posterior when the warm-up ends.
-    """
-
-    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    branches: Literal["estimate", "all"] = "estimate"
-    start_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
-    average: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
-    temperature: PositiveFloat = 0.1
-
-
-class GroupingSection(Section):
-    """How tasks find their branch.
-
-    The recipes `default` and `published` learn it while they train; `fixed` (with `groups`, a
-    file), `random`, `multitask` (one branch) and `single_task` (a branch for each task) are given
-    from the start; `tag` and `grad_tag` search first, in a run of their own, and train then.
-    `affinity` is of the recipe `default`, `search` of the last two; what stands between `groups`
-    and these is of the recipe `published`.
-    """
-
-    recipe: Literal[
-        "default",
-        "published",
-        "fixed",
-        "random",
-        "multitask",
-        "single_task",
-        "tag",
-        "grad_tag",
-    ] = "default"
-    groups: Path | None = None
-    sampler: Literal[
-        "gumbel",
-        "gumbel_per_sample",
-        "straight_through",
-        "softmax",
-        "relaxed_one_hot",
-        "diagonal",
-    ] = "gumbel"
-    noise: Literal["per_rank", "shared"] = "per_rank"
-    start: Literal["equal", "diagonal", "gaussian"] = "equal"
-    init: float = 1.0
-    init_noise: Annotated[float, Field(ge=0.0)] = 0.0
-    lr: PositiveFloat = 1e-3
-    temperature: TemperatureSection = TemperatureSection()
-    entropy: float = 0.0
-    entropy_form: Literal["binary", "plain"] = "binary"
-    affinity: AffinitySection = AffinitySection()
-    search: SearchSection = SearchSection()
-
-    @model_validator(mode="after")
-    def _groups_used(self) -> GroupingSection:
-        if (self.recipe == "fixed") != (self.groups is not None):
-            raise ValueError("groups is needed by recipe 'fixed' and by no other")
-        return self
 
 
 class PruningSection(Section):

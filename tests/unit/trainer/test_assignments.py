@@ -100,7 +100,7 @@ def test_given_groups_train_their_heads_only(recipe, num_branches, rooms_config,
     grouping, module = session.learner.grouping, session.engine.module
     assert len(module.heads) == 6 and len(module.branches) == num_branches
     assert grouping.alive.shape == (6, num_branches) and grouping.alive.sum(dim=1).eq(1).all()
-    assert session.learner.weights(2).eq(grouping.alive.float()).all()
+    assert session.learner.weights(2, 8).eq(grouping.alive.float()).all()
     assert grouping.logits.unique().numel() == 1, "nothing is learned"
     branch = sum(p.numel() for p in module.branches[0].parameters())
     heads = sum(p.numel() for p in module.banks.parameters())

@@ -76,20 +76,79 @@ def test_step_descends_the_objective(session):
         torch.testing.assert_close((old - new.detach())[sure], update[sure], rtol=2e-2, atol=1e-7)
 
 
-def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path):
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_weights_of_every_sample(rooms_config, parts):
+    """The gradients of sum_nks z_nks * loss_nks / labels_n, one sample after the other."""
+    config = rooms_config(
+        "grouping.sampler=gumbel_per_sample", "optim.clip=null", f"optim.accumulation={parts}"
+    )
+    session = start_session(config, make_accelerator(config))
+    session.log.close()
+    module, logits = session.engine.module, session.learner.grouping.logits
+    batches = micro_batches(session, parts)
+    random = np.random.Generator(
+        np.random.Philox(key=[session.config.run.seed, 0], counter=[0, 0, 0, 0])
+    ).random((6, 3, 8))
+    noise = -torch.log(-torch.log(torch.from_numpy(random))).float()
+    z = F.softmax((logits[:, :, None] + noise) / 2.0, dim=1)
+    targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in batches]
+    labelled = sum(module.weights(own) for own in targets)
+    objective, losses, sample = 0.0, torch.zeros(6, 3), 0
+    for batch in batches:
+        for row in range(len(batch.images)):
+            one = slice(row, row + 1)
+            own = module.targets(
+                batch.scalars[:, one],
+                {name: values[one] for name, values in batch.dense.items()},
+                batch.valid_rows[:, one],
+            )
+            sums = module(batch.images[one], module.plan(module.heads), own)
+            loss = torch.where(labelled[:, None] > 0, sums / labelled[:, None], 0.0)
+            objective = objective + (z[..., sample] * loss).sum()
+            losses, sample = losses + loss.detach(), sample + 1
+    assert sample == 8
+    parameters = dict(module.named_parameters())
+    *expected, logit_gradient = torch.autograd.grad(objective, [*parameters.values(), logits])
+    found = {}
+
+    def keep(*_):
+        found.update({name: p.grad.clone() for name, p in parameters.items()})
+
+    session.engine.optimizer.optimizer.register_step_pre_hook(keep)
+    given = []
+    session.learner.update = lambda *arguments: given.append(arguments[1])
+    found_losses, shares = train_step(session, batches)
+    for (name, gradient), value in zip(found.items(), expected, strict=True):
+        atol = 1e-5 * float(value.abs().max()) + 1e-9
+        torch.testing.assert_close(gradient, value, rtol=1e-3, atol=atol, msg=name)
+    torch.testing.assert_close(given[0], logit_gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found_losses, losses, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(shares.sum(), objective.detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["published", "default"])
+def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path, recipe):
     """Adam does not see the scale of a gradient, but its moments do."""
 
     def run(parts):
-        options = ("run.steps=4", "optim.clip=null", f"optim.accumulation={parts}")
+        options = (
+            "run.steps=4", "optim.clip=null", f"grouping.recipe={recipe}",
+            "grouping.affinity.warmup=0.5", f"optim.accumulation={parts}",
+        )  # fmt: skip
         folder = train_here(rooms_config(*options, f"run.out={tmp_path / str(parts)}")).folder
         records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         losses = [list(r["losses"].values()) for r in records if r["kind"] == "train"]
-        return losses, load_file(folder.checkpoints / "step-000000004/moments.safetensors")
+        last = folder.checkpoints / "step-000000004"
+        grouping = load_file(last / "grouping.safetensors")
+        return losses, load_file(last / "moments.safetensors"), grouping
 
-    losses, moments = run(1)
+    losses, moments, grouping = run(1)
     for parts in (2, 4):
-        found_losses, found_moments = run(parts)
+        found_losses, found_moments, found_grouping = run(parts)
         np.testing.assert_allclose(found_losses, losses, rtol=1e-4)
+        for name, value in grouping.items():
+            torch.testing.assert_close(found_grouping[name], value, rtol=1e-2, atol=1e-4, msg=name)
         for name, value in moments.items():
             error = float((found_moments[name] - value).abs().max())
             assert error <= 1e-2 * float(value.abs().max()), (parts, name)

@@ -126,7 +126,7 @@ def gradients_of_step(session, micro_batches):
                 found[names[id(p)]] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
 
     hook = optimizer.optimizer.register_step_pre_hook(keep)
-    weights = session.learner.weights(session.step).detach()
+    weights = session.learner.weights(session.step, BATCH).detach()
     train_step(session, micro_batches)
     hook.remove()
     return found, weights
@@ -150,9 +150,13 @@ def check(session, labelled_tasks):
     return expected
 
 
-def start(session_of, root, **sections):
-    tasks = {"names": list(TASKS), "define": DEFINE}
-    return session_of(root, SIDE, batch=BATCH, tasks=tasks, **sections)
+def start(session_of, root, recipe="published", **sections):
+    sections = {
+        "tasks": {"names": list(TASKS), "define": DEFINE},
+        "grouping": {"recipe": recipe},
+        **sections,
+    }
+    return session_of(root, SIDE, batch=BATCH, **sections)
 
 
 # Any pattern in which every task has a label somewhere, which the loader asks for
@@ -171,12 +175,17 @@ def test_any_pattern(session_of, tmp_path_factory, labelled_tasks):
     check(start(session_of, root, run=run), labelled_tasks)
 
 
+@pytest.mark.parametrize("recipe", ["published", "default"])
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
-def test_separate_shard_sets(session_of, tmp_path, accumulation):
-    """Each shard is labelled for one task only; micro-batches then miss whole tasks."""
+def test_separate_shard_sets(session_of, tmp_path, accumulation, recipe):
+    """Each shard is labelled for one task only; micro-batches then miss whole tasks.
+
+    The recipe `default` gathers its signals in the step, which must not show in the gradients.
+    """
     labelled_tasks = [{TASKS[number // 4]} for number in range(4 * len(TASKS))]
     root = write(tmp_path / "data", labelled_tasks)
-    session = start(session_of, root, optim={"accumulation": accumulation})
+    session = start(session_of, root, recipe, optim={"accumulation": accumulation})
+    assert session.learner.collects(0) == (recipe == "default")
     check(session, labelled_tasks)
     sizes = [int(batch.valid_rows.any(dim=1).sum()) for batch in next(_batches(session))]
     assert max(sizes) <= BATCH // accumulation  # tasks with a label in a micro-batch

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.grouping_sections import TemperatureSection
 from trainer.schedules import learning_rate_factor, temperature
-from trainer.sections import OptimSection, TemperatureSection
+from trainer.sections import OptimSection
 
 steps = st.integers(0, 500)
 

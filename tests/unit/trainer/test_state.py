@@ -91,12 +91,31 @@ def test_state_of_another_network_is_refused():
         load_weights(torch.nn.Linear(2, 2), NamedState({"bias": torch.zeros(2)}))
 
 
-def test_a_run_continued_from_any_checkpoint_ends_the_same(rooms_config, train_here, tmp_path):
-    """Among them the steps before and after heads fall and the network gets smaller."""
-    options = ("run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.start=0.1")
+@pytest.mark.parametrize(
+    ("recipe", "starts"), [("published", (1, 5, 7, 8, 9, 11)), ("default", (1, 3, 5, 8))]
+)
+def test_a_run_continued_from_any_checkpoint_ends_the_same(
+    rooms_config, train_here, tmp_path, recipe, starts
+):
+    """Among them the steps before and after heads fall and the network gets smaller.
+
+    The recipe `default` has a warm-up of five steps, in which checkpoints hold signals.
+    """
+    options = (
+        "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.start=0.1",
+        f"grouping.recipe={recipe}", "grouping.affinity.warmup=0.4",
+    )  # fmt: skip
     config = rooms_config(*options, "pruning.finish=0.7", "model.branches=4")
     whole = train_here(config).folder
-    for step in (1, 5, 7, 8, 9, 11):
+
+    def holds_signals(step):
+        state = load_file(whole.checkpoints / f"step-{step:09d}/grouping.safetensors")
+        return any(name.startswith("signals.") for name in state)
+
+    assert [step for step in range(1, 13) if holds_signals(step)] == (
+        [2, 3, 4] if recipe == "default" else []
+    )
+    for step in starts:
         copy = tmp_path / f"from{step}"
         name = f"step-{step:09d}"
         shutil.copytree(whole.checkpoints / name, copy / "checkpoints" / name)

@@ -1,0 +1,65 @@
+"""`dmtg bench grouping` as a user runs it."""
+
+import json
+
+import pytest
+
+KEYS = {"seed", "error", "true_error", "ratio", "ari", "branches", "seconds"}
+
+
+def measured(end):
+    assert end.code == 0, end.stderr
+    return json.loads(end.stdout.splitlines()[-1])
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_a_small_problem(dmtg):
+    end = dmtg(
+        "bench", "grouping", "--tasks", "24", "--groups", "2", "--branches", "2", "--seeds", "1",
+        "--seed-base", "5", "--steps", "600", "--json",
+    )  # fmt: skip
+    found = measured(end)
+    assert set(found) == {"seeds", "mean"} and set(found["mean"]) == KEYS - {"seed"}
+    [result] = found["seeds"]
+    assert set(result) == KEYS and result["seed"] == 5
+    assert all(found["mean"][name] == result[name] for name in found["mean"])
+    assert result["ratio"] == result["error"] / result["true_error"]
+    # Too short for the truth to be found, long enough to learn the tasks.
+    assert 0.05 < result["true_error"] < 0.2 and result["ratio"] < 1.3
+    assert result["branches"] in (1, 2) and -0.5 <= result["ari"] <= 1
+    assert "true_error" in end.stdout.splitlines()[1], "the table's head"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tasks", "5", "--groups", "6"), "--groups is 6, must be at most --tasks, 5"),
+        (("--recipe", "best"), "grouping.recipe: found 'best'"),
+        (("optim.speed=3",), "optim.speed: unknown key; allowed: accumulation"),
+    ],
+)
+def test_what_cannot_be_measured(dmtg, options, message):
+    end = dmtg("bench", "grouping", "--steps", "5", *options)
+    assert end.code == 2 and message in end.stderr, end.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_accelerate")
+def test_the_default_recipe_finds_sixty_tasks_in_three_groups(dmtg):
+    end = dmtg(
+        "bench", "grouping", "--tasks", "60", "--groups", "3", "--branches", "3", "--seeds", "2",
+        "--seed-base", "40", "--json",
+    )  # fmt: skip
+    mean = measured(end)["mean"]
+    assert mean["ari"] >= 0.95 and mean["ratio"] <= 1.05, mean
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget_accelerate")
+def test_surplus_branches_are_emptied(dmtg):
+    end = dmtg(
+        "bench", "grouping", "--tasks", "60", "--groups", "3", "--branches", "8", "--seeds", "1",
+        "--seed-base", "40", "--json",
+    )  # fmt: skip
+    [result] = measured(end)["seeds"]
+    assert result["branches"] == 3 and result["ari"] >= 0.95 and result["ratio"] <= 1.05, result
