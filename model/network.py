@@ -19,6 +19,8 @@ from model.gradient_scale import scale_gradient
 from model.head_losses import Predictions, head_losses
 from model.labels import TaskLabels
 from model.layout import Head, HeadLayout, Plan, used_branches
+from model.recompute import recomputed
+from model.sampled_heads import Draw
 from model.signals import LastLayerTap, Signals, branch_signals
 from model.targets import Targets
 from model.tasks import TaskSpec
@@ -45,6 +47,8 @@ class MultiTaskNetwork(Freezable, TaskLabels):
 
     Attributes:
         heads: The heads, sorted by signature, branch and task.
+        checkpoint_branches: Whether a training pass keeps of a branch only what goes in and comes
+            out; the backward pass computes the rest again.
 
     Raises:
         ValueError: If there are no tasks, two of one name, a head that cannot be, a task without
@@ -92,6 +96,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         self.branches = nn.ModuleList(encoder.branches)
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
+        self.checkpoint_branches = False
         self.banks = nn.ModuleDict(
             {
                 name: build_bank(
@@ -112,6 +117,11 @@ class MultiTaskNetwork(Freezable, TaskLabels):
             for parameter in self.banks[name].parameters():
                 parameter.copy_(parameter.index_select(0, source))
 
+    def compile_parts(self) -> None:
+        """Compile trunk and branches when they first run; the names of the state stay."""
+        for part in (self.trunk, *self.branches):
+            part.compile()
+
     def plan(self, heads: Iterable[Head]) -> Plan:
         """Plan the computation of some heads; make a new plan after moving to another device.
 
@@ -119,6 +129,14 @@ class MultiTaskNetwork(Freezable, TaskLabels):
             ValueError: If a head does not exist.
         """
         return self._layout.plan(heads, self.image_mean.device)
+
+    def plan_draw(self, draw: Draw) -> Plan:
+        """Plan the computation of the heads of one step, as `plan` does.
+
+        Raises:
+            ValueError: If a head does not exist.
+        """
+        return self._layout.plan_matrix(draw.chosen, self.image_mean.device, draw.branches)
 
     def forward(
         self,
@@ -134,8 +152,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         Args:
             images: uint8 [B,3,H,W]; floats of as many channels as the encoder takes where that is
                 not made for pictures.
-            plan: From `plan`; without targets it must hold one head for every task, and with
-                signals all N*K.
+            plan: From `plan` or `plan_draw`; without targets it must hold one head for every task.
             targets: From `targets`.
             per_sample: Whether losses are kept apart by sample.
             signals: Whether to return `model.signals` too, whose residuals are of `signal_tasks`.
@@ -166,25 +183,30 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         loss_of = {name: self.bank_spec(name).loss for name in plan.banks}
         shape = (self.num_tasks, self.num_branches)
         losses = head_losses(loss_of, predictions, plan, targets, shape, per_sample=per_sample)
+        for index in plan.idle:  # engines want a gradient of every branch, on all ranks alike
+            idle = maps[index]
+            assert idle is not None, "a plan's branches are computed"
+            losses = losses + 0.0 * idle.sum(dtype=torch.float32)
         if not signals:
             return losses
-        return losses, branch_signals(loss_of, predictions, targets, tap)
+        return losses, branch_signals(loss_of, predictions, targets, plan, tap)
 
     def _feature_maps(self, images: Tensor, plan: Plan) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the plan does not need it."""
         inputs = (images.float() - self.image_mean) / self.image_std
-        shared = self.trunk(inputs.contiguous(memory_format=torch.channels_last))
+        shared = self.trunk(_channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
+        run = recomputed if self.checkpoint_branches and self.training else _call
         return [
-            scale_gradient(branch(shared), into_branch) if index in plan.branches else None
+            scale_gradient(run(branch, shared), into_branch) if index in plan.branches else None
             for index, branch in enumerate(self.branches)
         ]
 
     def _pooled(self, maps: list[Tensor | None]) -> list[Tensor | None]:
         """Return per branch the feature vectors [B,D] of the linear heads."""
         if self._pool == "flatten":
-            return [None if m is None else m.flatten(1) for m in maps]
+            return [None if m is None else _flattened(m) for m in maps]
         return [None if m is None else m.mean(dim=(2, 3)) for m in maps]
 
     def _one_per_task(self, predictions: Predictions, plan: Plan) -> dict[str, Tensor]:
@@ -266,3 +288,18 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         )
         arguments["tasks"] = [TaskSpec.from_dict(task) for task in arguments["tasks"]]
         return cls(encoder=encoder, **arguments)
+
+
+def _call(module: nn.Module, inputs: Tensor) -> Tensor:
+    return module(inputs)
+
+
+def _flattened(maps: Tensor) -> Tensor:
+    if maps.requires_grad:
+        # The gradient would come in torch's first layout, for which pooling has slow kernels.
+        maps.register_hook(_channels_last)
+    return maps.flatten(1)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)

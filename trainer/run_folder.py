@@ -32,6 +32,8 @@ _FREE = (
     "data.max_bad_fraction",
     "data.allow_flat_labels",
     "data.workers",
+    "model.compile",
+    "model.checkpoint_branches",
     "optim.skip_nonfinite",
     "eval",
     "log",

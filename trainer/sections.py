@@ -149,6 +149,8 @@ class ModelSection(Section):
     `start` names exported models whose weights the network starts with: one for all branches, or
     one for each. `dense_widths` are those of the decoder `resize`. With `sync_batchnorm: auto`
     batch statistics are those of all ranks where the device can (several GPUs), else each rank's.
+    `compile` has torch compile trunk and branches in the first step. `checkpoint_branches` keeps
+    less in memory: the backward pass computes each branch's forward pass again.
     """
 
     encoder: EncoderSection
@@ -160,15 +162,23 @@ class ModelSection(Section):
     decoder: Literal["resize", "deconv"] = "resize"
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
+    compile: bool = False
+    checkpoint_branches: bool = False
 
 
 class PruningSection(Section):
-    """When heads are switched off; `start` and `finish` are shares of the run."""
+    """When heads are switched off; `start` and `finish` are shares of the run.
+
+    The network is rebuilt without the heads that are off, with all that is kept of weights and
+    moments, as soon as they are the share `compact` of its heads, a branch is empty, or all is
+    decided.
+    """
 
     threshold: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     start: Fraction = 0.2
     finish: Fraction = 0.8
     every: PositiveInt = 50
+    compact: Fraction = 0.2
 
     @model_validator(mode="after")
     def _ordered(self) -> PruningSection:
