@@ -71,9 +71,9 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         if session.guard.left_out:
             session.log.write(step, "skip", **session.guard.record())
         else:
+            if logs:
+                _log_step(session, objective, micro_batches)
             session.watch_plateau(objective)
-        if logs and not session.guard.left_out:
-            _log_step(session, objective, micro_batches)
         if prunes:
             _prune(session)
         if evaluates:

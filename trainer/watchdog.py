@@ -79,7 +79,9 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.is_set():
             # Set anew at each turn; only a thread that cannot run lets it come to that.
-            faulthandler.dump_traceback_later(self._stall_seconds + _GRACE, exit=True)
+            faulthandler.dump_traceback_later(
+                self._stall_seconds + _GRACE, exit=True, file=sys.__stderr__
+            )
             self._look()
             self._stop.wait(BEAT)
 
