@@ -79,9 +79,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.is_set():
             # Set anew at each turn; only a thread that cannot run lets it come to that.
-            faulthandler.dump_traceback_later(
-                self._stall_seconds + _GRACE, exit=True, file=sys.__stderr__
-            )
+            faulthandler.dump_traceback_later(self._stall_seconds + _GRACE, exit=True, file=2)
             self._look()
             self._stop.wait(BEAT)
 
