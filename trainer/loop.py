@@ -38,7 +38,7 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
         Preempted: A signal or the time limit asked to stop; the session is saved and closed.
         SaveError: A checkpoint could not be written.
     """
-    with session.writer:  # whatever ends the training, what is being written is written
+    with session.writer:  # whatever ends the training, it waits for what is being written
         return _train(session, observe)
 
 
