@@ -15,8 +15,9 @@ from data_pipelines.errors import DataError, SourceError
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 6
+RETRY_SECONDS = 120.0
 FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long
+LONGEST_WAIT = 30.0
 TIMEOUT = 60.0  # seconds that an attempt may take
 
 _HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -45,12 +46,14 @@ class Remote:
 
     Args:
         url: URL of the folder, such as `s3://bucket/shards` or `https://host/shards`.
+        retry_seconds: For how long a source that fails is asked again.
 
     Raises:
         DataError: The protocol is unknown, or its package is not installed.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, retry_seconds: float = RETRY_SECONDS) -> None:
+        self._retry_seconds = retry_seconds
         self.url = check_url(url).rstrip("/")
         self._connection: tuple[int, Any] = (0, None)
         self._connect()
@@ -77,7 +80,7 @@ class Remote:
                 raise EOFError(f"{len(data)} of {size} bytes came")
             return data
 
-        return _patiently(url, fetch)
+        return _patiently(url, fetch, self._retry_seconds)
 
     def sizes(self) -> dict[str, int] | None:
         """Size in bytes of every file by name, None where files cannot be listed.
@@ -88,7 +91,9 @@ class Remote:
         """
         if self.url.startswith(("http://", "https://")):
             return None
-        entries = _patiently(self.url, lambda: self._call("ls", self.url, detail=True))
+        entries = _patiently(
+            self.url, lambda: self._call("ls", self.url, detail=True), self._retry_seconds
+        )
         return {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,9 +117,32 @@ class Remote:
         return self._connection[1]
 
 
-def _patiently(url: str, call: Callable[[], _Result]) -> _Result:
+class Patience:
+    """Waits, ever longer, between the attempts at something that fails, and gives up in time.
+
+    Args:
+        seconds: After the first failure, at which it gives up.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since = time.monotonic()
+        self.failures = 0
+
+    def next_wait(self) -> float | None:
+        """Seconds to wait after one more failure; None to give up."""
+        self.failures += 1
+        if self.failures == 1:
+            self._since = time.monotonic()
+        wait = min(FIRST_WAIT * 2 ** min(self.failures - 1, 32), LONGEST_WAIT)
+        late = time.monotonic() - self._since + wait > self._seconds
+        return None if late else wait
+
+
+def _patiently(url: str, call: Callable[[], _Result], retry_seconds: float) -> _Result:
     """The result of a call that is made again, after ever longer waits, while it fails."""
-    for attempt in range(1, ATTEMPTS + 1):
+    patience = Patience(retry_seconds)
+    while True:
         try:
             return call()
         except DataError:  # noqa: PERF203 - it is there to try again
@@ -123,11 +151,11 @@ def _patiently(url: str, call: Callable[[], _Result]) -> _Result:
             raise DataError(f"{url}: missing") from error
         except Exception as error:  # what a network file system raises is its own affair
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            if attempt == ATTEMPTS:
+            wait = patience.next_wait()
+            if wait is None:
                 raise SourceError(
-                    f"{url}: failed {ATTEMPTS} times, at last with {reason}"
+                    f"{url}: failed {patience.failures} times in {retry_seconds:g} s, at last "
+                    f"with {reason}"
                 ) from error
-            wait = FIRST_WAIT * 2 ** (attempt - 1)
             logger.warning("%s: %s; trying again in %.1f s", url, reason, wait)
             time.sleep(wait)
-    raise AssertionError("ATTEMPTS is at least 1")

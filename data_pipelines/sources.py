@@ -10,7 +10,7 @@ from typing import BinaryIO, Protocol
 
 from data_pipelines.cache import ShardCache
 from data_pipelines.errors import DataError
-from data_pipelines.remote import Remote, check_url
+from data_pipelines.remote import RETRY_SECONDS, Remote, check_url
 
 COPY_BYTES = 16 * 2**20  # of a remote file in one request
 
@@ -53,18 +53,21 @@ class Folder(Protocol):
 Location = Path | str | Folder
 
 
-def open_folder(location: Location, cache: ShardCache | None = None) -> Folder:
+def open_folder(
+    location: Location, cache: ShardCache | None = None, retry_seconds: float = RETRY_SECONDS
+) -> Folder:
     """The folder of a path or URL.
 
     Args:
         location: A path, a URL such as `s3://bucket/shards`, or a folder, which is returned.
         cache: Keeps copies of remote files; files on this machine are read where they are.
+        retry_seconds: For how long a remote source that fails is asked again.
 
     Raises:
         DataError: The URL's protocol is unknown or refused.
     """
     if isinstance(location, str) and "://" in check_url(location):
-        return RemoteFolder(location, cache)
+        return RemoteFolder(location, cache, retry_seconds)
     return LocalFolder(Path(location)) if isinstance(location, str | Path) else location
 
 
@@ -163,10 +166,13 @@ class RemoteFolder:
     Args:
         url: The folder's URL.
         cache: Where whole files are kept, None to fetch every range anew.
+        retry_seconds: As `Remote` takes it.
     """
 
-    def __init__(self, url: str, cache: ShardCache | None = None) -> None:
-        self._remote = Remote(url)
+    def __init__(
+        self, url: str, cache: ShardCache | None = None, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self._remote = Remote(url, retry_seconds)
         self._cache = cache
 
     def where(self, name: str) -> str:

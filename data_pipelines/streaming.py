@@ -24,6 +24,7 @@ from data_pipelines.collate import Batch, Collate
 from data_pipelines.dataset import OnError
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.fields import LabelRequest, resolve_labels
+from data_pipelines.loader import ignore_sigterm
 from data_pipelines.manifest import Manifest
 from data_pipelines.samples import Sample, SampleBuilder
 from data_pipelines.transforms import Geometry
@@ -44,6 +45,7 @@ class TarStream(IterableDataset[Sample]):
         builder: Makes the samples.
         seed: What the order and the augmentation depend on, beside the worker.
         on_error: What damage does, as in `ShardDataset`; the rest of a damaged tar is left out.
+        retry_seconds: For how long other tars are tried while none can be read.
     """
 
     def __init__(
@@ -52,11 +54,13 @@ class TarStream(IterableDataset[Sample]):
         builder: SampleBuilder,
         seed: Sequence[int],
         on_error: OnError = "stop",
+        retry_seconds: float = remote.RETRY_SECONDS,
     ) -> None:
         self.urls = [remote.check_url(url) for url in urls]
         self.builder = builder
         self.seed = tuple(seed)
         self.on_error = on_error
+        self.retry_seconds = retry_seconds
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -70,24 +74,26 @@ class TarStream(IterableDataset[Sample]):
 
     def _encoded(self, shards: Iterable[dict[str, str]]) -> Iterator[dict[str, Any]]:
         """Samples as webdataset has them: suffix to bytes, beside `__key__` and `__url__`."""
-        failures = 0
+        patience = remote.Patience(self.retry_seconds)
         for shard in shards:
             url = shard["url"]
             try:
-                yield from group_by_keys(_members(url), lcase=False)
-                failures = 0
+                for sample in group_by_keys(_members(url), lcase=False):
+                    patience = remote.Patience(self.retry_seconds)
+                    yield sample
             except DataError as error:
                 if self.on_error == "stop":
                     raise
                 yield {_FAULT: str(error)}
             except Exception as error:  # what a network file system raises is its own affair
-                failures += 1
-                if failures == remote.ATTEMPTS:
+                wait = patience.next_wait()
+                if wait is None:
                     raise SourceError(
-                        f"{url}: failed, as {failures - 1} tars before: {error!r}"
+                        f"{url}: failed, as {patience.failures - 1} tars before in "
+                        f"{self.retry_seconds:g} s: {error!r}"
                     ) from error
                 logger.warning("%s: %r; going on with another tar", url, error)
-                time.sleep(remote.FIRST_WAIT * 2 ** (failures - 1))
+                time.sleep(wait)
 
     def _sample(self, members: dict[str, Any], rng: np.random.Generator) -> Sample:
         if _FAULT in members:
@@ -117,6 +123,7 @@ def stream_batches(
     start_step: int = 0,
     workers: int = 0,
     on_error: OnError = "stop",
+    retry_seconds: float = remote.RETRY_SECONDS,
 ) -> Iterator[Batch]:
     """Micro-batches of one process from tars without a manifest of their own.
 
@@ -136,6 +143,7 @@ def stream_batches(
         start_step: Optimizer steps already done.
         workers: Reading processes; 0 reads in this one.
         on_error: What damage does, as in `TarStream`.
+        retry_seconds: As `TarStream` takes it.
 
     Raises:
         DataError: The requests cannot be met, or the batch does not divide as needed.
@@ -156,12 +164,13 @@ def stream_batches(
         len(urls),
     )
     loader = DataLoader(
-        TarStream(urls, builder, (seed, rank, start_step), on_error),
+        TarStream(urls, builder, (seed, rank, start_step), on_error, retry_seconds),
         batch_size=global_batch // parts,
         num_workers=workers,
         collate_fn=Collate(labels),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=ignore_sigterm,
     )
     return islice(loader, (num_steps - start_step) * accumulation)
 

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
+from trainer.accelerator import make_accelerator
 from trainer.config import Config, load_config
-from trainer.engine import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session
 
@@ -155,14 +155,23 @@ class Process:
     def running(self) -> bool:
         return self._popen.poll() is None
 
+    def worker(self, rank: int) -> psutil.Process:
+        """The process that the launcher has given this rank."""
+        return next(p for p in self.tree()[1:] if p.environ().get("RANK") == str(rank))
+
+    def send(self, number: signal.Signals) -> None:
+        """A signal to the command itself."""
+        self._popen.send_signal(number)
+
     def kill(self) -> None:
         """SIGKILL to the process and all its descendants; launchers give workers own sessions."""
-        tree = self._tree()
+        tree = self.tree()
         _send(signal.SIGKILL, tree)
         psutil.wait_procs(tree, timeout=20)
         self._popen.wait(20)
 
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
+        """The command and all that it has started."""
         try:
             parent = psutil.Process(self._popen.pid)
             return [parent, *parent.children(recursive=True)]
@@ -174,7 +183,7 @@ class Process:
         try:
             code = self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            _send(signal.SIGABRT, self._tree()[::-1])  # Python's fault handler shows where they are
+            _send(signal.SIGABRT, self.tree()[::-1])  # Python's fault handler shows where they are
             time.sleep(3)
             self.kill()
             pytest.fail(f"no end after {timeout} s\n{self._text(1)[-8000:]}")
@@ -196,13 +205,13 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _command(script: Path, engine: str | None) -> list[str]:
+def _command(script: Path, engine: str | None, flags: Sequence[str]) -> list[str]:
     if engine is None:
         return [sys.executable, str(script)]
     config = ROOT / "accelerate_configs" / f"{engine}.yaml"
     port = str(_free_port())
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    return [*launcher, "--main_process_port", port, str(script)]
+    return [*launcher, "--main_process_port", port, *flags, str(script)]
 
 
 class Launcher:
@@ -212,14 +221,23 @@ class Launcher:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def start(self, *arguments: str, engine: str | None = None, script: Path) -> Process:
-        """Start a script, in one process or under a file of accelerate_configs/."""
-        return Process([*_command(script, engine), *arguments], self._folder)
+    def start(
+        self, *arguments: str, engine: str | None = None, flags: Sequence[str] = (), script: Path
+    ) -> Process:
+        """Start a script, in one process or under a file of accelerate_configs/.
 
-    def train(self, config: Path, *overrides: str, engine: str | None = None) -> Process:
+        Args:
+            flags: Of the launcher, over what the file says.
+        """
+        return Process([*_command(script, engine, flags), *arguments], self._folder)
+
+    def train(
+        self, config: Path, *overrides: str, engine: str | None = None, flags: Sequence[str] = ()
+    ) -> Process:
         """Start a training run."""
         script = ROOT / "trainer" / "main.py"
-        return self.start("--config", str(config), *overrides, engine=engine, script=script)
+        arguments = ("--config", str(config), *overrides)
+        return self.start(*arguments, engine=engine, flags=flags, script=script)
 
     def python(self, code: str, *arguments: str) -> Finished:
         """Run Python code in an interpreter of its own."""
@@ -228,6 +246,11 @@ class Launcher:
     def dmtg(self, *arguments: str) -> Finished:
         """Run the console command."""
         return self.python("from trainer.cli import main; main()", *arguments)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    return _free_port
 
 
 @pytest.fixture

@@ -97,6 +97,11 @@ class AffinityGroups(GroupLearner):
         if done > self._held_until:
             self._set_logits(self._posterior(done))
 
+    def leave_out(self, step: int) -> None:
+        """Set the logits from the affinities even if the step in which that is due was bad."""
+        if not self.finished and step + 1 == self.warmup_end:
+            self._start_groups()
+
     def _posterior(self, step: int) -> Tensor:
         alive = self.grouping.alive
         count = alive.sum(dim=1, keepdim=True)

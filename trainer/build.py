@@ -42,7 +42,7 @@ def open_shards(config: Config) -> Folder:
     data, cache = config.data, None
     if data.cache_dir is not None:
         cache = ShardCache(data.cache_dir, round(data.cache_gb * 1e9))
-    return open_folder(data.shards, cache)
+    return open_folder(data.shards, cache, data.retry_seconds)
 
 
 def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:

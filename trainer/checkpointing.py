@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +11,22 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.checkpoint_files import (
+    GROUPING,
+    MOMENTS_FILE,
+    PROGRESS,
+    WEIGHTS,
+    checkpoints,
+    find_fault,
+    folder_of_step,
+    publish_checkpoint,
+    rotate,
+)
 from trainer.errors import UserError
 from trainer.optim import MOMENTS
 from trainer.state import NamedState
 
 logger = logging.getLogger(__name__)
-
-_PREFIX = "step-"
-_POINTER = "latest"
-_FILES = "files.json"  # sizes and hashes of the others
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Progress:
         metrics_bytes: Length of `metrics.jsonl`.
         loss_scale: State of the fp16 loss scaler, empty in other precisions.
         replaced: Damaged samples that were replaced so far.
+        skipped: Steps that were left out so far.
         plateau: State of the schedule `plateau`, empty for others.
+        dataset: Name and size of the data set, for messages.
     """
 
     step: int
@@ -49,12 +55,18 @@ class Progress:
     metrics_bytes: int
     loss_scale: dict[str, float]
     replaced: int = 0
+    skipped: int = 0
     plateau: dict[str, float | None] = field(default_factory=dict)
+    dataset: str = ""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read back."""
+    """All that a run needs to go on: one that was read back, or the snapshot of a running one.
+
+    Attributes:
+        grouping: What the learner of the groups and the run's observer keep, by name.
+    """
 
     progress: Progress
     state: NamedState
@@ -62,76 +74,79 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path,
-    progress: Progress,
-    state: NamedState,
-    grouping: dict[str, Tensor],
-    *,
-    keep_last: int,
+    folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: int | None = None
 ) -> Path:
     """Write a checkpoint under a temporary name, sync it, rename it, and only then drop old ones.
 
+    Args:
+        keep_last: Number of the newest checkpoints that are kept.
+        keep_every: Checkpoints at multiples of this step are kept for good.
+
+    Returns:
+        The checkpoint's folder.
+
     Raises:
         ValueError: A weight is not finite; nothing is written.
+        OSError, SafetensorError: The disk is full or cannot be written; all older ones are left.
     """
-    broken = [name for name, value in state.weights.items() if not value.isfinite().all()]
+    weights = checkpoint.state.weights
+    broken = [name for name, value in weights.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(f"weights of {broken[0]} (and {len(broken) - 1} more) are not finite")
-    final = folder / f"{_PREFIX}{progress.step:09d}"
-    partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(_contiguous(state.weights), partial / "weights.safetensors")
-    moments = {f"{m}/{name}": value for m in MOMENTS for name, value in state.moments[m].items()}
-    save_file(_contiguous(moments), partial / "moments.safetensors")
-    save_file(_contiguous(grouping), partial / "grouping.safetensors")
-    (partial / "progress.json").write_text(json.dumps(asdict(progress)))
-    files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-    (partial / _FILES).write_text(json.dumps(files))
-    for path in (*partial.iterdir(), partial):
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _sync(folder)
-    _point(folder, final.name)
-    _rotate(folder, final, keep_last)
+    final = folder_of_step(folder, checkpoint.progress.step)
+
+    def write(partial: Path) -> None:
+        moments = checkpoint.state.moments
+        named = {f"{m}/{name}": value for m in MOMENTS for name, value in moments[m].items()}
+        for file, tensors in (
+            (WEIGHTS, weights),
+            (MOMENTS_FILE, named),
+            (GROUPING, checkpoint.grouping),
+        ):
+            save_file({n: v.contiguous() for n, v in tensors.items()}, partial / file)
+        (partial / PROGRESS).write_text(json.dumps(asdict(checkpoint.progress)))
+
+    publish_checkpoint(final, write)
+    rotate(final, keep_last=keep_last, keep_every=keep_every)
     return final
 
 
-def _rotate(folder: Path, newest: Path, keep_last: int) -> None:
-    """Keep the newest and those right before it; later steps are what a resume passed over."""
-    found = _checkpoints(folder)
-    passed_over = [path for path in found if path.name > newest.name]
-    older = [path for path in found if path.name <= newest.name][:-keep_last]
-    for path in (*passed_over, *older):
-        shutil.rmtree(path)
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
     """Read a checkpoint folder.
 
+    Args:
+        verified: Whether it is known to be whole, so that nothing needs to be hashed.
+
     Raises:
-        UserError: It is not whole; the message names the file and what is wrong with it.
+        UserError: It is not whole or not readable; the message names the file and what is wrong.
     """
-    fault = _fault(path)
+    fault = None if verified else _fault(path)
     if fault is not None:
         raise UserError(f"checkpoint {path}: {fault}")
-    progress = Progress(**json.loads((path / "progress.json").read_text()))
-    state = NamedState(load_file(path / "weights.safetensors"))
-    for name, value in load_file(path / "moments.safetensors").items():
+    try:
+        progress = Progress(**json.loads((path / PROGRESS).read_text()))
+        state = NamedState(load_file(path / WEIGHTS))
+        moments = load_file(path / MOMENTS_FILE)
+        grouping = load_file(path / GROUPING)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
+    except TypeError as error:  # keys of another version
+        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
+    for name, value in moments.items():
         moment, _, parameter = name.partition("/")
         state.moments[moment][parameter] = value
     state.optimizer_step = progress.optimizer_step
-    return Checkpoint(progress, state, load_file(path / "grouping.safetensors"))
+    return Checkpoint(progress, state, grouping)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; says which ones it passed over. None if there is no checkpoint.
 
     Raises:
-        UserError: There are checkpoints, and none is whole.
+        UserError: There are checkpoints, and none is whole, or one cannot be read: a fault of the
+            file system is no reason to pass over what it holds.
     """
-    found = _checkpoints(folder)
+    found = checkpoints(folder)
     for path in reversed(found):
         fault = _fault(path)
         if fault is None:
@@ -144,72 +159,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def check_fits(
-    checkpoint: Checkpoint, tasks: list[dict[str, Any]], data: str, source: Path
-) -> None:
-    """Refuse to continue from a checkpoint of other tasks or other data.
-
-    Raises:
-        UserError: Naming what differs.
-    """
-    found = [task["name"] for task in checkpoint.progress.network["tasks"]]
-    wanted = [task["name"] for task in tasks]
-    if found != wanted:
-        raise UserError(f"checkpoint {source}: its tasks are {found}, the run's are {wanted}")
-    for old, new in zip(checkpoint.progress.network["tasks"], tasks, strict=True):
-        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
-            raise UserError(f"checkpoint {source}: task {new['name']} was {old}, is {new}")
-    if checkpoint.progress.data != data:
-        raise UserError(
-            f"checkpoint {source}: it was trained on a manifest with digest "
-            f"{checkpoint.progress.data:.12}, data.shards has {data:.12}"
-        )
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.contiguous().cpu() for name, value in tensors.items()}
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir() and p.suffix != ".partial")
-
-
 def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole."""
     try:
-        files = json.loads((path / _FILES).read_text())
-    except (OSError, ValueError):
-        return f"{_FILES} is missing or unreadable"
-    for name, expected in files.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        found = _fingerprint(path / name)
-        if found != expected:
-            return f"{name} has {found['bytes']} bytes or another content than when written"
-    return None
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def _point(folder: Path, name: str) -> None:
-    partial = folder / f"{_POINTER}.partial"
-    partial.write_text(name)
-    _sync(partial)
-    os.replace(partial, folder / _POINTER)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return find_fault(path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error}") from None

@@ -17,6 +17,8 @@ from trainer.cli_output import AsJson, finish, print_json
 from trainer.compare_cli import compare
 from trainer.errors import UserError
 from trainer.shards_cli import shards
+from trainer.slurm_cli import slurm
+from trainer.status_cli import status
 
 app = typer.Typer(
     help="Multi-task training that learns the grouping: data, export, evaluation, prediction.",
@@ -26,6 +28,8 @@ app = typer.Typer(
 app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")
 app.command()(compare)
+app.command()(slurm)
+app.command()(status)
 
 
 @app.command()

@@ -53,7 +53,7 @@ class Cell:
         return self.folder / "cell.log"
 
     def load(self) -> dict[str, Any]:
-        """Its record: `status` (waiting, running, failed, done), `seconds` and, if done, results.
+        """Its record: `status` (waiting, running, stopped, failed, done), `seconds` and results.
 
         Raises:
             UserError: The record is not JSON.
@@ -112,7 +112,8 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
         launch: Configuration file of `accelerate launch`; None trains in one plain process.
 
     Returns:
-        Its record, with `status` done or failed; a failed one has a `message`.
+        Its record, with `status` done, stopped or failed; a failed one has a `message`, a stopped
+        one was asked to save and end before it was done.
     """
     record = cell.load()
     if record["status"] == "done":
@@ -121,7 +122,7 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
     before = record["seconds"]
     command = _command(cell, launch)
     record = {"recipe": cell.recipe, "seed": cell.seed, "command": shlex.join(command)}
-    start = time.monotonic()
+    start, earlier = time.monotonic(), _run_status(cell)
     with open(cell.log, "ab") as log, _running(command, log) as process:
         code = None
         while code is None:
@@ -132,12 +133,23 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
             except subprocess.TimeoutExpired:
                 continue
     record["seconds"] = before + time.monotonic() - start
-    if code == 0:
+    status = _run_status(cell)
+    if status != earlier and status.get("state") == "preempted":
+        record["status"] = "stopped"
+    elif code == 0:
         record |= {"status": "done", **read_result(cell.folder)}
     else:
         record |= {"status": "failed", "exit_code": code, "message": _failure(cell, code, command)}
     cell.save(record)
     return record
+
+
+def _run_status(cell: Cell) -> dict[str, Any]:
+    """What the run says of itself; nothing before it has said something."""
+    try:
+        return json.loads((cell.folder / "status.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _command(cell: Cell, launch: Path | None) -> list[str]:
@@ -151,17 +163,25 @@ def _command(cell: Cell, launch: Path | None) -> list[str]:
 
 @contextmanager
 def _running(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
-    """A process that does not outlive this one's block, not even where this one is terminated."""
+    """A process that does not outlive this one's block, not even where this one is terminated.
+
+    SIGUSR1, which asks for a save and an end, is passed on to it.
+    """
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal.SIGTERM)
 
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
     earlier = signal.signal(signal.SIGTERM, leave)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    earlier_user = signal.signal(signal.SIGUSR1, pass_on)
     try:
         yield process
     finally:
         signal.signal(signal.SIGTERM, earlier)
+        signal.signal(signal.SIGUSR1, earlier_user)
         if process.poll() is None:
             process.terminate()
             process.wait()

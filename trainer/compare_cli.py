@@ -17,7 +17,8 @@ from trainer.cli_output import AsJson, finish, print_json
 from trainer.compare import Cell, plan_cells, run_cell
 from trainer.errors import UserError
 
-_RECIPES = "default,published,random,multitask,single_task,tag,grad_tag"
+DEFAULT_RECIPES = "default,published,random,multitask,single_task,tag,grad_tag"
+_STOPPED = 75  # exit code: start again to go on
 
 
 def compare(
@@ -26,7 +27,7 @@ def compare(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value]...", help="For all runs.")
     ] = None,
-    recipes: Annotated[str, typer.Option(help="Grouping recipes, by commas.")] = _RECIPES,
+    recipes: Annotated[str, typer.Option(help="Grouping recipes, by commas.")] = DEFAULT_RECIPES,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every recipe.")] = 3,
     seed_base: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     launch: Annotated[
@@ -42,7 +43,8 @@ def compare(
     """Train several recipes with several seeds, then print and save tables and a plot.
 
     Finished runs are not trained again. In a job array give every job its own --only, and at the
-    end start once more without it for the tables.
+    end start once more without it for the tables. Exit codes: 1 a run failed, 75 a run was stopped
+    by SIGUSR1 or run.max_minutes and has saved.
     """
     names = [name.strip() for name in recipes.split(",")]
     numbers = range(seed_base, seed_base + seeds)
@@ -56,6 +58,8 @@ def compare(
         return
     records = _train(cells if only is None else [cells[only]], launch, keep_going)
     failed = any(record["status"] == "failed" for record in records)
+    if any(record["status"] == "stopped" for record in records):
+        raise typer.Exit(_STOPPED)
     if only is not None and not failed:
         finish(as_json, {key: records[0][key] for key in ("recipe", "seed", "status", "seconds")})
     elif len(records) == len(cells):
@@ -84,7 +88,7 @@ def _list(cells: Sequence[Cell], as_json: bool) -> None:
 
 
 def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list[dict[str, Any]]:
-    """The records of the cells, up to the first that failed unless all are to be trained."""
+    """The records of the cells, up to one that was stopped, or failed unless all are wanted."""
     records = []
     with tqdm(cells, unit="run") as bar:
         for cell in bar:
@@ -94,6 +98,8 @@ def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list
                 bar.write(f"error: {records[-1]['message']}", file=sys.stderr)
                 if not keep_going:
                     break
+            elif records[-1]["status"] == "stopped":
+                break
     return records
 
 

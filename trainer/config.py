@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from data_pipelines import remote
 from trainer.errors import UserError
 from trainer.grouping_sections import GroupingSection
 from trainer.section import Section
@@ -62,15 +63,37 @@ class Config(Section):
             raise ValueError("finetune.epochs: data.stream has no end, give finetune.steps instead")
         return self
 
+    @model_validator(mode="after")
+    def _sources_in_time(self) -> Config:
+        away = isinstance(self.data.shards, str) or self.data.stream is not None
+        most = self.run.timeout_seconds - 2 * remote.TIMEOUT
+        if away and self.data.retry_seconds >= most:
+            raise ValueError(
+                f"data.retry_seconds is {self.data.retry_seconds:g}; must be below {most:g}: two "
+                f"attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
+                f"{self.run.timeout_seconds:g}, after which the other ranks give up"
+            )
+        return self
+
     def to_yaml(self) -> str:
         """The resolved configuration as YAML."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader for which `3e-4` is a number, as in YAML 1.2."""
+    """SafeLoader for which `3e-4` is a number and `3:10` is none, as in YAML 1.2."""
 
 
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),

@@ -1,104 +1,25 @@
-"""The one adapter between the loop and accelerate: one process, DDP, DeepSpeed ZeRO 1, 2, 3."""
+"""The one adapter between the loop and accelerate: one process, DDP, FSDP2, ZeRO 1, 2, 3."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from trainer.config import Config
-from trainer.errors import UserError
 from trainer.optim import base_optimizer, build_optimizer
-
-_PRECISIONS = {None: None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator for whatever launched this process.
-
-    Raises:
-        UserError: several processes were started without a distributed engine, or the global
-            batch does not divide into micro-batches.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    on_cpu = not torch.cuda.is_available()
-    precision = _PRECISIONS[config.run.precision]
-    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
-        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
-    # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them.
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    if on_cpu and world_size > 1:
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    if on_cpu and with_deepspeed:
-        _use_plain_gloo()
-    accelerator = Accelerator(
-        cpu=on_cpu and not with_deepspeed,
-        mixed_precision=precision,
-        gradient_accumulation_steps=config.optim.accumulation,
-        kwargs_handlers=handlers,
-        step_scheduler_with_optimizer=False,
-    )
-    if world_size > 1 and accelerator.distributed_type == DistributedType.NO:
-        raise UserError(
-            f"{world_size} processes were launched but accelerate formed no group; use one of "
-            "accelerate_configs/ (on CPU: ddp_cpu, zero2_cpu, zero3_cpu)"
-        )
-    micro_batch = _micro_batch(config, accelerator.num_processes)
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        _configure_deepspeed(accelerator, config, micro_batch)
-    return accelerator
+from trainer.sharding import shard, shards, whole
 
 
-def _use_plain_gloo() -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives when it starts on a CPU.
-
-    The compiler runs behind a lock file; a process that is killed meanwhile leaves it locked, and
-    every later start waits for it without an end.
-    """
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-def _micro_batch(config: Config, num_processes: int) -> int:
-    parts = num_processes * config.optim.accumulation
-    if config.data.global_batch % parts:
-        raise UserError(
-            f"data.global_batch is {config.data.global_batch}; it must be a multiple of "
-            f"processes x optim.accumulation = {num_processes} x {config.optim.accumulation}"
-        )
-    return config.data.global_batch // parts
-
-
-def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
-    from transformers.integrations import unset_hf_deepspeed_config
-
-    # Weights are drawn or read whole and sharded by `prepare`; under ZeRO 3, from_pretrained
-    # would shard them at once.
-    unset_hf_deepspeed_config()
-    settings = accelerator.state.deepspeed_plugin.deepspeed_config
-    settings["train_micro_batch_size_per_gpu"] = micro_batch
-    settings["gradient_accumulation_steps"] = config.optim.accumulation
-    settings["gradient_clipping"] = config.optim.clip or 0.0
-    precision = accelerator.mixed_precision
-    if precision != "no":
-        # fp32 parameters and moments, sharded, with low-precision arithmetic: exact updates, and
-        # batch normalisation works on every device (DeepSpeed's own bf16 casts the parameters).
-        for section in ("bf16", "fp16"):
-            settings[section] = {"enabled": False}
-        dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
-        settings["torch_autocast"] = {"enabled": True, "dtype": dtype}
+def _can_synchronise(accelerator: Accelerator) -> bool:
+    """Whether batch statistics can be those of all ranks: torch can on GPUs only."""
+    return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
 class Engine:
@@ -113,6 +34,7 @@ class Engine:
     Attributes:
         network: What the loop calls; forward goes through DDP's or DeepSpeed's hooks.
         module: The plain `MultiTaskNetwork` inside it.
+        sharded: Whether FSDP2 shards its parameters.
     """
 
     def __init__(
@@ -124,10 +46,23 @@ class Engine:
     ) -> None:
         self.accelerator = accelerator
         self._clip = config.optim.clip
+        self._skips = config.optim.skip_nonfinite > 0
+        # Elsewhere the statistics are averaged, see `average_buffers`.
+        if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         self.module: Any = module
+        self.sharded = shards() and accelerator.num_processes > 1
+        if self.sharded:
+            # Not trained, for accelerate, means without DDP around it.
+            self.network = accelerator.prepare_model(module, evaluation_mode=True)
+            shard(self.network, accelerator.device.type)
         optimizer = build_optimizer(module, config.optim, undecayed)
+        self._skipped = False
         self._base_lr = [group["lr"] for group in optimizer.param_groups]
-        self.network, self.optimizer = accelerator.prepare(module, optimizer)
+        if self.sharded:
+            self.optimizer = accelerator.prepare(optimizer)
+        else:
+            self.network, self.optimizer = accelerator.prepare(module, optimizer)
 
     @property
     def zero_stage(self) -> int:
@@ -150,38 +85,63 @@ class Engine:
         ):
             group["lr"] = lr * factor
 
-    def accumulate(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
         """Context of one micro-batch: gradients travel, and the step happens, on the last one."""
-        return self.accelerator.accumulate(self.network)
+        with self.accelerator.accumulate(self.network):
+            if self.sharded:
+                self.network.set_requires_gradient_sync(self.accelerator.sync_gradients)
+            yield
 
     def backward(self, objective: Tensor) -> None:
         """Back-propagate, and update the weights if this is the step's last micro-batch.
 
         The engine divides by the number of micro-batches and averages over ranks.
         """
-        self.accelerator.backward(objective)
-        if self.accelerator.sync_gradients and self._clip is not None and self.zero_stage == 0:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), self._clip)
-        self.optimizer.step()
+        self.accelerator.backward(objective)  # under DeepSpeed it clips and steps, too
+        finite = True
+        clips = self._clip is not None or self._skips
+        if self.accelerator.sync_gradients and clips and self.zero_stage == 0:
+            limit = math.inf if self._clip is None else self._clip
+            norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
+            finite = not self._skips or self.scaler is not None or bool(whole(norm).isfinite())
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        self._skipped = not finite
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last step left weights and moments alone; the same on every rank.
+
+        ZeRO does so where the gradient is not finite, the others with `optim.skip_nonfinite`, and
+        in fp16 the loss scaler.
+        """
+        if self.zero_stage:
+            return bool(self.network.optimizer.overflow)
+        return self._skipped or self.optimizer.step_was_skipped
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, equal to the last bit on each of them."""
         return self.accelerator.reduce(tensor, reduction="sum")
+
+    def running_statistics(self) -> list[Tensor]:
+        """The saved buffers that layers in training mode change in each forward pass."""
+        saved = self.module.state_dict().keys()
+        return [
+            buffer
+            for prefix, layer in self.module.named_modules()
+            if layer.training
+            for name, buffer in layer.named_buffers(prefix, recurse=False)
+            if name in saved
+        ]
 
     @torch.no_grad()
     def average_buffers(self) -> None:
         """Make the running statistics of the layers in training mode the mean over the ranks."""
         if self.accelerator.num_processes == 1:
             return
-        saved = self.module.state_dict().keys()
-        buffers = [
-            buffer
-            for prefix, layer in self.module.named_modules()
-            if layer.training
-            for name, buffer in layer.named_buffers(prefix, recurse=False)
-            if name in saved and buffer.is_floating_point()
-        ]
+        buffers = [b for b in self.running_statistics() if b.is_floating_point()]
         if not buffers:
             return
         flat = torch.cat([b.flatten() for b in buffers])

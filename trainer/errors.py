@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class NonFiniteLossError(RuntimeError):
     """A loss became NaN or infinite; the last checkpoint is from before. Exit code 1."""
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; those before it are whole. Exit code 1."""

@@ -69,6 +69,10 @@ class GroupLearner(ABC):
             factor: Of the learning rate in this step.
         """
 
+    def leave_out(self, step: int) -> None:  # noqa: ARG002 - for those that count steps
+        """Note, in place of `update`, that nothing can be learned from a step."""
+        return
+
     def collects(self, step: int) -> bool:  # noqa: ARG002 - of those that do
         """Whether `collect` wants the network's signals in `step`."""
         return False

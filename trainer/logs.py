@@ -1,11 +1,12 @@
-"""What a run writes down while it trains: metrics.jsonl, TensorBoard and the progress bar."""
+"""What a run writes down while it trains: log files, metrics.jsonl, TensorBoard and the bar."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import time
+import socket
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,29 @@ from trainer.run_folder import RunFolder
 from trainer.sections import LogSection
 
 
+class _Early(logging.Handler):
+    """Keeps the last records of the time before the run's folder may be written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: deque[logging.LogRecord] = deque(maxlen=1000)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 def setup_logging(rank: int, world_size: int) -> None:
-    """Log to standard error; with several processes every line names its rank."""
+    """Log to standard error; with several processes every line names its rank.
+
+    Rank 0 shows what it does, the others only warnings; `open_rank_log` takes all of it.
+    """
     who = f" [rank {rank}]" if world_size > 1 else ""
+    shown = logging.StreamHandler()
+    shown.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logging.basicConfig(
-        level=logging.INFO if rank == 0 else logging.WARNING,
+        level=logging.INFO,
         format=f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s",
+        handlers=[shown, _Early()],
         force=True,
     )
     # Both announce every collective and kernel build at INFO.
@@ -31,8 +49,24 @@ def setup_logging(rank: int, world_size: int) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def open_rank_log(folder: RunFolder, rank: int) -> logging.Handler:
+    """Append this process's lines to `logs/rank-R.log` from here on, after those from before."""
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(folder.logs / f"rank-{rank}.log", encoding="utf-8")
+    host = socket.gethostname().replace("%", "%%")
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s {host} %(levelname)s %(name)s: %(message)s")
+    )
+    root = logging.getLogger()
+    for early in [other for other in root.handlers if isinstance(other, _Early)]:
+        while early.records:
+            handler.emit(early.records.popleft())
+    root.addHandler(handler)
+    return handler
+
+
 class RunLog:
-    """Writes on the main process only; every other process calls it to no effect.
+    """Writes on the main process only, but for the log file that every process has.
 
     `metrics.jsonl` holds what the run computed and no times, so that a resumed run writes the
     same bytes as one that was never interrupted.
@@ -40,7 +74,7 @@ class RunLog:
     Args:
         folder: The run's folder.
         section: The `log` section.
-        main: Whether this is the main process.
+        rank: Of this process; 0 is the main one.
         start_step: Steps done before.
         num_steps: Steps of the whole run.
         metrics_bytes: Length of `metrics.jsonl` at `start_step`; what follows is cut off.
@@ -54,15 +88,15 @@ class RunLog:
         folder: RunFolder,
         section: LogSection,
         *,
-        main: bool,
+        rank: int,
         start_step: int,
         num_steps: int,
         metrics_bytes: int,
     ) -> None:
-        self._main = main
+        self._main = rank == 0
         self._writer: SummaryWriter | None = None
-        self._since = (time.perf_counter(), start_step)
-        if not main:
+        self._lines = open_rank_log(folder, rank)
+        if not self._main:
             return
         self._file = open(folder.metrics, "ab")  # noqa: SIM115 - open as long as the run
         size = self._file.seek(0, os.SEEK_END)
@@ -107,17 +141,11 @@ class RunLog:
             image = np.kron(cells, np.ones((side, side), np.float32))
             self._writer.add_image("grouping/probabilities", image, step, dataformats="HW")
 
-    def advance(self, samples: int, shown: dict[str, Any]) -> None:
-        """Move the bar to the step of a log record, and show values and samples per second."""
-        if not self._main:
-            return
-        step, (start, before) = shown.pop("step"), self._since
-        now = time.perf_counter()
-        speed = samples * (step - before) / max(now - start, 1e-9)
-        self._since = (now, step)
-        self._bar.set_postfix({**shown, "samples/s": f"{speed:.0f}"}, refresh=False)
-        self._bar.update(step - self._bar.n)
-        self.scalars(step, {"speed/samples_per_second": speed})
+    def advance(self, step: int, shown: dict[str, Any]) -> None:
+        """Move the bar to the step of a log record, and show values."""
+        if self._main:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
 
     def expect(self, num_steps: int) -> None:
         """Let the bar end at this step."""
@@ -126,6 +154,8 @@ class RunLog:
 
     def close(self) -> None:
         """Finish all files."""
+        logging.getLogger().removeHandler(self._lines)
+        self._lines.close()
         if not self._main:
             return
         self._bar.close()

@@ -1,58 +1,25 @@
-"""The training loop: one step reads top to bottom in `train`.
-
-Legend: N tasks, K branches.
-"""
+"""The training loop: what happens around a step reads top to bottom in `_train`."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from data_pipelines.collate import Batch
-from model.targets import Targets
-from trainer.errors import NonFiniteLossError
 from trainer.evaluation import Metrics, evaluate
 from trainer.faults import FaultCounter
 from trainer.label_guard import LabelGuard
+from trainer.preemption import Preempted, StopVote
 from trainer.rebuild import compact, enter_phase
 from trainer.session import Session, save_session
+from trainer.step import train_step
+from trainer.watchdog import note
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[Session, list[Batch]], None]
-
-
-class LossGuard:
-    """Remembers the first step whose losses were not finite, without a look at the device."""
-
-    def __init__(self, tasks: tuple[str, ...], device: torch.device) -> None:
-        self._tasks = tasks
-        self._bad_step = torch.full((), -1, device=device)
-        self._bad_tasks = torch.zeros(len(tasks), dtype=torch.bool, device=device)
-
-    def watch(self, step: int, losses: Tensor) -> None:
-        """Take note of the losses [N,K] of a step."""
-        bad = ~losses.isfinite().all(dim=1)
-        first = (self._bad_step < 0) & bad.any()
-        self._bad_step = torch.where(first, step, self._bad_step)
-        self._bad_tasks = torch.where(first, bad, self._bad_tasks)
-
-    def check(self) -> None:
-        """Raise if any watched loss was not finite.
-
-        Raises:
-            NonFiniteLossError: Naming the step and the tasks.
-        """
-        step = int(self._bad_step)
-        if step >= 0:
-            flags = self._bad_tasks.tolist()
-            names = [name for name, bad in zip(self._tasks, flags, strict=True) if bad]
-            raise NonFiniteLossError(f"the loss became NaN or infinite in step {step}: {names}")
 
 
 def train(session: Session, observe: Observer | None = None) -> Metrics:
@@ -68,37 +35,56 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
         NonFiniteLossError: A loss became NaN or infinite; no checkpoint holds its effects.
         UserError: The labels of the first batches carry no information.
         DataError: More than the allowed share of the samples is damaged.
+        Preempted: A signal or the time limit asked to stop; the session is saved and closed.
+        SaveError: A checkpoint could not be written.
     """
+    with session.writer:  # whatever ends the training, it waits for what is being written
+        return _train(session, observe)
+
+
+def _train(session: Session, observe: Observer | None) -> Metrics:
     config, accelerator = session.config, session.accelerator
-    guard = LossGuard(tuple(task.name for task in session.tasks), accelerator.device)
     label_guard = LabelGuard(session.tasks, accelerator, allow_flat=config.data.allow_flat_labels)
+    vote = StopVote(accelerator, config.run.max_minutes)
     if session.step == 0 and session.learner.finished:
         session.log.write(0, "given", heads=session.learner.grouping.heads())
     for micro_batches in _batches(session):
+        session.profile.before_step(session.step)
+        vote.cast()
         label_guard.watch(micro_batches)
         if observe is not None:
             observe(session, micro_batches)
-        _seed_step(session)
-        losses, objective = _step(session, micro_batches)
-        guard.watch(session.step, losses)
+        objective = train_step(session, micro_batches)[1]
         session.step += 1
         step, last = session.step, session.step == session.num_steps
         logs = last or step % config.log.every == 0
         prunes = session.learner.prunes_at(step)
         evaluates = not last and config.eval.every > 0 and step % config.eval.every == 0
-        saves = last or step % config.run.checkpoint_every == 0
+        cause = vote.result()
+        saves = last or cause is not None or step % config.run.checkpoint_every == 0
         if logs or prunes or evaluates or saves:
-            guard.check()
+            session.guard.check()
             session.faults.check(step * config.data.global_batch)
-        if logs:
-            _log_step(session, objective)
-        session.watch_plateau(objective)
+            session.writer.check()
+        session.monitor.timer.end_step()  # on a GPU it was waited for if this step logs
+        session.profile.after_step(step, last=last or cause is not None)
+        if session.guard.left_out:
+            session.log.write(step, "skip", **session.guard.record())
+        else:
+            if logs:
+                _log_step(session, objective, micro_batches)
+            session.watch_plateau(objective)
         if prunes:
             _prune(session)
         if evaluates:
             _evaluate(session)
         if saves:
+            note(f"step {step}, saving")
             save_session(session)
+        if cause is not None:
+            session.writer.wait()
+            session.close()
+            raise Preempted(step, cause)
     # After the last checkpoint: what goes wrong here costs no training. A finished run that is
     # started again comes straight here.
     return _evaluate(session)
@@ -116,78 +102,15 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
             world_size=accelerator.num_processes,
         )
         batches = session.faults.watch(loader)
-        while micro_batches := list(islice(batches, session.config.optim.accumulation)):
+        note(f"step {session.step}, reading data")
+        timer, accumulation = session.monitor.timer, session.config.optim.accumulation
+        while micro_batches := timer.next_step(batches, accumulation):
+            note(f"step {session.step}, training")
             yield [batch.to(accelerator.device) for batch in micro_batches]
+            note(f"step {session.step}, reading data")
 
 
-def _seed_step(session: Session) -> None:
-    """Make dropout and the like a function of seed, step and rank: nothing to save or restore."""
-    key = (session.config.run.seed, session.step, session.accelerator.process_index)
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-
-def _step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Tensor]:
-    """One optimizer step.
-
-    The objective is sum_nk z_nk * loss_nk (DMTG, eq. 5), where the loss of a task is normalised
-    by its valid labels over all micro-batches and ranks.
-
-    Returns:
-        The losses [N,K] of all heads over the global batch, and the objective's share [N] of every
-        task, where each rank has weights z of its own.
-    """
-    engine, learner = session.engine, session.learner
-    module = engine.module
-    factor = session.learning_rate_factor(session.step)
-    engine.set_learning_rate(factor)
-    targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
-    labelled = engine.sum_over_ranks(torch.stack([module.weights(t) for t in targets]).sum(0))
-    share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)  # [N]
-    num_samples = sum(len(batch.images) for batch in micro_batches)
-    weights = learner.weights(session.step, num_samples)  # [N,K], or [N,K,S] for every sample
-    # The engine averages over micro-batches and ranks, the objective is a sum over them.
-    parts = len(micro_batches) * session.accelerator.num_processes
-    losses = torch.zeros_like(weights)
-    first = 0
-    for batch, target in zip(micro_batches, targets, strict=True):
-        last = first + len(batch.images)
-        own_weights = weights if weights.ndim == 2 else weights[..., first:last]
-        with engine.accumulate():
-            own = _head_losses(session, batch, target, per_sample=weights.ndim == 3)
-            own = own * share.view(-1, *[1] * (own.ndim - 1))
-            engine.backward((own_weights.detach() * own).sum() * parts)
-        if weights.ndim == 2:
-            losses = losses + own.detach()
-        else:
-            losses[..., first:last] = own.detach()
-        first = last
-    gradient = learner.grouping.logit_gradient(weights, losses)
-    objective = weights.detach() * losses
-    if weights.ndim == 3:
-        losses, objective = losses.sum(dim=2), objective.sum(dim=2)
-    gradient, losses, objective = engine.sum_over_ranks(torch.stack([gradient, losses, objective]))
-    known = torch.where(labelled[:, None] > 0, losses, torch.nan)
-    learner.update(session.step, gradient, known, factor)
-    engine.average_buffers()
-    return losses, objective.sum(dim=1)
-
-
-def _head_losses(
-    session: Session, batch: Batch, targets: dict[str, Targets], *, per_sample: bool
-) -> Tensor:
-    """The loss sums of the heads, [N,K] or [N,K,B]; the learner gets the signals if it wants."""
-    engine, learner = session.engine, session.learner
-    if not learner.collects(session.step):
-        return engine.network(batch.images, session.plan, targets, per_sample=per_sample)
-    losses, signals = engine.network(
-        batch.images, session.plan, targets, per_sample=per_sample, signals=True
-    )
-    signals = {name: engine.sum_over_ranks(value) for name, value in signals.items()}
-    learner.collect(signals, engine.module.signal_tasks)
-    return losses
-
-
-def _log_step(session: Session, objective: Tensor) -> None:
+def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -> None:
     grouping, step = session.learner.grouping, session.step
     objectives = objective.tolist()  # [N]
     trained = sorted({task for task, _ in session.plan.heads})
@@ -199,13 +122,20 @@ def _log_step(session: Session, objective: Tensor) -> None:
         "branches": int(grouping.alive.any(dim=0).sum()),
         "lr": session.config.optim.lr * session.learning_rate_factor(step - 1),
         **session.faults.record(),
+        **session.guard.record(),
     }
-    session.log.write(step, "train", **values, losses=per_task)
+    network = (session.engine.module, session.plan, micro_batches)
+    pace = session.monitor.report(step, session.num_steps, network, {**values, "losses": per_task})
+    progress = session.monitor.progress(step)
+    session.log.write(step, "train", **progress, **values, losses=per_task)
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
     session.log.probabilities(step, grouping.probabilities())
     shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
     shown["heads"] = f"{values['heads']}/{len(session.tasks) * session.config.model.branches}"
-    session.log.advance(session.config.data.global_batch, {"step": step, **shown})
+    if pace is not None:
+        session.log.scalars(step, pace.scalars())
+        shown["samples/s"] = f"{pace.samples_per_second:.0f}"
+    session.log.advance(step, shown)
 
 
 def _prune(session: Session) -> None:
@@ -227,6 +157,14 @@ def _prune(session: Session) -> None:
     session.refresh_plan()
 
 
+def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
+    """The batches, each of which is progress."""
+    note(doing)
+    for batch in batches:
+        yield batch
+        note(doing)
+
+
 def _evaluate(session: Session) -> Metrics:
     accelerator = session.accelerator
     loader = session.data.eval_batches(
@@ -234,7 +172,9 @@ def _evaluate(session: Session) -> Metrics:
     )
     samples = session.data.eval_samples
     faults = FaultCounter(accelerator, session.config.data, samples)
-    metrics = evaluate(session.engine, faults.watch(loader), session.learner.chosen_heads())
+    watched = _noted(faults.watch(loader), f"step {session.step}, evaluating")
+    with session.monitor.evaluating(session.step):
+        metrics = evaluate(session.engine, watched, session.learner.chosen_heads())
     faults.check(min(samples, session.config.eval.limit or samples))
     session.log.write(session.step, "eval", metrics=metrics, **faults.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}

@@ -5,8 +5,9 @@ Several:        accelerate launch --config_file accelerate_configs/zero2.yaml \
                     trainer/main.py --config experiments/demo.yaml run.out=runs/first optim.lr=3e-4
 Only look:      python trainer/main.py --config experiments/demo.yaml --print-config
 
-Exit codes: 0 the run is complete, 2 the configuration, data or folder cannot be used, 1 otherwise.
-With `accelerate launch` a failed script's code reaches the shell as 1.
+Exit codes: 0 the run is complete, or was asked to stop (SIGUSR1, SIGTERM, run.max_minutes) and has
+saved; 2 the configuration, data or folder cannot be used; 1 otherwise. With `accelerate launch` a
+failed script's code reaches the shell as 1.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from pathlib import Path
 # Run as a script, Python puts this folder on the path; the packages lie one above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import DataError
 from trainer.config import Config, load_config
-from trainer.errors import NonFiniteLossError, UserError
+from trainer.failures import fail, leave, report
 from trainer.logs import setup_logging
+from trainer.preemption import Preempted, listening
+from trainer.watchdog import Watchdog
 
 logger = logging.getLogger("trainer")
 
@@ -37,47 +39,46 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run(config: Config) -> None:
+def run(config: Config, watchdog: Watchdog) -> None:
     """Train from start, or from the newest checkpoint, to the end.
 
     Raises:
         UserError, DataError: Something the user gave cannot be used.
         NonFiniteLossError: Training diverged.
     """
-    from trainer.engine import make_accelerator
+    from trainer.accelerator import make_accelerator
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)
-    train_run(config, accelerator)
+    # NCCL ends a process that waits too long by itself: this is to be said before.
+    late = 0.9 * config.run.timeout_seconds if accelerator.device.type == "cuda" else None
+    watchdog.start(config.run.stall_seconds, late)
+    try:
+        train_run(config, accelerator)
+    except Preempted as stop:
+        logger.info("%s", stop)
     accelerator.end_training()
-
-
-def _stop(message: str, code: int) -> int:
-    """Say once what all ranks know."""
-    if os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"error: {message}\n")
-    return code
 
 
 def main() -> int:
     """Run the command line and return the exit code."""
     setup_logging(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     arguments = parse_arguments()
-    try:
-        config = load_config(arguments.config, arguments.overrides)
-        if arguments.print_config:
-            sys.stdout.write(config.to_yaml())
-        else:
-            run(config)
-    except DataError as error:  # may be one rank's alone
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except UserError as error:
-        return _stop(str(error), 2)
-    except NonFiniteLossError as error:
-        return _stop(f"{error}; the checkpoints in run.out are from before", 1)
+    watchdog = Watchdog(lambda message: fail(message, watchdog.peers))
+    # A launcher ends the others with SIGTERM when one has failed: they listen while they report.
+    with listening():
+        try:
+            config = load_config(arguments.config, arguments.overrides)
+            if arguments.print_config:
+                sys.stdout.write(config.to_yaml())
+            else:
+                run(config, watchdog)
+        except (Exception, KeyboardInterrupt) as error:
+            return report(error, watchdog.peers)
+        finally:
+            watchdog.stop()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

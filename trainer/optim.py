@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
@@ -29,7 +30,10 @@ def build_optimizer(
         leaf = name.rpartition(".")[2]
         normalises = "norm" in name or leaf.startswith(("gain", "shift"))
         decayed = not (
-            normalises or leaf == "bias" or parameter.ndim <= 1 or name.startswith(tuple(undecayed))
+            normalises
+            or leaf.startswith("bias")
+            or parameter.ndim <= 1
+            or name.startswith(tuple(undecayed))
         )
         lr = section.heads_lr if part == "heads" and section.heads_lr else section.lr
         group = groups.setdefault(
@@ -40,7 +44,26 @@ def build_optimizer(
     for name, group in groups.items():
         group["name"] = name
     kind = torch.optim.Adam if section.name == "adam" else torch.optim.AdamW
-    return kind(list(groups.values()), lr=section.lr, betas=section.betas, fused=True)
+    optimizer = kind(list(groups.values()), lr=section.lr, betas=section.betas, fused=True)
+    check_groups(network, optimizer)
+    return optimizer
+
+
+def check_groups(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Make sure that every trainable parameter is in exactly one group, and nothing else is.
+
+    Raises:
+        ValueError: Naming those that are not.
+    """
+    names = {id(p): name for name, p in network.named_parameters() if p.requires_grad}
+    grouped = Counter(id(p) for group in optimizer.param_groups for p in group["params"])
+    wrong = [name for key, name in names.items() if grouped[key] != 1]
+    strange = len(grouped.keys() - names.keys())
+    if wrong or strange:
+        raise ValueError(
+            f"optimizer: {wrong} are in no group or in several, {strange} parameters of its groups "
+            "are not trained by the network; every trainable one must be in exactly one group"
+        )
 
 
 def logits_optimizer(logits: nn.Parameter, section: OptimSection, lr: float) -> torch.optim.Adam:

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from data_pipelines.collate import Batch
 from data_pipelines.synthetic.planted import NUM_FEATURES, NUM_HIDDEN, NUM_INPUTS, PlantedProblem
 from model.tasks import TaskSpec
+from trainer.accelerator import make_accelerator
 from trainer.assignments import groups_of_labels
 from trainer.config import Config, apply_override, parse_config
-from trainer.engine import make_accelerator
 from trainer.errors import UserError
 from trainer.json_file import write_json
 from trainer.run import train_run
@@ -36,6 +36,7 @@ class PlantedData:
         self.train_samples: int | None = None
         self.eval_samples = _EVAL_BATCHES * _EVAL_BATCH
         self.digest = f"planted-{config.run.seed}"
+        self.dataset = "planted"
         self._problem = problem
         self._micro_batch = config.data.global_batch // config.optim.accumulation
         self._accumulation = config.optim.accumulation

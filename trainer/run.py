@@ -11,8 +11,10 @@ from trainer.config import Config
 from trainer.evaluation import Metrics
 from trainer.loop import train
 from trainer.run_data import RunData
+from trainer.run_folder import RunFolder
 from trainer.selection.search import search_groups
 from trainer.session import Session, start_session
+from trainer.status import reported
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +33,21 @@ def train_run(
     Raises:
         UserError, DataError: Something the user gave cannot be used.
         NonFiniteLossError: Training diverged.
+        Preempted: As `train`.
     """
+    RunFolder(config.run.out).check(config)
+    with reported(config.run.out, main=accelerator.is_main_process):
+        return _train_run(config, accelerator, data)
+
+
+def _train_run(
+    config: Config, accelerator: Accelerator, data: RunData | None
+) -> tuple[Session, Metrics]:
     if config.grouping.recipe in SEARCHING:
         search_groups(config, accelerator, data)
     session = start_session(config, accelerator, data)
     if session.step >= session.num_steps:
         logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
     metrics = train(session)
-    session.log.close()
-    # Before the process group: DDP would else be its last owner, and end it holding the
-    # interpreter's lock, for which a thread of the group may be waiting.
-    session.engine.release()
+    session.close()
     return session, metrics

@@ -26,12 +26,14 @@ class RunData(Protocol):
         train_samples: Of the train split; None where they do not end.
         eval_samples: Of the evaluation split.
         digest: Tells one data set from another.
+        dataset: Name and size of the data set, for messages.
     """
 
     tasks: tuple[TaskSpec, ...]
     train_samples: int | None
     eval_samples: int
     digest: str
+    dataset: str
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which the train split is read once.
@@ -61,6 +63,7 @@ class ShardData:
         self.manifest = open_manifest(config)
         self.tasks = resolve_tasks(config.tasks, self.manifest)
         self.digest = self.manifest.digest()
+        self.dataset = _describe(config, self.manifest)
         self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
         self.train_samples: int | None = None
         if config.data.stream is None:
@@ -89,6 +92,17 @@ class ShardData:
         return build_eval_loader(
             self._config, self.manifest, self.tasks, rank=rank, world_size=world_size
         )
+
+
+def _describe(config: Config, manifest: Manifest) -> str:
+    names = [config.data.eval_split]
+    if config.data.stream is None:
+        names.insert(0, config.data.train_split)
+    splits = [
+        f"{name}: {split.num_samples} samples in {len(split.shards)} shards"
+        for name, split in ((name, manifest.split(name)) for name in names)
+    ]
+    return f"{manifest.dataset} ({', '.join(splits)})"
 
 
 def num_steps(config: Config, data: RunData) -> int:
@@ -156,6 +170,7 @@ def build_train_loader(
         "on_error": data.on_error,
     }
     if data.stream is not None:
+        options["retry_seconds"] = data.retry_seconds
         return stream_batches(data.stream, *described, **options)
     return train_loader(
         open_shards(config), *described, split=data.train_split, streams=data.streams, **options

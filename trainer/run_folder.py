@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
+from data_pipelines.manifest import publish
 from trainer.config import Config, parse_config
 from trainer.errors import UserError
+from trainer.run_lock import lock
 
 # A resumed run may change these; anything else would make it another run.
 _FREE = (
     "run.out",
     "run.resume",
+    "run.max_minutes",
+    "run.timeout_seconds",
+    "run.stall_seconds",
     "run.checkpoint_every",
     "run.keep_last",
+    "run.keep_every",
+    "run.async_checkpoint",
+    "run.profile",
+    "run.profile_ranks",
     "data.shards",
     "data.cache_dir",
     "data.cache_gb",
+    "data.retry_seconds",
     "data.on_error",
     "data.max_bad_fraction",
     "data.allow_flat_labels",
     "data.workers",
+    "optim.accumulation",
+    "optim.skip_nonfinite",
     "eval",
     "log",
 )
@@ -38,6 +49,8 @@ class RunFolder:
         self.metrics = out / "metrics.jsonl"
         self.checkpoints = out / "checkpoints"
         self.tensorboard = out / "tensorboard"
+        self.logs = out / "logs"
+        self._lock: IO[str] | None = None
 
     def load_config(self) -> Config:
         """The configuration that the run was started with.
@@ -70,11 +83,17 @@ class RunFolder:
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Make the folder and save the resolved configuration in it."""
+        """Make the folder, keep other starts out of it, and save the resolved configuration.
+
+        Raises:
+            UserError: A start that has not ended works in it.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.out / "lock")
         partial = self.config.with_name("config.yaml.partial")
-        partial.write_text(config.to_yaml())
-        os.replace(partial, self.config)
+        with open(partial, "wb") as file:
+            file.write(config.to_yaml().encode())
+            publish(file, self.config)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,22 +17,74 @@ from data_pipelines.remote import check_url
 from trainer.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
+def _window(text: str) -> tuple[int, int]:
+    start, end = text.split(":")
+    return int(start), int(end)
+
+
+def _check_window(text: str) -> str:
+    if re.fullmatch(r"[0-9]+:[0-9]+", text):
+        start, end = _window(text)
+        if start < end:
+            return text
+    raise ValueError(f"found {text!r}; allowed is START:END, two step numbers, as in 100:105")
+
+
 class RunSection(Section):
-    """Where a run lives and how long it lasts."""
+    """Where a run lives and how long it lasts.
+
+    Of the checkpoints, made every `checkpoint_every` steps, the `keep_last` newest are kept, and
+    for good those of steps that are multiples of `keep_every`. With `async_checkpoint` the
+    training goes on while one is written. After `max_minutes` it saves and stops as after a
+    signal, to be continued by another start.
+    `profile: START:END` writes a trace of the steps after START up to END.
+    Ranks wait for each other at most `timeout_seconds`. A process without progress for
+    `stall_seconds`, whatever it waits for, ends the run.
+    """
 
     out: Path
     steps: PositiveInt | None = None
     epochs: PositiveFloat | None = None
+    max_minutes: PositiveFloat | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     resume: Literal["never", "auto"] = "never"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
+    timeout_seconds: PositiveFloat = 600.0
+    stall_seconds: PositiveFloat = 1800.0
     checkpoint_every: PositiveInt = 1000
     keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    async_checkpoint: bool = True
+    profile: Annotated[str, AfterValidator(_check_window)] | None = None
+    profile_ranks: Literal["first", "all"] = "first"
+
+    @property
+    def profile_window(self) -> tuple[int, int] | None:
+        """START and END of `profile`."""
+        return None if self.profile is None else _window(self.profile)
 
     @model_validator(mode="after")
     def _one_length(self) -> RunSection:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of run.steps and run.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_are_made(self) -> RunSection:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every is {self.keep_every}; must be a multiple of checkpoint_every, "
+                f"{self.checkpoint_every}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stall_last(self) -> RunSection:
+        if self.stall_seconds <= self.timeout_seconds:
+            raise ValueError(
+                f"stall_seconds is {self.stall_seconds:g}; must be above timeout_seconds, "
+                f"{self.timeout_seconds:g}: a rank that waits for another makes no progress"
+            )
         return self
 
 
@@ -46,13 +99,15 @@ class DataSection(Section):
     """Which shards are read, and how the global batch is made of them.
 
     `stream` names tars that replace the train split and are read without an index, `cache_dir`
-    keeps copies of remote shards, and `on_error: replace` goes on without damaged samples.
+    keeps copies of remote shards, and `on_error: replace` goes on without damaged samples. A remote
+    source that fails is asked again for `retry_seconds`.
     """
 
     shards: Annotated[Path | str, BeforeValidator(_location)]
     stream: Annotated[str, AfterValidator(check_url)] | None = None
     cache_dir: Path | None = None
     cache_gb: PositiveFloat = 100.0
+    retry_seconds: Annotated[float, Field(ge=0.0)] = 120.0
     on_error: Literal["stop", "replace"] = "stop"
     max_bad_fraction: Fraction = 0.01
     train_split: str = "train"
@@ -92,7 +147,8 @@ class ModelSection(Section):
     """Trunk, branches and heads.
 
     `start` names exported models whose weights the network starts with: one for all branches, or
-    one for each. `dense_widths` are those of the decoder `resize`.
+    one for each. `dense_widths` are those of the decoder `resize`. With `sync_batchnorm: auto`
+    batch statistics are those of all ranks where the device can (several GPUs), else each rank's.
     """
 
     encoder: EncoderSection
@@ -103,6 +159,7 @@ class ModelSection(Section):
     gradient_scale: Literal["none", "paper", "published_code"] = "none"
     decoder: Literal["resize", "deconv"] = "resize"
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
+    sync_batchnorm: Literal["auto", "never"] = "auto"
 
 
 class PruningSection(Section):
@@ -125,7 +182,9 @@ class OptimSection(Section):
 
     `multistep` multiplies the rates by `gamma` at the `milestones`, shares of the run. `plateau`
     does so where the train loss has not fallen by the share `threshold` for more than `patience`
-    epochs, and not below `min_lr`.
+    epochs, and not below `min_lr`. At most `skip_nonfinite` steps of the run whose losses or
+    gradients are not finite are left out: weights, moments and groups stay as they are, the
+    schedule and the data go on. One more ends the run.
     """
 
     name: Literal["adam", "adamw"] = "adamw"
@@ -141,6 +200,7 @@ class OptimSection(Section):
     threshold: Fraction = 0.1
     min_lr: Annotated[float, Field(ge=0.0)] = 3e-5
     clip: PositiveFloat | None = None
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
     accumulation: PositiveInt = 1
 
     @model_validator(mode="after")
@@ -194,8 +254,12 @@ class EvalSection(Section):
 
 
 class LogSection(Section):
-    """What is shown and written while training."""
+    """What is shown and written while training.
+
+    `peak_tflops` is that of one process's device, where the program does not know it.
+    """
 
     every: PositiveInt = 10
     tensorboard: bool = True
     progress: bool = True
+    peak_tflops: PositiveFloat | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -13,27 +12,24 @@ from model.layout import Plan, used_branches
 from model.tasks import TaskSpec
 from trainer.assembly import build_engine, build_learner, build_plateau
 from trainer.assignments import given_groups
-from trainer.checkpointing import (
-    Checkpoint,
-    Progress,
-    check_fits,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from trainer.checkpoint_files import folder_of_step, set_aside_newer
+from trainer.checkpoint_writer import CheckpointWriter
+from trainer.checkpointing import Checkpoint, Progress
 from trainer.config import Config
 from trainer.engine import Engine
 from trainer.faults import FaultCounter
 from trainer.groups import GroupLearner
 from trainer.logs import RunLog
+from trainer.loss_guard import LossGuard
+from trainer.monitor import Monitor
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
 from trainer.plateau import Plateau
+from trainer.profiling import ProfileWindow
+from trainer.resume import resume_checkpoint
 from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
 from trainer.run_folder import RunFolder
 from trainer.schedules import learning_rate_factor
-from trainer.state import read_state
-
-logger = logging.getLogger(__name__)
+from trainer.state import NamedState, read_state
 
 _OBSERVED = "observed."  # before the names of an observer's tensors in a checkpoint
 
@@ -61,7 +57,11 @@ class Session:
     engine: Engine
     learner: GroupLearner
     log: RunLog
+    monitor: Monitor
+    profile: ProfileWindow
+    writer: CheckpointWriter
     faults: FaultCounter
+    guard: LossGuard
     step: int
     search_steps: int
     finetune_steps: int
@@ -94,6 +94,15 @@ class Session:
         if self.plateau is not None:
             self.plateau.watch(self.step - self.phase.start, objective)
 
+    def close(self) -> None:
+        """Finish the files, and let go of the network before the process group.
+
+        DDP would else be the group's last owner, and end it holding the interpreter's lock, for
+        which a thread of the group may be waiting.
+        """
+        self.log.close()
+        self.engine.release()
+
     def refresh_plan(self) -> None:
         """Lay out heads and phases anew, after heads were switched off or the phase has changed."""
         heads = self.learner.grouping.heads()
@@ -116,7 +125,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     data = data or ShardData(config)
     tasks = data.tasks
     folder.check(config)
-    checkpoint = _checkpoint(folder, data)
+    checkpoint = resume_checkpoint(config, folder, data, accelerator)
     _check_loaders(config, accelerator, data)
     steps, own_steps = num_steps(config, data), finetune_steps(config, data)
     step = checkpoint.progress.step if checkpoint else 0
@@ -127,17 +136,23 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     phase = phase_before(phases, step)
     engine = build_engine(config, accelerator, tasks, groups, phase, checkpoint)
     plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
+    rank = accelerator.process_index
+    profile = ProfileWindow(config.run, rank, phases[-1].end)
     accelerator.wait_for_everyone()  # no rank may find what rank 0 writes from here on
     if accelerator.is_main_process:
         folder.create(config)
+        set_aside_newer(folder_of_step(folder.checkpoints, step))
     log = RunLog(
         folder,
         config.log,
-        main=accelerator.is_main_process,
+        rank=rank,
         start_step=step,
         num_steps=phases[-1].end,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
     )
+    epoch = None if data.train_samples is None else data.steps_per_epoch()
+    monitor = Monitor(config, accelerator, epoch)
+    monitor.begin(step, phases[-1].end)
     return Session(
         config,
         folder,
@@ -146,11 +161,20 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         engine,
         learner,
         log,
+        monitor,
+        profile,
+        CheckpointWriter(accelerator, folder.checkpoints, config.run),
         FaultCounter(
             accelerator,
             config.data,
             data.train_samples,
             checkpoint.progress.replaced if checkpoint else 0,
+        ),
+        LossGuard(
+            tuple(task.name for task in tasks),
+            accelerator,
+            config.optim.skip_nonfinite,
+            checkpoint.progress.skipped if checkpoint else 0,
         ),
         step,
         steps,
@@ -161,17 +185,6 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         engine.module.plan(phase.heads(heads)),
         _observed(checkpoint, accelerator.device) if checkpoint else {},
     )
-
-
-def _checkpoint(folder: RunFolder, data: RunData) -> Checkpoint | None:
-    """The checkpoint to continue from; None for a new run."""
-    newest = newest_checkpoint(folder.checkpoints)
-    if newest is None:
-        return None
-    checkpoint = load_checkpoint(newest)
-    check_fits(checkpoint, [task.to_dict() for task in data.tasks], data.digest, newest)
-    logger.info("continuing from %s", newest)
-    return checkpoint
 
 
 def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
@@ -191,27 +204,34 @@ def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> N
 
 
 def save_session(session: Session) -> None:
-    """Write a checkpoint; every rank must call it."""
+    """Take a snapshot of the run and have it written; every rank must call it.
+
+    Raises:
+        SaveError: The checkpoint before this one could not be written.
+    """
+    session.writer.wait()  # before another copy of the state takes memory
     state = read_state(session.engine)
-    if session.accelerator.is_main_process:
-        scaler = session.engine.scaler
-        observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
-        progress = Progress(
-            step=session.step,
-            optimizer_step=state.optimizer_step,
-            logits_updates=session.learner.updates,
-            network=session.engine.module.config(),
-            data=session.data.digest,
-            metrics_bytes=session.log.metrics_bytes,
-            loss_scale=scaler.state_dict() if scaler is not None else {},
-            replaced=session.faults.total,
-            plateau=session.plateau.state() if session.plateau is not None else {},
-        )
-        save_checkpoint(
-            session.folder.checkpoints,
-            progress,
-            state,
-            session.learner.tensors() | observed,
-            keep_last=session.config.run.keep_last,
-        )
-    session.accelerator.wait_for_everyone()
+    main = session.accelerator.is_main_process
+    session.writer.start(_snapshot(session, state) if main else None)
+
+
+def _snapshot(session: Session, state: NamedState) -> Checkpoint:
+    """The run as it is now, in tensors that the training does not change."""
+    scaler, plateau = session.engine.scaler, session.plateau
+    progress = Progress(
+        step=session.step,
+        optimizer_step=state.optimizer_step,
+        logits_updates=session.learner.updates,
+        network=session.engine.module.config(),
+        data=session.data.digest,
+        dataset=session.data.dataset,
+        metrics_bytes=session.log.metrics_bytes,
+        loss_scale=scaler.state_dict() if scaler is not None else {},
+        replaced=session.faults.total,
+        skipped=session.guard.total,
+        plateau=plateau.state() if plateau is not None else {},
+    )
+    observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
+    grouping = session.learner.tensors() | observed
+    copies = {name: value.detach().cpu().clone() for name, value in grouping.items()}
+    return Checkpoint(progress, state, copies)

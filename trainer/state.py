@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from trainer.engine import Engine
 from trainer.optim import MOMENTS, base_optimizer
+from trainer.sharding import sharded_like, whole
 
 
 @dataclass
@@ -67,7 +68,8 @@ def write_moments(engine: Engine, state: NamedState) -> None:
         return
     inner = base_optimizer(engine.optimizer).state
     for name, parameter in _trained(engine):
-        moments = {m: state.moments[m][name].to(parameter.device).clone() for m in MOMENTS}
+        values = {m: state.moments[m][name].to(parameter.device).clone() for m in MOMENTS}
+        moments = {m: sharded_like(value, parameter) for m, value in values.items()}
         inner[parameter] = {"step": _step(state, parameter), **moments}
 
 
@@ -87,7 +89,7 @@ def _step(state: NamedState, like: Tensor) -> Tensor:
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
+    tensor = whole(tensor.detach())
     return (tensor.float() if tensor.is_floating_point() else tensor).cpu().clone()
 
 

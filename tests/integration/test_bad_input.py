@@ -126,7 +126,7 @@ def test_folder_that_holds_another_run(fails, a_run):
 
 
 @pytest.mark.usefixtures("a_run")
-def test_checkpoint_of_other_tasks(fails, copied_rooms):
+def test_checkpoint_of_other_tasks(fails, copied_rooms, rooms):
     """The config is the same, but the manifest that the tasks come from is not."""
 
     def edit(manifest):
@@ -135,7 +135,9 @@ def test_checkpoint_of_other_tasks(fails, copied_rooms):
     edit_manifest(copied_rooms, edit)
     options = ("run.steps=2", "run.checkpoint_every=1", "run.resume=auto")
     message = fails(*options, f"data.shards={copied_rooms}")
-    assert "task camera_pitch was" in message and "checkpoints/step-000000002" in message
+    assert "checkpoints/step-000000002 is of another run" in message
+    mean = json.loads((rooms / "manifest.json").read_text())["fields"]["camera_pitch"]["mean"]
+    assert f"task camera_pitch: mean was [{mean}], is [{mean + 1.0}]" in message
 
 
 @pytest.mark.usefixtures("a_run")
@@ -143,7 +145,9 @@ def test_checkpoint_of_other_data(fails, copied_rooms):
     edit_manifest(copied_rooms, lambda manifest: manifest.update(dataset="other"))
     options = ("run.steps=2", "run.checkpoint_every=1", "run.resume=auto")
     message = fails(*options, f"data.shards={copied_rooms}")
-    assert "it was trained on a manifest with digest" in message
+    splits = "train: 36 samples in 4 shards, val: 12 samples in 2 shards"
+    assert f"data.shards was rooms ({splits}) with manifest " in message
+    assert f"is other ({splits}) with manifest " in message
 
 
 def test_folder_that_is_not_a_run(fails, tmp_path):

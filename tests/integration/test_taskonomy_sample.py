@@ -7,8 +7,8 @@ import pytest
 from data_pipelines.convert.buildings import BuildingSplits
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.taskonomy import write_taskonomy
+from trainer.accelerator import make_accelerator
 from trainer.config import load_config
-from trainer.engine import make_accelerator
 from trainer.export import export_run
 from trainer.loop import train
 from trainer.scores import score_model

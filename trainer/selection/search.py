@@ -20,6 +20,7 @@ from trainer.selection.grad_tag import cluster, observe_gradients
 from trainer.selection.tag import observe_look_ahead
 from trainer.selection.task_losses import check_engine
 from trainer.session import start_session
+from trainer.status import reported
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def search_groups(config: Config, accelerator: Accelerator, data: RunData | None
 
     Raises:
         UserError: The folders hold another run, or the engine is ZeRO 2 or 3.
+        Preempted: As `train`.
     """
     recipe = config.grouping.recipe
     own, path = _search_config(config), found_groups(config)
@@ -44,15 +46,15 @@ def search_groups(config: Config, accelerator: Accelerator, data: RunData | None
         logger.info("recipe %s: the groups in %s were found before", recipe, path)
         return
     check_engine(accelerator, recipe)
-    session = start_session(own, accelerator, data)
-    train(session, _OBSERVERS[recipe])
+    with reported(own.run.out, main=accelerator.is_main_process):
+        session = start_session(own, accelerator, data)
+        train(session, _OBSERVERS[recipe])
     if accelerator.is_main_process:
         affinity = mean_affinity(session)
         groups = _PARTITIONS[recipe](affinity, config.model.branches)
         write_json(path, _describe(groups, affinity, [task.name for task in session.tasks]))
         logger.info("recipe %s: %d groups are in %s", recipe, len(groups), path)
-    session.log.close()
-    session.engine.release()
+    session.close()
     accelerator.wait_for_everyone()  # the training reads the file
 
 
@@ -63,6 +65,7 @@ def _search_config(config: Config) -> Config:
     tree["grouping"]["recipe"] = "multitask"
     tree["eval"] |= {"every": 0, "limit": tree["eval"]["batch"]}
     tree["finetune"] = {}
+    tree["run"]["profile"] = None
     if len(config.model.start) > 1:  # a file for each branch of the training; here there is one
         tree["model"]["start"] = []
     if config.grouping.search.steps is not None:

@@ -84,10 +84,10 @@ def test_a_source_that_fails_for_a_while(
     cache = ShardCache(tmp_path, 10**7) if cached else None
     store = ShardStore(open_folder(served.url, cache), shards.manifest.split("train").shards)
     store.read(0, ALL)
-    setattr(served, knob, remote.ATTEMPTS - 1)
+    setattr(served, knob, 5)
     assert store.read(12, ALL)[1] == members_of(12)
     warned = [r.getMessage() for r in caplog.records if "trying again" in r.getMessage()]
-    assert len(warned) == remote.ATTEMPTS - 1
+    assert len(warned) == 5
     assert served.url in warned[0]
 
 
@@ -96,9 +96,11 @@ def test_a_source_that_fails_for_a_while(
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_source_that_fails_for_good(shards, served, tmp_path, knob, cached):
     cache = ShardCache(tmp_path, 10**7) if cached else None
-    store = ShardStore(open_folder(served.url, cache), shards.manifest.split("train").shards)
+    folder = open_folder(served.url, cache, retry_seconds=0.2)
+    store = ShardStore(folder, shards.manifest.split("train").shards)
     setattr(served, knob, 10**6)
-    with pytest.raises(SourceError, match=r"train-000001\.tar.*: failed 6 times, at last with "):
+    found = r"train-000001\.tar.*: failed \d+ times in 0\.2 s, at last with "
+    with pytest.raises(SourceError, match=found):
         store.read(12, ALL)
     assert not list(tmp_path.glob("*.copy")) + list(tmp_path.glob("*.partial"))
 
@@ -106,12 +108,10 @@ def test_a_source_that_fails_for_good(shards, served, tmp_path, knob, cached):
 @pytest.mark.usefixtures("patient")
 def test_a_source_that_hangs(shards, served, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 0.05)
-    monkeypatch.setattr(remote, "ATTEMPTS", 2)
-    store = ShardStore(served.url, shards.manifest.split("train").shards)
-    with (
-        served.lock,
-        pytest.raises(SourceError, match="failed 2 times, at last with FSTimeoutError"),
-    ):
+    folder = open_folder(served.url, retry_seconds=0.1)
+    store = ShardStore(folder, shards.manifest.split("train").shards)
+    found = r"failed \d+ times in 0\.1 s, at last with FSTimeoutError"
+    with served.lock, pytest.raises(SourceError, match=found):
         store.read(0, ALL)
 
 
@@ -119,8 +119,21 @@ def test_a_source_that_hangs(shards, served, monkeypatch):
 def test_a_stopped_server(served):
     served.shutdown()
     served.server_close()
-    with pytest.raises(SourceError, match=r"manifest\.json: failed 6 times, at last with Client"):
-        Manifest.load(served.url)
+    found = r"manifest\.json: failed \d+ times in 0\.1 s, at last with Client"
+    with pytest.raises(SourceError, match=found):
+        Manifest.load(open_folder(served.url, retry_seconds=0.1))
+
+
+def test_the_waits_grow_up_to_a_limit_and_end_in_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
+    patience, waits = remote.Patience(130.0), []
+    now[0] = 50.0  # what comes before the first failure does not count
+    while (wait := patience.next_wait()) is not None:
+        waits.append(wait)
+        now[0] += wait
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert remote.Patience(0.0).next_wait() is None
 
 
 def test_files_that_a_server_does_not_have(shards, served, tmp_path):

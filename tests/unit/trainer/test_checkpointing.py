@@ -1,13 +1,14 @@
-import json
 import logging
 import re
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
+from trainer import checkpointing
 from trainer.checkpointing import (
+    Checkpoint,
     Progress,
-    check_fits,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -21,7 +22,7 @@ TASKS = [{"name": "a", "kind": "binary"}, {"name": "b", "kind": "regression"}]
 def progress(step):
     return Progress(
         step=step, optimizer_step=step, logits_updates=step + 1, network={"tasks": TASKS},
-        data="digest", metrics_bytes=17, loss_scale={"scale": 2.0},
+        data="digest", metrics_bytes=17, loss_scale={"scale": 2.0}, dataset="rooms",
     )  # fmt: skip
 
 
@@ -31,10 +32,11 @@ def state(step):
     return NamedState(values, moments, step)
 
 
-def save(folder, step, keep_last=2, saved=None):
+def save(folder, step, keep_last=2, saved=None, keep_every=None):
     grouping = {"logits": torch.rand(2, 3), "alive": torch.tensor([[True, False, True]] * 2)}
     saved = saved or state(step)
-    path = save_checkpoint(folder, progress(step), saved, grouping, keep_last=keep_last)
+    checkpoint = Checkpoint(progress(step), saved, grouping)
+    path = save_checkpoint(folder, checkpoint, keep_last=keep_last, keep_every=keep_every)
     return path, saved, grouping
 
 
@@ -72,10 +74,25 @@ def test_only_the_last_ones_are_kept_and_latest_points_to_the_newest(tmp_path):
     assert newest_checkpoint(tmp_path).name == "step-000000010"
 
 
-def test_saving_a_step_again_replaces_it(tmp_path):
-    save(tmp_path, 1)
-    path, saved, _ = save(tmp_path, 1, saved=NamedState({"w": torch.ones(1)}))
-    assert torch.equal(load_checkpoint(path).state.weights["w"], saved.weights["w"])
+def test_steps_to_keep_for_good_are_kept_beside_the_last_ones(tmp_path):
+    for step in range(2, 15, 2):
+        save(tmp_path, step, keep_last=1, keep_every=4)
+    kept = [f"step-{step:09d}" for step in (4, 8, 12, 14)]
+    assert names(tmp_path) == ["latest", *kept]
+
+
+def test_a_whole_checkpoint_of_the_step_is_left_as_it_is(tmp_path):
+    path, saved, _ = save(tmp_path, 1)
+    save(tmp_path, 1, saved=NamedState({"w": torch.ones(1)}))
+    assert load_checkpoint(path).state.weights.keys() == saved.weights.keys()
+    assert names(tmp_path) == ["latest", "step-000000001"]
+
+
+def test_a_damaged_checkpoint_of_the_step_is_replaced(tmp_path):
+    path, *_ = save(tmp_path, 1)
+    (path / "progress.json").unlink()
+    save(tmp_path, 1, saved=NamedState({"w": torch.ones(1)}))
+    assert torch.equal(load_checkpoint(path).state.weights["w"], torch.ones(1))
     assert names(tmp_path) == ["latest", "step-000000001"]
 
 
@@ -93,14 +110,17 @@ def test_weights_that_are_not_finite_are_never_written(bad, tmp_path):
     assert names(tmp_path) == ["latest", "step-000000001"]
 
 
-def test_a_leftover_partial_folder_is_no_checkpoint_and_is_replaced(tmp_path):
+def test_a_save_that_fails_leaves_no_trace(tmp_path, monkeypatch):
     save(tmp_path, 1)
-    partial = tmp_path / "step-000000002.partial"
-    partial.mkdir()
-    (partial / "weights.safetensors").write_bytes(b"half")
-    assert newest_checkpoint(tmp_path).name == "step-000000001"
-    path, *_ = save(tmp_path, 2)
-    assert load_checkpoint(path).progress.step == 2 and not partial.exists()
+
+    def full(_, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpointing, "save_file", full)
+    with pytest.raises(SafetensorError):
+        save(tmp_path, 2)
+    assert names(tmp_path) == ["latest", "step-000000001"]
 
 
 FILES = ("weights.safetensors", "moments.safetensors", "grouping.safetensors", "progress.json")
@@ -108,6 +128,10 @@ FILES = ("weights.safetensors", "moments.safetensors", "grouping.safetensors", "
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
+
+
+def remove(path):
+    path.unlink()
 
 
 def flip(path):
@@ -120,9 +144,9 @@ def flip(path):
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (truncate, "has {less} bytes or another content than when written"),
-        (flip, "has {same} bytes or another content than when written"),
-        (lambda path: path.unlink(), "is missing"),
+        (truncate, "has {less} bytes, {size} were written"),
+        (flip, "has another content than was written"),
+        (remove, "is missing"),
     ],
     ids=["truncated", "flipped", "gone"],
 )
@@ -131,7 +155,7 @@ def test_a_damaged_file_is_named_and_the_one_before_is_taken(name, harm, message
     path, *_ = save(tmp_path, 2)
     size = (path / name).stat().st_size
     harm(path / name)
-    expected = f"{name} {message.format(less=size - 1, same=size)}"
+    expected = f"{name} {message.format(less=size - 1, size=size)}"
     with pytest.raises(UserError, match=re.escape(f"checkpoint {path}: {expected}")):
         load_checkpoint(path)
     with caplog.at_level(logging.WARNING):
@@ -139,35 +163,45 @@ def test_a_damaged_file_is_named_and_the_one_before_is_taken(name, harm, message
     assert f"passing over checkpoint {path}: {expected}" in caplog.text
 
 
-@pytest.mark.parametrize("content", [None, "", "{"])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"weights.safetensors": 3}'])
 def test_a_checkpoint_without_its_list_of_files_is_not_whole(content, tmp_path):
     path, *_ = save(tmp_path, 1)
     (path / "files.json").unlink()
     if content is not None:
         (path / "files.json").write_text(content)
-    with pytest.raises(UserError, match=r"files\.json is missing or unreadable"):
+    expected = "does not list weights" if content == "[]" else "is missing or unreadable"
+    with pytest.raises(UserError, match=rf"files\.json {expected}"):
         load_checkpoint(path)
     with pytest.raises(UserError, match="none of 1 checkpoints is whole"):
         newest_checkpoint(tmp_path)
 
 
-def test_saving_after_passing_over_a_damaged_checkpoint_keeps_the_new_one(tmp_path):
-    for step in (1, 9):
-        save(tmp_path, step)
-    (tmp_path / "step-000000009/progress.json").unlink()
-    path, *_ = save(tmp_path, 3, keep_last=1)
-    assert newest_checkpoint(tmp_path) == path
-    assert sorted(p.name for p in tmp_path.glob("step-*")) == [path.name]
-
-
-def test_check_fits(tmp_path):
+def test_a_list_that_leaves_out_a_file_is_not_whole(tmp_path):
     path, *_ = save(tmp_path, 1)
-    checkpoint = load_checkpoint(path)
-    check_fits(checkpoint, json.loads(json.dumps(TASKS)), "digest", path)
-    with pytest.raises(UserError, match=r"its tasks are \['a', 'b'\], the run's are \['b'\]"):
-        check_fits(checkpoint, TASKS[1:], "digest", path)
-    changed = [TASKS[0], {"name": "b", "kind": "binary"}]
-    with pytest.raises(UserError, match=r"task b was .*regression.*, is .*binary"):
-        check_fits(checkpoint, changed, "digest", path)
-    with pytest.raises(UserError, match=r"digest digest, data\.shards has other"):
-        check_fits(checkpoint, TASKS, "other", path)
+    (path / "files.json").write_text("{}")
+    with pytest.raises(UserError, match=r"files\.json does not list weights\.safetensors"):
+        load_checkpoint(path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path, *_ = save(tmp_path, 1)
+
+    def broken(file, *_):
+        raise OSError(5, "Input/output error", str(file))
+
+    monkeypatch.setattr("builtins.open", broken)
+    message = r"step-\d+: cannot be read: .*Input/output error: '.*\.safetensors'"
+    with pytest.raises(UserError, match=message):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    path, *_ = save(tmp_path, 1)
+    (path / "progress.json").write_text('{"steps": 1}')
+    with pytest.raises(UserError, match=r"progress\.json cannot be used: .*'steps'"):
+        load_checkpoint(path, verified=True)
+
+
+def test_a_rank_that_does_not_see_the_folder_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"step-1: cannot be read: .*No such file"):
+        load_checkpoint(tmp_path / "step-1", verified=True)

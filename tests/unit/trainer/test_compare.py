@@ -147,3 +147,45 @@ def test_the_training_ends_with_the_comparison(cells_of, main_of, tmp_path, monk
         os.kill(int((tmp_path / "pid").read_text()), 0)
     record = json.loads((cell.folder / "cell.json").read_text())
     assert record["status"] == "running" and record["seconds"] > 0.3
+
+
+SAVES = """
+import json, pathlib, signal, sys, time
+out = pathlib.Path(next(a for a in sys.argv if a.startswith("run.out=")).partition("=")[2])
+
+def save(number, frame):
+    (out / "status.json").write_text(json.dumps({"state": "preempted", "updated": time.time()}))
+    sys.exit(CODE)
+
+signal.signal(signal.SIGUSR1, save)
+(out / "ready").touch()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1], ids=["plain", "by a launcher"])
+def test_a_cell_that_is_asked_to_stop(code, cells_of, main_of, monkeypatch):
+    """The signal is passed on; the cell counts as stopped and goes on when it is started again."""
+    cell = cells_of()[0]
+    main_of(SAVES.replace("CODE", str(code)))
+    wait, sent = subprocess.Popen.wait, []
+
+    def wait_and_ask(process, timeout=None):
+        if not sent:
+            while not (cell.folder / "ready").exists():
+                time.sleep(0.01)
+            sent.append(signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return wait(process, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_and_ask)
+    before = signal.getsignal(signal.SIGUSR1)
+    stopped = run_cell(cell, None)
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert stopped["status"] == "stopped" and stopped == cell.load()
+    assert "groups" not in stopped and "message" not in stopped
+    main_of("raise SystemExit(4)")
+    assert run_cell(cell, None)["status"] == "failed", "the status is of the start before"
+    main_of("")
+    done = run_cell(cell, None)
+    assert done["status"] == "done" and done["seconds"] > stopped["seconds"]

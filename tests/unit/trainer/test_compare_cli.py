@@ -95,3 +95,20 @@ def test_options_that_cannot_be(options, message, compare_with):
     assert isinstance(result.exception, UserError)
     with pytest.raises(UserError, match=message):
         raise result.exception
+
+
+STOPS = """
+import json, pathlib, sys
+out = pathlib.Path(next(a for a in sys.argv if a.startswith("run.out=")).partition("=")[2])
+if out.parent.name == "random" and out.name == "seed-1":
+    (out / "status.json").write_text(json.dumps({"state": "preempted"}))
+"""
+
+
+def test_a_stopped_cell_ends_the_comparison(compare_with, tmp_path):
+    result = compare_with(STOPS, "--keep-going")
+    assert result.exit_code == 75
+    assert not (tmp_path / "out" / "compare.md").exists()
+    states = [cell["status"] for cell in last_line(compare_with("", "--list", "--json"))["cells"]]
+    assert states == ["done", "stopped", "waiting", "waiting"]
+    assert compare_with("", "--only", "1").exit_code == 0

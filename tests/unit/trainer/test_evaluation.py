@@ -3,8 +3,9 @@ import torch
 
 from data_pipelines.loader import eval_loader
 from data_pipelines.manifest import Manifest
+from trainer.accelerator import make_accelerator
 from trainer.build import build_network, label_requests, open_manifest, resolve_tasks
-from trainer.engine import Engine, make_accelerator
+from trainer.engine import Engine
 from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets
 
 

@@ -1,4 +1,4 @@
-"""One step against plain autograd over the whole objective, and the watch over its losses."""
+"""One step against plain autograd over the whole objective."""
 
 import json
 
@@ -8,23 +8,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from trainer.engine import make_accelerator
-from trainer.errors import NonFiniteLossError
-from trainer.loop import LossGuard, _step
+from trainer.accelerator import make_accelerator
 from trainer.run_data import build_train_loader
 from trainer.session import start_session
-
-CPU = torch.device("cpu")
-
-
-def test_guard_names_the_first_bad_step_and_its_tasks():
-    guard = LossGuard(("a", "b", "c"), CPU)
-    guard.watch(3, torch.ones(3, 2))
-    guard.check()
-    guard.watch(4, torch.tensor([[1.0, 1.0], [torch.nan, 1.0], [1.0, torch.inf]]))
-    guard.watch(5, torch.full((3, 2), torch.nan))
-    with pytest.raises(NonFiniteLossError, match=r"in step 4: \['b', 'c'\]"):
-        guard.check()
+from trainer.step import train_step
 
 
 @pytest.fixture
@@ -74,7 +61,7 @@ def test_step_descends_the_objective(session):
     *gradients, logit_gradient = torch.autograd.grad(objective, [*parameters, logits])
     before = [p.detach().clone() for p in (*parameters, logits)]
 
-    losses, shares = _step(session, [batch])
+    losses, shares = train_step(session, [batch])
 
     expected_shares = (z * expected_losses).sum(dim=1).detach()
     torch.testing.assert_close(shares, expected_shares, rtol=1e-5, atol=1e-6)
@@ -131,7 +118,7 @@ def test_weights_of_every_sample(rooms_config, parts):
     session.engine.optimizer.optimizer.register_step_pre_hook(keep)
     given = []
     session.learner.update = lambda *arguments: given.append(arguments[1])
-    found_losses, shares = _step(session, batches)
+    found_losses, shares = train_step(session, batches)
     for (name, gradient), value in zip(found.items(), expected, strict=True):
         atol = 1e-5 * float(value.abs().max()) + 1e-9
         torch.testing.assert_close(gradient, value, rtol=1e-3, atol=atol, msg=name)

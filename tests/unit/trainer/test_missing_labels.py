@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from data_pipelines.codecs import encode_json, encode_png
 from data_pipelines.manifest import Field, Manifest
 from data_pipelines.writer import ShardWriter
-from trainer.loop import _batches, _step
+from trainer.loop import _batches
+from trainer.step import train_step
 
 SIDE = 16
 BATCH = 8
@@ -126,7 +127,7 @@ def gradients_of_step(session, micro_batches):
 
     hook = optimizer.optimizer.register_step_pre_hook(keep)
     weights = session.learner.weights(session.step, BATCH).detach()
-    _step(session, micro_batches)
+    train_step(session, micro_batches)
     hook.remove()
     return found, weights
 
@@ -200,7 +201,7 @@ def test_a_task_without_labels_in_the_batch_does_not_move(session_of, tmp_path):
     before = [parameter.detach().clone() for parameter in module.banks[bank].parameters()]
     for micro_batches in _batches(session):
         if all("s0" not in batch.keys for batch in micro_batches):
-            _step(session, micro_batches)
+            train_step(session, micro_batches)
             break
     assert session.learner.updates == 1
     after = list(module.banks[bank].parameters())

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from model.deconv_heads import DeconvHeads
 from model.heads import DenseHeads
-from trainer.optim import base_optimizer, build_optimizer, logits_optimizer
+from trainer.optim import base_optimizer, build_optimizer, check_groups, logits_optimizer
 from trainer.sections import OptimSection
 
 
@@ -49,6 +50,43 @@ def test_biases_and_norms_are_not_decayed():
     ]
     decays = {name: group["weight_decay"] for name, (_, group) in found.items()}
     assert decays == {"encoder": 0.1, "heads": 0.1, "encoder_no_decay": 0, "heads_no_decay": 0}
+
+
+def test_of_the_deconvolution_decoder_only_kernels_are_decayed():
+    network = nn.Module()
+    network.banks = nn.ModuleDict({"dense": DeconvHeads(2, 4, 1, (16, 16))})
+    optimizer = build_optimizer(network, OptimSection(weight_decay=0.1))
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    decayed, rest = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
+    kernels = ["weight", *(f"weight_{k}{n}" for k in ("up", "conv") for n in range(4))]
+    assert {name.rpartition(".")[2] for name in decayed} == set(kernels) - {"weight_conv3"}
+    assert len(decayed) + len(rest) == len(names) and len(rest) == 3 * 7 + 1
+
+
+def grouped(*names):
+    network = Network()
+    known = dict(network.named_parameters())
+    return network, torch.optim.Adam([{"params": [known[name]]} for name in names])
+
+
+def test_a_parameter_that_no_group_has_is_named():
+    trained = [name for name, p in Network().named_parameters() if p.requires_grad]
+    check_groups(*grouped(*trained))
+    with pytest.raises(ValueError, match=r"\['norm_scale'\] are in no group or in several, 0 "):
+        check_groups(*grouped(*(name for name in trained if name != "norm_scale")))
+
+
+def test_a_parameter_that_is_not_trained_may_be_in_no_group():
+    with pytest.raises(ValueError, match=r"\[\] are in no group or in several, 1 parameters"):
+        check_groups(*grouped(*(name for name, _ in Network().named_parameters())))
+
+
+def test_a_parameter_that_two_groups_have_is_named():
+    trained = [name for name, p in Network().named_parameters() if p.requires_grad]
+    network, optimizer = grouped(*trained)
+    optimizer.param_groups.append(optimizer.param_groups[trained.index("trunk.weight")])
+    with pytest.raises(ValueError, match=r"\['trunk.weight'\] are in no group or in several, 0 "):
+        check_groups(network, optimizer)
 
 
 def test_what_must_not_decay_is_named_by_its_beginning():

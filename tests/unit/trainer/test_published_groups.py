@@ -8,8 +8,8 @@ from scipy.special import softmax
 from scipy.stats import bernoulli, entropy
 
 from model.grouping import Grouping
+from trainer.accelerator import make_accelerator
 from trainer.config import parse_config
-from trainer.engine import make_accelerator
 from trainer.published_groups import PublishedGroups
 from trainer.session import start_session
 

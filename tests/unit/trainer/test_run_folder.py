@@ -34,7 +34,8 @@ def folder(tmp_path):
 
 def test_create_saves_the_resolved_config_and_nothing_partial(folder):
     assert folder.load_config() == config(folder.out)
-    assert sorted(path.name for path in folder.out.iterdir()) == ["checkpoints", "config.yaml"]
+    names = sorted(path.name for path in folder.out.iterdir())
+    assert names == ["checkpoints", "config.yaml", "lock"]
     assert yaml.safe_load(folder.config.read_text())["optim"]["betas"] == [0.9, 0.999]
 
 
@@ -53,11 +54,19 @@ def test_the_same_run_may_be_continued(folder):
     folder.check(config(folder.out))
 
 
+def test_checkpoints_to_keep_must_be_made(tmp_path):
+    message = r"run: keep_every is 2500; must be a multiple of checkpoint_every, 1000"
+    with pytest.raises(UserError, match=message):
+        config(tmp_path, run__keep_every=2500)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"run__checkpoint_every": 3},
         {"run__keep_last": 7},
+        {"run__keep_every": 5000},
+        {"run__async_checkpoint": False},
         {"data__shards": "moved"},
         {"data__workers": 5},
         {"eval__batch": 3},

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from trainer import loop
+from trainer.accelerator import make_accelerator
 from trainer.build import build_network, open_manifest, resolve_tasks
-from trainer.engine import Engine, make_accelerator
+from trainer.engine import Engine
 from trainer.run_data import build_train_loader
 from trainer.state import NamedState, load_weights, read_state, write_moments
 

@@ -4,7 +4,7 @@ from itertools import islice
 import pytest
 
 from data_pipelines.collate import Batch
-from trainer.engine import make_accelerator
+from trainer.accelerator import make_accelerator
 from trainer.session import Session, start_session
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from accelerate.utils import DistributedType
 
-from trainer.engine import make_accelerator
+from trainer.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.selection import search
 from trainer.selection.task_losses import check_engine

@@ -1,0 +1,202 @@
+"""What the engines send in a step: counted in real runs of two processes, and by formula.
+
+python benchmarks/communication.py
+
+Every engine makes one step of a small network in two micro-batches, and all bytes that it hands to
+a collective operation are counted. Results go to benchmarks/results/communication.json; the exit
+code is 1 where a formula gives something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from model.presets import PRESETS
+from trainer.build import build_network
+from trainer.config import Config, parse_config
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
+STAGES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+PERSISTENT = 100_000  # ZeRO 3 gathers smaller parameters once a step, and keeps them until then
+LOW_PRECISION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what ZeRO sends of them in bf16
+TYPES = {"float": 4, "double": 8, "c10::BFloat16": 2, "long int": 8}
+ACCUMULATION = 2
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of the whole tensors that a step hands to collectives, by operation."""
+
+    all_reduce: float = 0.0
+    reduce_scatter: float = 0.0
+    all_gather: float = 0.0
+
+    def sent(self, processes: int) -> float:
+        """Bytes that each process sends, by the ring algorithms."""
+        total = 2 * self.all_reduce + self.reduce_scatter + self.all_gather
+        return total * (processes - 1) / processes
+
+
+def traffic(stage: str, network: nn.Module, accumulation: int, *, bf16: bool) -> Traffic:
+    """What a step sends of weights and gradients.
+
+    ZeRO 1 and 2 sum gradients with an all-reduce: DeepSpeed cuts them only afterwards. ZeRO 3 keeps
+    what it has gathered from forward to backward in networks of less than 1e9 parameters.
+    """
+    sizes = {id(p): 4.0 * p.numel() for p in network.parameters()}  # bytes
+    low = {
+        id(p)
+        for module in network.modules()
+        if isinstance(module, LOW_PRECISION)
+        for p in module.parameters(recurse=False)
+    }
+    weights = sum(sizes.values())
+    travelling = {key: size / 2 if bf16 and key in low else size for key, size in sizes.items()}
+    gradients = sum(travelling.values())
+    if stage == "ddp":
+        return Traffic(all_reduce=weights)
+    if stage == "fsdp2":
+        return Traffic(reduce_scatter=weights, all_gather=2 * accumulation * weights)
+    if stage == "zero3":
+        gathered = sum(
+            accumulation * travelling[key] if size > 4 * PERSISTENT else size
+            for key, size in sizes.items()
+        )
+        return Traffic(reduce_scatter=accumulation * gradients, all_gather=gathered)
+    times = accumulation if stage == "zero2" else 1
+    return Traffic(all_reduce=times * gradients, all_gather=weights)
+
+
+def small_config(precision: str) -> Config:
+    """A network with parameters on both sides of ZeRO 3's threshold, and batch normalisation."""
+    options = {
+        "model_type": "resnet",
+        "embedding_size": 16,
+        "hidden_sizes": [32, 128],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    }
+    tree = {
+        "run": {"out": "unused", "steps": 1, "precision": precision},
+        "data": {"shards": "unused", "size": [32, 32], "global_batch": 8},
+        "model": {
+            "branches": 2,
+            "dense_widths": [16],
+            "encoder": {"name": "backbone", "options": options},
+        },
+        "optim": {"accumulation": ACCUMULATION},
+    }
+    return parse_config(tree, "small network")
+
+
+def count(precision: str, out: Path) -> None:
+    """Count the bytes of one step, in a process of a launcher."""
+    from trainer.accelerator import make_accelerator
+    from trainer.engine import Engine
+
+    config, tasks = small_config(precision), PRESETS["taskonomy5"]
+    accelerator = make_accelerator(config)
+    engine = Engine(accelerator, build_network(config, tasks), config)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    plan = engine.module.plan([(task, task % 2) for task in range(len(tasks))])
+
+    def step() -> None:
+        for _ in range(ACCUMULATION):
+            with engine.accumulate():
+                outputs = engine.network(images, plan)
+                engine.backward(sum(value.square().mean() for value in outputs.values()))
+
+    step()
+    step()  # DDP lays out its buckets, and DeepSpeed its trace, in the first ones
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+        step()
+    trace = out.with_name(f"{accelerator.process_index}.json")
+    profiled.export_chrome_trace(str(trace))
+    if accelerator.is_main_process:
+        out.write_text(json.dumps(messages(json.loads(trace.read_text()))))
+    engine.release()
+    accelerator.end_training()
+
+
+def messages(trace: dict[str, Any]) -> dict[str, float]:
+    """Bytes by operation in a trace; gloo carries out a reduce-scatter as an all-reduce."""
+    found: Counter[str] = Counter()
+    for event in trace["traceEvents"]:
+        kind, _, name = event.get("name", "").partition(":")
+        if kind == "gloo":
+            arguments = event["args"]
+            for shape, dtype in zip(arguments["Input Dims"], arguments["Input type"], strict=True):
+                if shape:  # norms and flags are single numbers
+                    found[name] += TYPES[dtype] * torch.Size(shape).numel()
+    return dict(found)
+
+
+def measure(stage: str, precision: str) -> dict[str, Any]:
+    """One engine's bytes, counted and by formula; gathered tensors at their whole size."""
+    with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
+        probe.bind(("127.0.0.1", 0))
+        port, out = probe.getsockname()[1], Path(folder) / "messages.json"
+        probe.close()
+        config = ROOT / "accelerate_configs" / f"{stage}_cpu.yaml"
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+        own = [__file__, "--count", str(out), "--precision", precision]
+        command = [sys.executable, *launcher, "--main_process_port", str(port), *own]
+        on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run(command, check=True, capture_output=True, timeout=900, env=on_cpu)
+        counted = json.loads(out.read_text())
+    network = build_network(small_config(precision), PRESETS["taskonomy5"])
+    formula = traffic(stage, network, ACCUMULATION, bf16=precision == "bf16")
+    return {
+        "reduced": counted["all_reduce"] + counted.get("reduce_scatter", 0),
+        "gathered": 2 * counted.get("all_gather", 0),
+        "formula": asdict(formula),
+    }
+
+
+def agrees(measured: dict[str, Any]) -> bool:
+    """Whether a formula gives what was counted, up to the padding of what is cut in shards."""
+    formula = measured["formula"]
+    reduced = formula["all_reduce"] + formula["reduce_scatter"]
+    pairs = ((measured["reduced"], reduced), (measured["gathered"], formula["all_gather"]))
+    return all(abs(counted - expected) <= 0.005 * expected for counted, expected in pairs)
+
+
+def main() -> int:
+    """Count, compare with the formulas, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="fp32", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.count:
+        count(arguments.precision, arguments.count)
+        return 0
+    cases = [(stage, "fp32") for stage in STAGES] + [("zero2", "bf16"), ("zero3", "bf16")]
+    measured = {f"{stage} {precision}": measure(stage, precision) for stage, precision in cases}
+    results = {
+        "measured": measured,
+        "claims": {f"{name}: formula": agrees(own) for name, own in measured.items()},
+    }
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(json.dumps(results["claims"], indent=1) + "\n")
+    return 0 if all(results["claims"].values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Two launchers as two machines of one process each train as one machine with two processes."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.distributed
+
+NUM_STEPS = 8
+FINAL = f"checkpoints/step-{NUM_STEPS:09d}"
+
+
+def start_machine(launcher, rooms_yaml, out, engine, rank, port):
+    flags = (
+        "--num_machines", "2", "--machine_rank", str(rank), "--num_processes", "2",
+        "--main_process_ip", "127.0.0.1", "--main_process_port", str(port),
+    )  # fmt: skip
+    if engine.startswith("zero"):
+        flags += ("--deepspeed_multinode_launcher", "standard")
+    return launcher.train(
+        rooms_yaml, f"run.out={out}", f"run.steps={NUM_STEPS}", engine=engine, flags=flags
+    )
+
+
+def train_losses(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [r["losses"] for line in lines if (r := json.loads(line))["kind"] == "train"]
+
+
+@pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
+def test_two_machines_equal_one(engine, launcher, rooms_yaml, tmp_path, free_port):
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = launcher.train(rooms_yaml, f"run.out={one}", f"run.steps={NUM_STEPS}", engine=engine)
+    end = alone.finish()
+    assert end.code == 0, end.stderr[-4000:]
+    port = free_port()
+    machines = [start_machine(launcher, rooms_yaml, two, engine, rank, port) for rank in (0, 1)]
+    ends = [machine.finish() for machine in machines]
+    for end in ends:
+        assert end.code == 0, end.stderr[-4000:]
+    assert train_losses(two) == train_losses(one) and len(train_losses(one)) == NUM_STEPS
+    for name in ("weights", "moments", "grouping"):
+        found, expected = (load_file(run / FINAL / f"{name}.safetensors") for run in (two, one))
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].equal(value), (name, key)
