@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 import torch
@@ -135,4 +136,13 @@ def _loader(
         collate_fn=Collate(dataset.labels),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=ignore_sigterm,
     )
+
+
+def ignore_sigterm(_worker: int) -> None:
+    """Let a reading process go on when a cluster's SIGTERM, sent to all processes, asks for a stop.
+
+    The main process decides when it stops, and needs its data until then.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

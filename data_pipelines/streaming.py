@@ -24,6 +24,7 @@ from data_pipelines.collate import Batch, Collate
 from data_pipelines.dataset import OnError
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.fields import LabelRequest, resolve_labels
+from data_pipelines.loader import ignore_sigterm
 from data_pipelines.manifest import Manifest
 from data_pipelines.samples import Sample, SampleBuilder
 from data_pipelines.transforms import Geometry
@@ -77,8 +78,9 @@ class TarStream(IterableDataset[Sample]):
         for shard in shards:
             url = shard["url"]
             try:
-                yield from group_by_keys(_members(url), lcase=False)
-                patience = remote.Patience(self.retry_seconds)
+                for sample in group_by_keys(_members(url), lcase=False):
+                    patience = remote.Patience(self.retry_seconds)
+                    yield sample
             except DataError as error:
                 if self.on_error == "stop":
                     raise
@@ -168,6 +170,7 @@ def stream_batches(
         collate_fn=Collate(labels),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=ignore_sigterm,
     )
     return islice(loader, (num_steps - start_step) * accumulation)
 

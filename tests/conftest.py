@@ -157,7 +157,7 @@ class Process:
 
     def worker(self, rank: int) -> psutil.Process:
         """The process that the launcher has given this rank."""
-        return next(p for p in self._tree()[1:] if p.environ().get("RANK") == str(rank))
+        return next(p for p in self.tree()[1:] if p.environ().get("RANK") == str(rank))
 
     def send(self, number: signal.Signals) -> None:
         """A signal to the command itself."""
@@ -165,12 +165,13 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL to the process and all its descendants; launchers give workers own sessions."""
-        tree = self._tree()
+        tree = self.tree()
         _send(signal.SIGKILL, tree)
         psutil.wait_procs(tree, timeout=20)
         self._popen.wait(20)
 
-    def _tree(self) -> list[psutil.Process]:
+    def tree(self) -> list[psutil.Process]:
+        """The command and all that it has started."""
         try:
             parent = psutil.Process(self._popen.pid)
             return [parent, *parent.children(recursive=True)]
@@ -182,7 +183,7 @@ class Process:
         try:
             code = self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            _send(signal.SIGABRT, self._tree()[::-1])  # Python's fault handler shows where they are
+            _send(signal.SIGABRT, self.tree()[::-1])  # Python's fault handler shows where they are
             time.sleep(3)
             self.kill()
             pytest.fail(f"no end after {timeout} s\n{self._text(1)[-8000:]}")

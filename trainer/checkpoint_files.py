@@ -85,11 +85,15 @@ def set_aside_newer(chosen: Path) -> None:
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole."""
+    """What is wrong with a checkpoint folder; None if it is whole.
+
+    Raises:
+        OSError: A file is there but cannot be read, which says nothing about what it holds.
+    """
     try:
         files = json.loads((path / _FILES).read_text())
         expected = {name: (files[name]["bytes"], files[name]["sha256"]) for name in files}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return f"{_FILES} is missing or unreadable"
     for name in (WEIGHTS, MOMENTS_FILE, GROUPING, PROGRESS):
         if name not in expected:
@@ -101,11 +105,7 @@ def find_fault(path: Path) -> str | None:
         if found != size:
             return f"{name} has {found} bytes, {size} were written"
     for name, (_, sha256) in expected.items():
-        try:
-            found_hash = _fingerprint(path / name)["sha256"]
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-        if found_hash != sha256:
+        if _fingerprint(path / name)["sha256"] != sha256:
             return f"{name} has another content than was written"
     return None
 

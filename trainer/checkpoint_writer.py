@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Hands snapshots to a thread of rank 0, one at a time, and reports its errors on all ranks.
 
-    As a context it outlives whatever ends the training: what is being written is written.
+    As a context it outlives whatever ends the training, to finish what is being written; where
+    another rank has failed, for as long as the watchdog allows.
 
     Args:
         accelerator: Of the run.

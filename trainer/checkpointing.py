@@ -120,7 +120,7 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
     Raises:
         UserError: It is not whole or not readable; the message names the file and what is wrong.
     """
-    fault = None if verified else find_fault(path)
+    fault = None if verified else _fault(path)
     if fault is not None:
         raise UserError(f"checkpoint {path}: {fault}")
     try:
@@ -143,11 +143,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; says which ones it passed over. None if there is no checkpoint.
 
     Raises:
-        UserError: There are checkpoints, and none is whole.
+        UserError: There are checkpoints, and none is whole, or one cannot be read: a fault of the
+            file system is no reason to pass over what it holds.
     """
     found = checkpoints(folder)
     for path in reversed(found):
-        fault = find_fault(path)
+        fault = _fault(path)
         if fault is None:
             return path
         logger.warning("passing over checkpoint %s: %s", path, fault)
@@ -156,3 +157,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
             f"{folder}: none of {len(found)} checkpoints is whole; move them away to start anew"
         )
     return None
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        return find_fault(path)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error}") from None

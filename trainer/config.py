@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from data_pipelines import remote
 from trainer.errors import UserError
 from trainer.grouping_sections import GroupingSection
 from trainer.section import Section
@@ -64,12 +65,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sources_in_time(self) -> Config:
-        remote = isinstance(self.data.shards, str) or self.data.stream is not None
-        if remote and self.data.retry_seconds >= self.run.timeout_seconds:
+        away = isinstance(self.data.shards, str) or self.data.stream is not None
+        most = self.run.timeout_seconds - 2 * remote.TIMEOUT
+        if away and self.data.retry_seconds >= most:
             raise ValueError(
-                f"data.retry_seconds is {self.data.retry_seconds:g}; must be below "
-                f"run.timeout_seconds, {self.run.timeout_seconds:g}, after which the other ranks "
-                "give up"
+                f"data.retry_seconds is {self.data.retry_seconds:g}; must be below {most:g}: two "
+                f"attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
+                f"{self.run.timeout_seconds:g}, after which the other ranks give up"
             )
         return self
 

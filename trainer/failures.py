@@ -54,6 +54,8 @@ def report(error: BaseException, peers: Peers | None) -> int:
             return 1
         message = f"lost contact with other ranks at {doing()}: {cause} ({first_line(error)})"
     speaks = _claims(peers)
+    # Before the group is made nobody knows who failed first, and one GPU may have its own error.
+    speaks = speaks or (peers is None and not expected)
     if speaks and not expected and not lost:
         logger.error("this is not an error that the program expects", exc_info=error)
     if speaks:
@@ -69,7 +71,7 @@ def fail(message: str, peers: Peers | None) -> None:
 
 
 def leave(code: int) -> None:
-    """End this process.
+    """End this process, and the loader's workers, which do not listen to SIGTERM.
 
     A process that failed as one of several does not return to the interpreter. What Python would
     do at its end, the destruction of the engine's and the group's objects, can wait for a process
@@ -78,6 +80,7 @@ def leave(code: int) -> None:
     """
     if code and dist.is_available() and dist.is_initialized():
         _end(code)
+    _kill_workers()
     sys.exit(code)
 
 
@@ -135,9 +138,13 @@ def _say(message: str) -> None:
 
 def _end(code: int) -> None:
     faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)
-    for child in multiprocessing.active_children():  # the loader's workers have no state to lose
-        child.kill()
+    _kill_workers()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():  # they have no state to lose
+        child.kill()

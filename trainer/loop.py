@@ -38,7 +38,7 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
         Preempted: A signal or the time limit asked to stop; the session is saved and closed.
         SaveError: A checkpoint could not be written.
     """
-    with session.writer:  # whatever ends the training, what is being written is written
+    with session.writer:  # whatever ends the training, it waits for what is being written
         return _train(session, observe)
 
 
@@ -71,9 +71,9 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         if session.guard.left_out:
             session.log.write(step, "skip", **session.guard.record())
         else:
+            if logs:
+                _log_step(session, objective, micro_batches)
             session.watch_plateau(objective)
-        if logs and not session.guard.left_out:
-            _log_step(session, objective, micro_batches)
         if prunes:
             _prune(session)
         if evaluates:

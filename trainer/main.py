@@ -50,7 +50,9 @@ def run(config: Config, watchdog: Watchdog) -> None:
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)
-    watchdog.start(config.run.stall_seconds)
+    # NCCL ends a process that waits too long by itself: this is to be said before.
+    late = 0.9 * config.run.timeout_seconds if accelerator.device.type == "cuda" else None
+    watchdog.start(config.run.stall_seconds, late)
     try:
         train_run(config, accelerator)
     except Preempted as stop:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from data_pipelines.manifest import publish
 from trainer.config import Config, parse_config
 from trainer.errors import UserError
+from trainer.run_lock import lock
 
 # A resumed run may change these; anything else would make it another run.
 _FREE = (
@@ -34,6 +35,7 @@ _FREE = (
     "data.workers",
     "model.compile",
     "model.checkpoint_branches",
+    "optim.accumulation",
     "optim.skip_nonfinite",
     "eval",
     "log",
@@ -50,6 +52,7 @@ class RunFolder:
         self.checkpoints = out / "checkpoints"
         self.tensorboard = out / "tensorboard"
         self.logs = out / "logs"
+        self._lock: IO[str] | None = None
 
     def load_config(self) -> Config:
         """The configuration that the run was started with.
@@ -82,8 +85,13 @@ class RunFolder:
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Make the folder and save the resolved configuration in it."""
+        """Make the folder, keep other starts out of it, and save the resolved configuration.
+
+        Raises:
+            UserError: A start that has not ended works in it.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self._lock = lock(self.out / "lock")
         partial = self.config.with_name("config.yaml.partial")
         with open(partial, "wb") as file:
             file.write(config.to_yaml().encode())

@@ -46,21 +46,24 @@ class Watchdog:
         self.peers: Peers | None = None
         self._fail = fail
         self._stall_seconds = 0.0
+        self._speaks_after: float | None = None
         self._stop = threading.Event()
         self._parent = os.getppid()
         self._threads: list[threading.Thread] = []
 
-    def start(self, stall_seconds: float) -> None:
+    def start(self, stall_seconds: float, speaks_after: float | None = None) -> None:
         """Begin, after the group of processes was made.
 
         Args:
             stall_seconds: How long the process may go without progress.
+            speaks_after: How long it may wait for other ranks, where a collective that is late
+                ends the process without an error that could be caught, as NCCL's do.
 
         Raises:
             torch.distributed.DistError: The group's store cannot be reached.
         """
         note("starting")
-        self._stall_seconds = stall_seconds
+        self._stall_seconds, self._speaks_after = stall_seconds, speaks_after
         if dist.is_initialized() and dist.get_world_size() > 1:
             self.peers = Peers()
             self.peers.beat(doing())
@@ -79,7 +82,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.is_set():
             # Set anew at each turn; only a thread that cannot run lets it come to that.
-            faulthandler.dump_traceback_later(self._stall_seconds + _GRACE, exit=True)
+            faulthandler.dump_traceback_later(self._stall_seconds + _GRACE, exit=True, file=2)
             self._look()
             self._stop.wait(BEAT)
 
@@ -103,12 +106,23 @@ class Watchdog:
         if failed is not None and time.monotonic() - failed > _GRACE:
             self._fail("another rank has failed")  # which has said why
         what, since = _doing
-        if time.monotonic() - since > self._stall_seconds:
+        waited = time.monotonic() - since
+        late = self._speaks_after is not None and waited > self._speaks_after
+        if late and self.peers is not None:
+            self._fail(f"lost contact with other ranks at {what}: {_missing(self.peers)}")
+        if waited > self._stall_seconds:
             faulthandler.dump_traceback(sys.stderr)
             self._fail(
                 f"no progress for {self._stall_seconds:g} s (run.stall_seconds) at {what}; the "
                 "stacks are above"
             )
+
+
+def _missing(peers: Peers) -> str:
+    try:
+        return peers.find_missing()
+    except RuntimeError as error:
+        return f"the rendezvous host does not answer either, {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:

@@ -18,7 +18,9 @@ from trainer.checkpointing import load_checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.distributed
 
-SLOW_ZERO2 = pytest.param("zero2_cpu", marks=pytest.mark.slow)
+SLOW_DDP, SLOW_ZERO2 = (
+    pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_cpu", "zero2_cpu")
+)
 SCRIPT = Path(__file__).with_name("faulty_main.py")
 TIMEOUT = 12.0  # seconds that ranks wait for each other
 SLACK = 60.0  # until a busy machine has ended all
@@ -72,7 +74,7 @@ def start(launcher, rooms_yaml, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
 def test_one_rank_is_killed(engine, start):
     fault = start("kill:1:5", engine=engine)
     message = fault.message()
@@ -84,7 +86,7 @@ def test_one_rank_is_killed(engine, start):
     assert fault.newest() == 4
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
 def test_one_rank_is_stopped(engine, start):
     """Its connections stay open: only the timeout tells."""
     fault = start("stop:1:5", engine=engine)
@@ -96,6 +98,7 @@ def test_one_rank_is_stopped(engine, start):
     assert fault.newest() == 4
 
 
+@pytest.mark.slow
 def test_the_data_of_one_rank_stays_away(start):
     """It is alive, so the other tells what it is at."""
     message = start("data:1:5", engine="ddp_cpu").message()
@@ -133,7 +136,7 @@ def test_damage_that_one_rank_meets(start, rooms, tmp_path):
     assert re.search(rf"^error: rank [01] of 2 on {HOST}: .*{member.name}: damaged: crc32", message)
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
+@pytest.mark.parametrize("engine", [SLOW_DDP, SLOW_ZERO2])
 def test_clocks_do_not_agree(engine, launcher, rooms_yaml, tmp_path):
     """One rank's runs twice as fast and is half a day behind: nothing changes, to the bit."""
     folders = [tmp_path / name for name in ("agree", "skewed")]
@@ -173,7 +176,7 @@ def mounted(*arguments: str, at: Path) -> Iterator[None]:
     ("engine", "options", "cause"),
     [
         ("ddp_cpu", "size=64k", "No space left on device"),
-        ("zero2_cpu", "size=64k", "No space left on device"),
+        pytest.param("zero2_cpu", "size=64k", "No space left on device", marks=pytest.mark.slow),
         ("ddp_cpu", "ro", "Read-only file system"),
     ],
 )

@@ -16,7 +16,10 @@ RUN = (
     "tasks.names=[normal, has_sphere, has_box, has_window, camera_pitch, floor_share]",
     "optim.schedule=plateau", "optim.patience=0", "optim.min_lr=0",
 )  # fmt: skip
-ENGINES = ("ddp_cpu", "zero2_cpu", "zero3_cpu")
+ENGINES = [
+    "zero3_cpu",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("ddp_cpu", "zero2_cpu")),
+]
 
 
 def records(run, kind):

@@ -49,7 +49,7 @@ def preempted_at(stderr: str, cause: str) -> int:
     return int(re.search(rf"preempted by {cause} after step (\d+); the run is saved", stderr)[1])
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     engine, launcher, rooms_yaml, uninterrupted, tmp_path
 ):
@@ -67,6 +67,20 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert end.code == 0 and f"continuing from {out}/checkpoints/step-{step:09d}" in end.stderr
     for name in SAME_FILES:
         assert (out / name).read_bytes() == (uninterrupted(engine) / name).read_bytes(), name
+
+
+def test_sigterm_to_every_process_as_slurm_sends_it(launcher, rooms_yaml, tmp_path):
+    """The loader's workers get it too, and have to give what the last step needs."""
+    out = tmp_path / "run"
+    arguments = (f"run.out={out}", *RUN, "data.workers=2")
+    process = launcher.train(rooms_yaml, *arguments)
+    wait_for_step(out / "metrics.jsonl", 5, process)
+    for child in process.tree():
+        child.send_signal(signal.SIGTERM)
+    end = process.finish()
+    assert end.code == 0, end.stderr[-4000:]
+    step = preempted_at(end.stderr, "SIGTERM")
+    assert (out / "checkpoints" / "latest").read_text() == f"step-{step:09d}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)

@@ -26,6 +26,7 @@ RUN = (
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",
 )  # fmt: skip
+MORE = ((None, 0), ("ddp_cpu", 0), ("ddp_cpu", 2))  # engine, workers
 ENGINES = {None: "precision=fp32", "ddp_cpu": "precision=fp32", "zero2_cpu": "precision=bf16"}
 
 
@@ -73,7 +74,11 @@ def wait_for(path: Path, process, seconds=120):
 
 @pytest.mark.parametrize(
     ("engine", "workers"),
-    [(None, 0), (None, 2), ("ddp_cpu", 0), ("ddp_cpu", 2), ("zero2_cpu", 0)],
+    [
+        (None, 2),
+        ("zero2_cpu", 0),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
+    ],
 )
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     engine, workers, launcher, rooms_yaml, overrides, uninterrupted, tmp_path

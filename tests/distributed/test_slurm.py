@@ -102,8 +102,12 @@ def test_a_preempted_job_finishes_as_the_uninterrupted_run(launcher, rooms_yaml,
     assert f"job {number}, restart 1: 2 nodes" in second
     assert f"continuing from {out}/checkpoints/step-{int(stopped[1]):09d}" in second
     assert second.endswith(f"job {number}: exit code 0, run finished\n")
-    job = command("scontrol", "show", "job", number)
-    assert "JobState=COMPLET" in job and "Restarts=1" in job and "ExitCode=0:0" in job
+
+    def job():
+        return command("scontrol", "show", "job", number)
+
+    wait_until(lambda: "JobState=COMPLETED" in job(), 60, job)
+    assert "Restarts=1" in job() and "ExitCode=0:0" in job()
 
     end = launcher.train(rooms_yaml, f"run.out={whole}", *RUN, engine="ddp_cpu").finish()
     assert end.code == 0, end.stderr[-4000:]

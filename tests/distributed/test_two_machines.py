@@ -28,7 +28,7 @@ def train_losses(run):
     return [r["losses"] for line in lines if (r := json.loads(line))["kind"] == "train"]
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
 def test_two_machines_equal_one(engine, launcher, rooms_yaml, tmp_path, free_port):
     one, two = tmp_path / "one", tmp_path / "two"
     alone = launcher.train(rooms_yaml, f"run.out={one}", f"run.steps={NUM_STEPS}", engine=engine)

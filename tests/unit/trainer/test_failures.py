@@ -125,6 +125,17 @@ def test_without_the_store_the_first_of_each_node_speaks(capsys, monkeypatch):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rank_1_of_2")
+def test_before_there_is_a_group_an_unexpected_error_of_any_rank_is_said(capsys, caplog):
+    """One of a node's GPUs may be missing; what all ranks see is said once."""
+    assert report(RuntimeError("CUDA error: invalid device ordinal"), None) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: rank 1 of 2 on {HOST}: RuntimeError")
+    assert "invalid device ordinal" in text and caplog.records
+    assert report(UserError("run.steps: unknown"), None) == 2
+    assert capsys.readouterr().err == ""
+
+
 def test_a_timeout_of_a_process_alone_is_no_lost_contact(capsys):
     assert report(RuntimeError("the socket timed out"), None) == 1
     assert "lost contact" not in capsys.readouterr().err

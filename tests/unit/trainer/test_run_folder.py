@@ -34,7 +34,8 @@ def folder(tmp_path):
 
 def test_create_saves_the_resolved_config_and_nothing_partial(folder):
     assert folder.load_config() == config(folder.out)
-    assert sorted(path.name for path in folder.out.iterdir()) == ["checkpoints", "config.yaml"]
+    names = sorted(path.name for path in folder.out.iterdir())
+    assert names == ["checkpoints", "config.yaml", "lock"]
     assert yaml.safe_load(folder.config.read_text())["optim"]["betas"] == [0.9, 0.999]
 
 

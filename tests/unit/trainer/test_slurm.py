@@ -174,7 +174,8 @@ def job(commands, tmp_path):
     commands("scontrol", f'echo "scontrol $*" >> {calls}\ncase "$1 $2" in {answers} esac')
     settings = {
         "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_ARRAY_TASK_ID": "3", "STATE": "RUNNING",
+        "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3",
+        "STATE": "RUNNING",
         "OUT": str(tmp_path / "run"), "SAVE_SECONDS": "3",
     }  # fmt: skip
     (tmp_path / "run").mkdir()
@@ -226,6 +227,24 @@ def test_the_status_of_an_earlier_start_does_not_count(job, tmp_path):
     process, calls, _ = job("train", "exit 2")
     code, lines = ended(process)
     assert (code, lines[-1]) == (2, "job 7: exit code 2, run unknown")
+    assert "requeue" not in calls.read_text()
+
+
+def test_a_controller_that_does_not_answer_is_asked_again(job, commands):
+    process, calls, _ = job("train", says("preempted"))
+    names = "if [[ $1 == show && $2 == hostnames ]]; then echo localhost; else exit 1; fi"
+    commands("sleep", ":")
+    commands("scontrol", f'echo "scontrol $*" >> {calls}\n{names}')
+    code, lines = ended(process)
+    assert code == 1 and calls.read_text().splitlines().count("scontrol requeue 7") == 4
+    assert lines[-1] == "job 7: could not be queued again; submit it once more to go on"
+
+
+def test_a_job_that_lost_a_node_waits_for_slurm_to_notice(job):
+    lost = says("failed").replace('"step"', '"error": "lost contact with other ranks", "step"')
+    process, calls, _ = job("train", f"{lost}; exit 1", NODE_DOWN_SECONDS="0")
+    code, lines = ended(process)
+    assert (code, lines[-1]) == (1, "job 7: waiting 0 s for Slurm to find a node down")
     assert "requeue" not in calls.read_text()
 
 
@@ -307,7 +326,7 @@ def test_when_a_run_of_a_comparison_is_queued_again(launch, code, requeued, job)
     assert ended(process)[0] == code
     lines = calls.read_text().splitlines()
     assert lines[0] == "dmtg compare x.yaml --out a b --only 3"
-    assert ("scontrol requeue 7" in lines) == requeued
+    assert ("scontrol requeue 7_3" in lines) == requeued
 
 
 def test_the_signal_reaches_a_run_of_a_comparison(job):
@@ -321,4 +340,4 @@ def test_the_signal_reaches_a_run_of_a_comparison(job):
         "run 3: exit code 75, asked to stop by SIGUSR1",
         "run 3: queued again",
     ]
-    assert calls.read_text().endswith("scontrol requeue 7\n")
+    assert calls.read_text().endswith("scontrol show job 7_3\nscontrol requeue 7_3\n")

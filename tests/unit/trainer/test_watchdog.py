@@ -18,11 +18,11 @@ def started(monkeypatch):
     monkeypatch.setattr(watchdog, "BEAT", 0.02)
     messages, dogs = [], []
 
-    def run(stall_seconds, peers=None):
+    def run(stall_seconds, peers=None, speaks_after=None):
         dog = Watchdog(messages.append)
         dog.peers = peers
         dogs.append(dog)
-        dog.start(stall_seconds)
+        dog.start(stall_seconds, speaks_after)
         return dog, messages
 
     yield run
@@ -74,6 +74,11 @@ class Fake:
     def __init__(self):
         self.told, self.error = [], None
 
+    def find_missing(self):
+        if self.error is not None:
+            raise self.error
+        return "no sign of life from rank 1"
+
     def beat(self, what):
         if self.error is not None:
             raise self.error
@@ -97,6 +102,23 @@ def test_another_rank_has_failed(started, monkeypatch):
     assert messages == []
     wait_until(lambda: messages)
     assert messages[0] == "another rank has failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (None, "no sign of life from rank 1"),
+        (dist.DistNetworkError("gone"), "the rendezvous host does not answer either, gone"),
+    ],
+)
+def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started):
+    peers = Fake()
+    peers.error = error
+    note("step 4, training")
+    _, messages = started(60.0, peers, speaks_after=0.2)
+    note("step 4, training")
+    wait_until(lambda: messages)
+    assert messages[0] == f"lost contact with other ranks at step 4, training: {cause}"
 
 
 def test_a_store_that_does_not_answer_ends_nothing(started, caplog):
