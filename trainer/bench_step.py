@@ -28,7 +28,6 @@ Variant = Literal["ours", "naive"]
 
 _STATUS = Path("/proc/self/status")
 _MIB = 2**20
-_WARM_UP = 2
 _MEMORY_STEPS = 3
 _TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of the losses in the first step
 
@@ -89,14 +88,16 @@ def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
 
 
 def _paired(case: StepCase, ours: Step, naive: Step, repeats: int) -> tuple[float, float]:
-    """Median milliseconds of both, taken in turns."""
-    for _ in range(_WARM_UP - 1):  # the losses were compared in one step before
-        ours()
-        naive()
+    """Median milliseconds of both, taken in turns.
+
+    A training makes steps of one kind only. So each is timed after a step of its own kind, which
+    finds caches and heap as the other one has left them.
+    """
     times: dict[Variant, list[float]] = {"ours": [], "naive": []}
     for _ in range(repeats):
-        times["ours"].append(timed(ours, case.device))
-        times["naive"].append(timed(naive, case.device))
+        for variant, step in (("ours", ours), ("naive", naive)):
+            step()
+            times[variant].append(timed(step, case.device))
     return median(times["ours"]) * 1e3, median(times["naive"]) * 1e3
 
 
