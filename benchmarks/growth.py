@@ -15,7 +15,6 @@ import os
 import platform
 import sys
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -31,17 +30,17 @@ from trainer.bench_step import num_weights, step_flops
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
 TASKS = (10, 25, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000)
 BRANCHES, BATCH, SIZE = 8, 64, 32
-REPEATS = 7
+REPEATS = 15
 LEAST_LINEAR = 0.99  # of the variance is explained by a straight line
 
 
 def measure(tasks: int, rates: Rates) -> dict[str, float]:
-    """Median milliseconds of a step, and the floor."""
+    """The least milliseconds of a step, which other programs disturb least, and the floor."""
     case = StepCase("residual64", tasks, BRANCHES, BATCH, SIZE)
     with our_step(case) as (step, network):
         step()
         step()
-        seconds = median(timed(step, case.device) for _ in range(REPEATS))
+        seconds = min(timed(step, case.device) for _ in range(REPEATS))
         flops, weights = step_flops(case, network, step), num_weights(case, network)
     floor_ms = rates.floor_ms(flops, weights, optimizer=True)
     return {"tasks": tasks, "step_ms": seconds * 1e3, "floor_ms": floor_ms}

@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from model.banks import Decoder, build_bank
+from model.cutting import Cuttable
 from model.encoders import Encoder, build_encoder
 from model.freezing import Freezable
 from model.gradient_scale import scale_gradient
 from model.head_losses import Predictions, head_losses
 from model.labels import TaskLabels
-from model.layout import Head, HeadLayout, Plan, used_branches
+from model.layout import Head, HeadLayout, Plan
 from model.recompute import recomputed
 from model.sampled_heads import Draw
 from model.signals import LastLayerTap, Signals, branch_signals
@@ -29,7 +31,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-class MultiTaskNetwork(Freezable, TaskLabels):
+class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
     """A trunk, K branches and the heads that exist.
 
     Args:
@@ -225,51 +227,6 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         found = {task: row for (task, _), row in zip(plan.heads, flat, strict=True)}
         return {self.tasks[task].name: found[task] for task in range(self.num_tasks)}
 
-    def subset(self, heads: Iterable[Head]) -> MultiTaskNetwork:
-        """Return a new network of these heads and their branches, which are renumbered.
-
-        The weights are copied; `used_branches(heads)` are the old numbers of its branches.
-        """
-        heads = tuple(heads)
-        # Its random weights are overwritten; the caller's random state is to stay as it is.
-        with torch.random.fork_rng(devices=[]):
-            network = MultiTaskNetwork.from_config(self.subset_config(heads))
-        network.load_state_dict(self.subset_state(self.state_dict(), heads))
-        return network.to(self.image_mean.device).train(self.training)
-
-    def subset_config(self, heads: Iterable[Head]) -> dict[str, Any]:
-        """Return `config()` of what `subset` returns, without a look at the weights."""
-        kept = self.plan(heads)
-        branches = {old: new for new, old in enumerate(kept.branches)}
-        return {
-            **self.config(),
-            "num_branches": len(branches),
-            "heads": [[task, branches[branch]] for task, branch in kept.heads],
-        }
-
-    def subset_state(self, state: Mapping[str, Tensor], heads: Iterable[Head]) -> dict[str, Tensor]:
-        """Cut tensors kept by parameter name (weights, moments) as `subset` cuts the network.
-
-        Args:
-            state: Any of this network's parameters or buffers, by their names.
-            heads: As given to `subset`.
-        """
-        heads = tuple(heads)
-        branches = {str(old): str(new) for new, old in enumerate(used_branches(heads))}
-        rows = self._layout.kept_rows(heads)
-        cut = {}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            key, _, attribute = rest.partition(".")
-            if part == "banks":
-                index = torch.tensor(rows[key], dtype=torch.long, device=tensor.device)
-                cut[name] = tensor.index_select(0, index)
-            elif part != "branches":
-                cut[name] = tensor
-            elif key in branches:
-                cut[f"branches.{branches[key]}.{attribute}"] = tensor
-        return cut
-
     def config(self) -> dict[str, Any]:
         """Return a description that JSON can hold, to rebuild the network without weights."""
         return {
@@ -280,7 +237,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> MultiTaskNetwork:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the network that `config` described, with new random weights."""
         arguments = dict(config)
         encoder = build_encoder(

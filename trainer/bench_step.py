@@ -94,8 +94,9 @@ def _paired(case: StepCase, ours: Step, naive: Step, repeats: int) -> tuple[floa
     finds caches and heap as the other one has left them.
     """
     times: dict[Variant, list[float]] = {"ours": [], "naive": []}
+    steps: dict[Variant, Step] = {"ours": ours, "naive": naive}
     for _ in range(repeats):
-        for variant, step in (("ours", ours), ("naive", naive)):
+        for variant, step in steps.items():
             step()
             times[variant].append(timed(step, case.device))
     return median(times["ours"]) * 1e3, median(times["naive"]) * 1e3
