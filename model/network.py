@@ -21,7 +21,7 @@ from model.gradient_scale import scale_gradient
 from model.head_losses import Predictions, head_losses
 from model.labels import TaskLabels
 from model.layout import Head, HeadLayout, Plan
-from model.recompute import recomputed
+from model.recompute import call, recomputed
 from model.sampled_heads import Draw
 from model.signals import LastLayerTap, Signals, branch_signals
 from model.targets import Targets
@@ -173,7 +173,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
             raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
         tap = LastLayerTap(self.branches)
         with tap if signals else nullcontext():
-            maps = self._feature_maps(images, plan)
+            maps = self._feature_maps(images, plan, tapped=signals)
         predictions = {
             name: self.banks[name](
                 maps if self.bank_spec(name).dense else self._pooled(maps), own.heads
@@ -188,20 +188,26 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         for index in plan.idle:  # engines want a gradient of every branch, on all ranks alike
             idle = maps[index]
             assert idle is not None, "a plan's branches are computed"
-            losses = losses + 0.0 * idle.sum(dtype=torch.float32)
+            nothing = (0.0 * idle).nan_to_num(0.0, 0.0, 0.0)  # also where it has overflowed
+            losses = losses + nothing.sum(dtype=torch.float32)
         if not signals:
             return losses
         return losses, branch_signals(loss_of, predictions, targets, plan, tap)
 
-    def _feature_maps(self, images: Tensor, plan: Plan) -> list[Tensor | None]:
-        """Return per branch its map [B,C,h,w], or None where the plan does not need it."""
+    def _feature_maps(self, images: Tensor, plan: Plan, *, tapped: bool) -> list[Tensor | None]:
+        """Return per branch its map [B,C,h,w], or None where the plan does not need it.
+
+        What is compiled knows nothing of a tap, so that tapped branches run as they are written.
+        """
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = self.trunk(_channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
-        run = recomputed if self.checkpoint_branches and self.training else _call
+        run = recomputed if self.checkpoint_branches and self.training else call
         return [
-            scale_gradient(run(branch, shared), into_branch) if index in plan.branches else None
+            scale_gradient(run(branch, shared, compiled=not tapped), into_branch)
+            if index in plan.branches
+            else None
             for index, branch in enumerate(self.branches)
         ]
 
@@ -245,10 +251,6 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         )
         arguments["tasks"] = [TaskSpec.from_dict(task) for task in arguments["tasks"]]
         return cls(encoder=encoder, **arguments)
-
-
-def _call(module: nn.Module, inputs: Tensor) -> Tensor:
-    return module(inputs)
 
 
 def _flattened(maps: Tensor) -> Tensor:

@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(module: nn.Module, inputs: Tensor) -> Tensor:
+def call(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
+    """Return the module's output, if need be without what it was compiled to."""
+    return module(inputs) if compiled else module._call_impl(inputs)
+
+
+def recomputed(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
     """Return the module's output; its running statistics move once, as if it ran once."""
     return checkpoint(
-        module,
+        functools.partial(call, module, compiled=compiled),
         inputs,
         use_reentrant=False,
         context_fn=functools.partial(_contexts, module),

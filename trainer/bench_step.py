@@ -15,13 +15,13 @@ from statistics import median
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from model.network import MultiTaskNetwork
 from trainer.bench_case import Step, StepCase, our_step
 from trainer.bench_floor import measure_rates, timed
 from trainer.bench_naive import load_naive, naive_step
 from trainer.errors import UserError
+from trainer.flops import flop_counter
 from trainer.throughput import count_flops
 
 Variant = Literal["ours", "naive"]
@@ -112,7 +112,7 @@ def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
     """Operations of forward and backward pass."""
     if case.encoder != "none":
         return count_flops(network, network.plan(network.heads), case.data())
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         ours()
     return counter.get_total_flops()
 

@@ -97,7 +97,9 @@ class Planner:
 
     def stage(self, network: MultiTaskNetwork, computed: Sequence[Head], *, signals: bool) -> Stage:
         """What a network needs of which so many heads are computed."""
-        cost = step_cost(network, computed, self.micro_batch, self.precision, signals=signals)
+        cost = step_cost(
+            network, computed, self.micro_batch, self.precision, signals=signals, device="cuda"
+        )
         times = self._times(network, computed, cost)
         steps = None if self.samples is None else self.samples // self.config.data.global_batch
         return Stage(
@@ -153,7 +155,9 @@ class Planner:
                 if factor == 1 and checkpoints == self.config.model.checkpoint_branches:
                     continue
                 size = self.micro_batch // factor
-                cost = step_cost(network, computed, size, self.precision, signals=signals)
+                cost = step_cost(
+                    network, computed, size, self.precision, signals=signals, device="cuda"
+                )
                 memory = self._memory(network, cost, factor * accumulation)
                 fits = [e for e in ENGINES if memory[e].total <= self.machine.usable]
                 if fits:

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from data_pipelines.collate import Batch
+from model.encoders.pooled_stem import PooledStem
 from model.layout import Head
 from model.network import MultiTaskNetwork
 from model.tasks import TaskSpec
@@ -161,6 +162,7 @@ def step_cost(
     precision: str,
     *,
     signals: bool = False,
+    device: str = "cpu",
 ) -> StepCost:
     """The cost of forward and backward of one micro-batch, of a copy without storage.
 
@@ -170,6 +172,7 @@ def step_cost(
         micro_batch: B.
         precision: fp32, bf16 or fp16.
         signals: Whether the network's signals are asked for, too.
+        device: cpu or cuda, on which some layers keep more.
     """
     with torch.device("meta"):
         bare = MultiTaskNetwork.from_config(network.config())
@@ -178,6 +181,9 @@ def step_cost(
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         copy = bare.to_empty(device="cpu")
         copy.checkpoint_branches = network.checkpoint_branches
+        for module in copy.modules():
+            if isinstance(module, PooledStem):
+                module.in_parts = device == "cpu"
         # What is fake here must be made here: indices of heads and rows of labels, too.
         plan = copy.plan(heads)
         tracker = AllocationTracker(copy.parameters())

@@ -97,6 +97,12 @@ class RunFolder:
             file.write(config.to_yaml().encode())
             publish(file, self.config)
 
+    def release(self) -> None:
+        """Let other starts into the folder again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     changes = []

@@ -102,6 +102,7 @@ class Session:
         which a thread of the group may be waiting.
         """
         self.log.close()
+        self.folder.release()
         self.engine.release()
 
     def refresh_plan(self) -> None:

@@ -32,7 +32,7 @@ def travelling_bytes(network: nn.Module, *, bf16: bool) -> list[tuple[float, flo
     low = {
         id(p)
         for module in network.modules()
-        if isinstance(module, LOW_PRECISION)
+        if type(module) in LOW_PRECISION
         for p in module.parameters(recurse=False)
     }
     sizes = [(id(p), 4.0 * p.numel()) for p in network.parameters()]

@@ -28,6 +28,9 @@ class PooledStem(nn.Sequential):
 
     Args:
         channels: C.
+
+    Attributes:
+        in_parts: Whether it may do so; to foresee on a CPU what another device needs, it may not.
     """
 
     def __init__(self, channels: int) -> None:
@@ -37,12 +40,13 @@ class PooledStem(nn.Sequential):
             nn.ReLU(),
             nn.MaxPool2d(_POOL, _STRIDE),
         )
+        self.in_parts = True
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the pooled maps [B,C,h,w]."""
         conv, norm = self[0], self[1]
         # The norm is of another class where statistics are those of all ranks.
-        if isinstance(norm, _NormReLU) and norm.training and _is_plain(input):
+        if self.in_parts and isinstance(norm, _NormReLU) and norm.training and _is_plain(input):
             return norm(input, conv)
         return super().forward(input)
 

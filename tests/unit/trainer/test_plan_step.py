@@ -126,6 +126,15 @@ def test_branches_that_are_computed_again_keep_less():
     assert again.peak < plain.peak and again.flops > plain.flops
 
 
+def test_a_gpu_keeps_the_map_that_a_cpu_computes_again():
+    network = network_of({"name": "residual64"}, BINARY, 64)
+    cpu, cuda = (step_cost(network, network.heads, 8, "fp32", device=d) for d in ("cpu", "cuda"))
+    low = step_cost(network, network.heads, 8, "bf16", device="cuda")
+    first_map = network.num_branches * 8 * 64 * 64 * 64 * 4  # of 64 channels, in bytes
+    assert cuda.activations - cpu.activations > first_map
+    assert cuda.peak > low.peak
+
+
 def test_signals_are_part_of_the_peak():
     network = network_of(RESNET, PRESETS["taskonomy5"], 32)
     plain = step_cost(network, network.heads, 4, "fp32")
