@@ -42,11 +42,10 @@ def results(script):
     ("stage", "precision"),
     [
         ("zero2", "bf16"),
-        ("fsdp2", "fp32"),
         *(
             pytest.param(stage, precision, marks=pytest.mark.slow)
             for stage, precision in [
-                ("ddp", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"),
+                ("ddp", "fp32"), ("fsdp2", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"),
                 ("zero3", "bf16"),
             ]
         ),

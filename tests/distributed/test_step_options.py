@@ -8,11 +8,16 @@ import yaml
 pytestmark = pytest.mark.distributed
 
 CASES = [
-    ("ddp_cpu", True),
-    ("zero2_cpu", False),
-    ("zero3_cpu", False),
     ("zero3_cpu", True),
-    ("fsdp2_cpu", True),
+    *(
+        pytest.param(engine, checkpoint, marks=pytest.mark.slow)
+        for engine, checkpoint in (
+            ("ddp_cpu", True),
+            ("zero2_cpu", False),
+            ("zero3_cpu", False),
+            ("fsdp2_cpu", True),
+        )
+    ),
 ]
 
 
