@@ -45,7 +45,8 @@ def results(script):
         *(
             pytest.param(stage, precision, marks=pytest.mark.slow)
             for stage, precision in [
-                ("ddp", "fp32"), ("fsdp2", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"), ("zero3", "fp32"),
+                ("ddp", "fp32"), ("fsdp2", "fp32"), ("zero1", "fp32"), ("zero2", "fp32"),
+                ("zero3", "fp32"),
                 ("zero3", "bf16"),
             ]
         ),
