@@ -14,7 +14,7 @@ from rich.table import Table
 from trainer.cli_output import AsJson, print_json
 from trainer.config import load_config
 from trainer.errors import UserError
-from trainer.plan import Forecast, forecast
+from trainer.plan_run import Forecast, forecast
 from trainer.plan_stages import GIB, Machine, Stage
 
 

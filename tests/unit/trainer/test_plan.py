@@ -2,7 +2,7 @@ import pytest
 
 from trainer.config import load_config, parse_config
 from trainer.errors import UserError
-from trainer.plan import forecast
+from trainer.plan_run import forecast
 from trainer.plan_stages import GIB, Machine
 
 ENCODER = {"name": "mlp", "options": {"widths": [6, 64, 64]}}
