@@ -17,71 +17,25 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from model.presets import PRESETS
 from trainer.build import build_network
 from trainer.config import Config, parse_config
+from trainer.traffic import traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
 STAGES = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
-PERSISTENT = 100_000  # ZeRO 3 gathers smaller parameters once a step, and keeps them until then
-LOW_PRECISION = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # what ZeRO sends of them in bf16
 TYPES = {"float": 4, "double": 8, "c10::BFloat16": 2, "long int": 8}
 ACCUMULATION = 2
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """Bytes of the whole tensors that a step hands to collectives, by operation."""
-
-    all_reduce: float = 0.0
-    reduce_scatter: float = 0.0
-    all_gather: float = 0.0
-
-    def sent(self, processes: int) -> float:
-        """Bytes that each process sends, by the ring algorithms."""
-        total = 2 * self.all_reduce + self.reduce_scatter + self.all_gather
-        return total * (processes - 1) / processes
-
-
-def traffic(stage: str, network: nn.Module, accumulation: int, *, bf16: bool) -> Traffic:
-    """What a step sends of weights and gradients.
-
-    ZeRO 1 and 2 sum gradients with an all-reduce: DeepSpeed cuts them only afterwards. ZeRO 3 keeps
-    what it has gathered from forward to backward in networks of less than 1e9 parameters.
-    """
-    sizes = {id(p): 4.0 * p.numel() for p in network.parameters()}  # bytes
-    low = {
-        id(p)
-        for module in network.modules()
-        if isinstance(module, LOW_PRECISION)
-        for p in module.parameters(recurse=False)
-    }
-    weights = sum(sizes.values())
-    travelling = {key: size / 2 if bf16 and key in low else size for key, size in sizes.items()}
-    gradients = sum(travelling.values())
-    if stage == "ddp":
-        return Traffic(all_reduce=weights)
-    if stage == "fsdp2":
-        return Traffic(reduce_scatter=weights, all_gather=2 * accumulation * weights)
-    if stage == "zero3":
-        gathered = sum(
-            accumulation * travelling[key] if size > 4 * PERSISTENT else size
-            for key, size in sizes.items()
-        )
-        return Traffic(reduce_scatter=accumulation * gradients, all_gather=gathered)
-    times = accumulation if stage == "zero2" else 1
-    return Traffic(all_reduce=times * gradients, all_gather=weights)
 
 
 def small_config(precision: str) -> Config:

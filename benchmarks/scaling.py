@@ -2,7 +2,7 @@
 
 python benchmarks/scaling.py
 
-Bytes are by the formulas of benchmarks/communication.py, times by the speeds assumed here. Results
+Bytes are by the formulas of trainer/traffic.py, times by the speeds assumed here. Results
 go to benchmarks/results/scaling.json, and the tables of docs/scaling.md are written anew.
 """
 
@@ -16,13 +16,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from communication import ROOT, STAGES, traffic
+from communication import ROOT, STAGES
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.network import MultiTaskNetwork
 from model.presets import PRESETS
 from trainer.build import build_network
 from trainer.config import load_config
+from trainer.traffic import traffic
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 DOCUMENT = ROOT / "docs" / "scaling.md"

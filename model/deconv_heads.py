@@ -8,16 +8,19 @@ h, w feature size, H, W image size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.branch_rows import rows_of_each_branch
 from model.heads import fan_in_uniform
 from model.rows import Rows, take
 
 WIDTHS = (128, 64, 48, 32)
+
+Own = Mapping[str, Tensor]  # by name, the rows of a parameter that are of one branch
 
 
 class DeconvHeads(nn.Module):
@@ -73,46 +76,56 @@ class DeconvHeads(nn.Module):
         Returns:
             Per branch predictions [m,B,O,H,W], or None where rows is None.
         """
+        parameters = rows_of_each_branch(dict(self.named_parameters()), rows)
         return [
-            None if inputs is None or chosen is None else self._decode(inputs, chosen)
-            for inputs, chosen in zip(features, rows, strict=True)
+            None
+            if maps is None or own is None or chosen is None
+            else self._decode(maps, own, chosen)
+            for maps, own, chosen in zip(features, parameters, rows, strict=True)
         ]
 
-    def _decode(self, maps: Tensor, rows: Rows) -> Tensor:
-        weight, bias = take(self.weight, rows), take(self.bias, rows)
+    def _decode(self, maps: Tensor, own: Own, rows: Rows) -> Tensor:
+        """Compute the heads of a branch.
+
+        Args:
+            maps: Of the branch.
+            own: Their rows of every parameter.
+            rows: Which these are, for the buffers.
+        """
+        weight, bias = own["weight"], own["bias"]
         num_heads = weight.shape[0]
         for stage in range(len(WIDTHS)):
-            maps = self._upsample(maps, f"up{stage}", rows, groups=1 if stage == 0 else num_heads)
+            maps = _upsample(maps, f"up{stage}", own, groups=1 if stage == 0 else num_heads)
+            maps = self._normalise(maps, f"up{stage}", own, rows)
             if stage < len(WIDTHS) - 1:
-                maps = self._convolve(maps, f"conv{stage}", rows, groups=num_heads)
+                kernel, shift = own[f"weight_conv{stage}"], own[f"bias_conv{stage}"]
+                maps = F.conv2d(
+                    maps, kernel.flatten(0, 1), shift.flatten(), padding=1, groups=num_heads
+                )
+                maps = self._normalise(maps, f"conv{stage}", own, rows)
         maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=num_heads)
         if maps.shape[-2:] != self.image_size:
             maps = F.interpolate(maps, size=self.image_size, mode="bilinear")
         return maps.unflatten(1, weight.shape[:2]).transpose(0, 1)
 
-    def _upsample(self, maps: Tensor, layer: str, rows: Rows, groups: int) -> Tensor:
-        weight, bias = self._of(layer, rows, "weight", "bias")
-        # Torch has the inputs of a transposed convolution first: those of all heads one after the
-        # other, or the one feature map that all heads of the branch read.
-        kernel = weight.transpose(0, 1).flatten(1, 2) if groups == 1 else weight.flatten(0, 1)
-        maps = F.conv_transpose2d(maps, kernel, bias.flatten(), stride=2, groups=groups)
-        return self._normalise(maps, layer, rows)
-
-    def _convolve(self, maps: Tensor, layer: str, rows: Rows, groups: int) -> Tensor:
-        weight, bias = self._of(layer, rows, "weight", "bias")
-        maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=groups)
-        return self._normalise(maps, layer, rows)
-
-    def _normalise(self, maps: Tensor, layer: str, rows: Rows) -> Tensor:
+    def _normalise(self, maps: Tensor, layer: str, own: Own, rows: Rows) -> Tensor:
         """Apply batch normalisation and ReLU to maps [B,m*C,h,w]."""
-        gain, shift, mean, variance = self._of(layer, rows, "gain", "shift", "mean", "variance")
+        gain, shift = own[f"gain_{layer}"], own[f"shift_{layer}"]
+        buffers = [self.get_buffer(f"{name}_{layer}") for name in ("mean", "variance")]
         # Copies, because autograd keeps them and other branches write to the buffers meanwhile.
-        moving = mean.flatten().clone(), variance.flatten().clone()
-        maps = F.batch_norm(maps, *moving, gain.flatten(), shift.flatten(), self.training)
+        mean, variance = (take(buffer, rows).flatten().clone() for buffer in buffers)
+        maps = F.batch_norm(
+            maps, mean, variance, gain.flatten(), shift.flatten(), training=self.training
+        )
         if self.training:
-            for name, moved in zip(("mean", "variance"), moving, strict=True):
-                getattr(self, f"{name}_{layer}")[rows] = moved.view_as(mean)
+            for buffer, moved in zip(buffers, (mean, variance), strict=True):
+                buffer[rows] = moved.view_as(gain)
         return F.relu(maps, inplace=True)
 
-    def _of(self, layer: str, rows: Rows, *names: str) -> list[Tensor]:
-        return [take(getattr(self, f"{name}_{layer}"), rows) for name in names]
+
+def _upsample(maps: Tensor, layer: str, own: Own, groups: int) -> Tensor:
+    weight, bias = own[f"weight_{layer}"], own[f"bias_{layer}"]
+    # Torch has the inputs of a transposed convolution first: those of all heads one after the
+    # other, or the one feature map that all heads of the branch read.
+    kernel = weight.transpose(0, 1).flatten(1, 2) if groups == 1 else weight.flatten(0, 1)
+    return F.conv_transpose2d(maps, kernel, bias.flatten(), stride=2, groups=groups)

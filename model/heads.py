@@ -10,13 +10,15 @@ h, w feature size, H, W image size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.rows import Rows, take
+from model.branch_products import branch_products
+from model.branch_rows import all_rows, rows_of_each_branch
+from model.rows import Rows
 
 GROUP_WIDTH = 8
 
@@ -53,15 +55,21 @@ class LinearHeads(nn.Module):
         Returns:
             Per branch predictions [m,B,O], or None where rows is None.
         """
-        predictions: list[Tensor | None] = []
-        for inputs, chosen in zip(features, rows, strict=True):
-            if inputs is None or chosen is None:
-                predictions.append(None)
-                continue
-            weight, bias = take(self.weight, chosen), take(self.bias, chosen)
-            outputs = F.linear(inputs, weight.flatten(0, 1), bias.flatten())  # [B,m*O]
-            predictions.append(outputs.unflatten(1, weight.shape[:2]).transpose(0, 1))
-        return predictions
+        weight, sizes = all_rows(self.weight, rows)  # [M,O,D]
+        bias, _ = all_rows(self.bias, rows)
+        inputs = [
+            own for own, size in zip(features, sizes, strict=True) if own is not None and size
+        ]
+        counts = [size for size in sizes if size]
+        outputs = self.weight.shape[1]
+        products = branch_products(
+            weight.flatten(0, 1), inputs, [count * outputs for count in counts]
+        )  # each [m*O,B]
+        found = (
+            (product + own.reshape(-1, 1)).unflatten(0, (-1, outputs)).transpose(1, 2)
+            for product, own in zip(products, bias.split(counts), strict=True)
+        )
+        return [next(found) if size else None for size in sizes]
 
 
 class DenseHeads(nn.Module):
@@ -120,23 +128,23 @@ class DenseHeads(nn.Module):
         Returns:
             Per branch predictions [m,B,O,H,W], or None where rows is None.
         """
+        parameters = rows_of_each_branch(dict(self.named_parameters()), rows)
         return [
-            None if inputs is None or chosen is None else self._decode(inputs, chosen)
-            for inputs, chosen in zip(features, rows, strict=True)
+            None if maps is None or own is None else self._decode(maps, own)
+            for maps, own in zip(features, parameters, strict=True)
         ]
 
-    def _decode(self, maps: Tensor, rows: Rows) -> Tensor:
+    def _decode(self, maps: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Compute the heads of a branch from its map and its rows of every parameter."""
         groups = 1  # all heads of the branch read the same feature map, later each its own maps
         for stage in range(self.num_stages):
-            weight, gain, shift = (
-                take(getattr(self, f"{name}{stage}"), rows) for name in ("weight", "gain", "shift")
-            )
+            weight, gain, shift = (own[f"{name}{stage}"] for name in ("weight", "gain", "shift"))
             maps = F.conv2d(maps, weight.flatten(0, 1), padding=1, groups=groups)  # [B,m*c,h,w]
             num_groups = maps.shape[1] // GROUP_WIDTH
             maps = F.group_norm(maps, num_groups, gain.flatten(), shift.flatten())
             maps = F.interpolate(F.relu(maps), scale_factor=2, mode="bilinear")
             groups = weight.shape[0]
-        weight, bias = take(self.weight, rows), take(self.bias, rows)
+        weight, bias = own["weight"], own["bias"]
         maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=groups)
         if maps.shape[-2:] != self.image_size:
             maps = F.interpolate(maps, size=self.image_size, mode="bilinear")

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.rows import Rows, as_rows
+from model.rows import Rows, as_rows, to_device
 from model.tasks import TaskSpec
 
 Head = tuple[int, int]  # (task, branch)
@@ -31,15 +33,17 @@ class Plan:
 
     Attributes:
         heads: The heads in the order in which they are computed.
-        branches: The branches that any of them needs.
+        branches: The branches that are computed, ascending.
         banks: Per bank what it computes; banks that compute nothing are left out.
         cells: Index of every head in a flattened [N,K] matrix, long.
+        idle: Branches that are computed although none of the heads needs them.
     """
 
     heads: tuple[Head, ...]
     branches: tuple[int, ...]
     banks: dict[str, BankPlan]
     cells: Tensor
+    idle: tuple[int, ...] = ()
 
 
 def used_branches(heads: Iterable[Head]) -> tuple[int, ...]:
@@ -97,6 +101,16 @@ class HeadLayout:
             own = [head for head in by_branch if head[0] in inside]
             self.rows[name] = {head: row for row, head in enumerate(own)}
         self.heads = tuple(head for rows in self.rows.values() for head in rows)
+        self._members = {name: np.array(own) for name, own in self.members.items()}
+        self._tables = {name: self._table(name) for name in self.rows}
+
+    def _table(self, name: str) -> NDArray[np.int64]:
+        """The row of every head of a bank by branch and place of the task, -1 where none is."""
+        place = {task: index for index, task in enumerate(self.members[name])}
+        table = np.full((self.num_branches, len(place)), -1, dtype=np.int64)
+        for (task, branch), row in self.rows[name].items():
+            table[branch, place[task]] = row
+        return table
 
     def kept_rows(self, heads: Iterable[Head]) -> dict[str, list[int]]:
         """Return per bank the rows of these heads, ascending."""
@@ -112,29 +126,55 @@ class HeadLayout:
         Raises:
             ValueError: If a head does not exist.
         """
-        chosen = set(heads)
-        missing = sorted(chosen - set(self.heads))
+        listed = set(heads)
+        missing = sorted(listed - set(self.heads))
         if missing:
-            raise ValueError(f"plan holds head {missing[0]}, must hold heads of the network only")
-        banks = {}
-        for name, rows in self.rows.items():
-            position = {task: index for index, task in enumerate(self.members[name])}
-            head_rows: list[list[int]] = [[] for _ in range(self.num_branches)]
-            task_rows: list[list[int]] = [[] for _ in range(self.num_branches)]
-            for (task, branch), row in rows.items():
-                if (task, branch) in chosen:
-                    head_rows[branch].append(row)
-                    task_rows[branch].append(position[task])
-            if any(head_rows):
-                banks[name] = BankPlan(
-                    tuple(as_rows(positions, device) for positions in head_rows),
-                    tuple(as_rows(positions, device) for positions in task_rows),
-                )
-        ordered = tuple(head for head in self.heads if head in chosen)
-        cells = [task * self.num_branches + branch for task, branch in ordered]
+            raise _missing(missing[0])
+        chosen = np.zeros((self.num_tasks, self.num_branches), dtype=bool)
+        chosen[tuple(np.array(sorted(listed), dtype=np.int64).reshape(-1, 2).T)] = True
+        return self.plan_matrix(chosen, device)
+
+    def plan_matrix(
+        self, chosen: NDArray[np.bool_], device: torch.device, branches: Iterable[int] = ()
+    ) -> Plan:
+        """Plan the computation of the heads that are true in a matrix, fast enough for every step.
+
+        Args:
+            chosen: [N,K].
+            branches: What is computed even if no chosen head needs it.
+
+        Raises:
+            ValueError: If a head does not exist.
+        """
+        banks, heads = {}, []
+        for name, table in self._tables.items():
+            members = self._members[name]
+            branch, position = chosen[members].T.nonzero()  # by branch, then by task
+            rows = table[branch, position]
+            absent = rows < 0
+            if absent.any():
+                first = absent.argmax()
+                raise _missing((int(members[position[first]]), int(branch[first])))
+            if not len(rows):
+                continue
+            bounds = np.searchsorted(branch, np.arange(1, self.num_branches))
+            banks[name] = BankPlan(
+                tuple(as_rows(np.split(rows, bounds), device)),
+                tuple(as_rows(np.split(position, bounds), device)),
+            )
+            heads.append(np.stack([members[position], branch]))
+        tasks, own = np.concatenate(heads, axis=1) if heads else np.zeros((2, 0), dtype=np.int64)
+        (cells,) = to_device([tasks * self.num_branches + own], device)
+        used = set(own.tolist())
+        idle = tuple(sorted(set(branches) - used))
         return Plan(
-            ordered,
-            used_branches(ordered),
+            tuple(zip(tasks.tolist(), own.tolist(), strict=True)),
+            tuple(sorted(used.union(idle))),
             banks,
-            torch.tensor(cells, dtype=torch.long, device=device),
+            cells,
+            idle,
         )
+
+
+def _missing(head: Head) -> ValueError:
+    return ValueError(f"plan holds head {head}, must hold heads of the network only")

@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from model.banks import Decoder, build_bank
+from model.cutting import Cuttable
 from model.encoders import Encoder, build_encoder
 from model.freezing import Freezable
 from model.gradient_scale import scale_gradient
 from model.head_losses import Predictions, head_losses
 from model.labels import TaskLabels
-from model.layout import Head, HeadLayout, Plan, used_branches
+from model.layout import Head, HeadLayout, Plan
+from model.recompute import call, recomputed
+from model.sampled_heads import Draw
 from model.signals import LastLayerTap, Signals, branch_signals
 from model.targets import Targets
 from model.tasks import TaskSpec
@@ -27,7 +31,7 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-class MultiTaskNetwork(Freezable, TaskLabels):
+class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
     """A trunk, K branches and the heads that exist.
 
     Args:
@@ -45,6 +49,8 @@ class MultiTaskNetwork(Freezable, TaskLabels):
 
     Attributes:
         heads: The heads, sorted by signature, branch and task.
+        checkpoint_branches: Whether a training pass keeps of a branch only what goes in and comes
+            out; the backward pass computes the rest again.
 
     Raises:
         ValueError: If there are no tasks, two of one name, a head that cannot be, a task without
@@ -92,6 +98,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         self.branches = nn.ModuleList(encoder.branches)
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
+        self.checkpoint_branches = False
         self.banks = nn.ModuleDict(
             {
                 name: build_bank(
@@ -112,6 +119,11 @@ class MultiTaskNetwork(Freezable, TaskLabels):
             for parameter in self.banks[name].parameters():
                 parameter.copy_(parameter.index_select(0, source))
 
+    def compile_parts(self) -> None:
+        """Compile trunk and branches when they first run; the names of the state stay."""
+        for part in (self.trunk, *self.branches):
+            part.compile()
+
     def plan(self, heads: Iterable[Head]) -> Plan:
         """Plan the computation of some heads; make a new plan after moving to another device.
 
@@ -119,6 +131,14 @@ class MultiTaskNetwork(Freezable, TaskLabels):
             ValueError: If a head does not exist.
         """
         return self._layout.plan(heads, self.image_mean.device)
+
+    def plan_draw(self, draw: Draw) -> Plan:
+        """Plan the computation of the heads of one step, as `plan` does.
+
+        Raises:
+            ValueError: If a head does not exist.
+        """
+        return self._layout.plan_matrix(draw.chosen, self.image_mean.device, draw.branches)
 
     def forward(
         self,
@@ -134,8 +154,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         Args:
             images: uint8 [B,3,H,W]; floats of as many channels as the encoder takes where that is
                 not made for pictures.
-            plan: From `plan`; without targets it must hold one head for every task, and with
-                signals all N*K.
+            plan: From `plan` or `plan_draw`; without targets it must hold one head for every task.
             targets: From `targets`.
             per_sample: Whether losses are kept apart by sample.
             signals: Whether to return `model.signals` too, whose residuals are of `signal_tasks`.
@@ -154,7 +173,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
             raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
         tap = LastLayerTap(self.branches)
         with tap if signals else nullcontext():
-            maps = self._feature_maps(images, plan)
+            maps = self._feature_maps(images, plan, tapped=signals)
         predictions = {
             name: self.banks[name](
                 maps if self.bank_spec(name).dense else self._pooled(maps), own.heads
@@ -166,25 +185,36 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         loss_of = {name: self.bank_spec(name).loss for name in plan.banks}
         shape = (self.num_tasks, self.num_branches)
         losses = head_losses(loss_of, predictions, plan, targets, shape, per_sample=per_sample)
+        for index in plan.idle:  # engines want a gradient of every branch, on all ranks alike
+            idle = maps[index]
+            assert idle is not None, "a plan's branches are computed"
+            nothing = (0.0 * idle).nan_to_num(0.0, 0.0, 0.0)  # also where it has overflowed
+            losses = losses + nothing.sum(dtype=torch.float32)
         if not signals:
             return losses
-        return losses, branch_signals(loss_of, predictions, targets, tap)
+        return losses, branch_signals(loss_of, predictions, targets, plan, tap)
 
-    def _feature_maps(self, images: Tensor, plan: Plan) -> list[Tensor | None]:
-        """Return per branch its map [B,C,h,w], or None where the plan does not need it."""
+    def _feature_maps(self, images: Tensor, plan: Plan, *, tapped: bool) -> list[Tensor | None]:
+        """Return per branch its map [B,C,h,w], or None where the plan does not need it.
+
+        What is compiled knows nothing of a tap, so that tapped branches run as they are written.
+        """
         inputs = (images.float() - self.image_mean) / self.image_std
-        shared = self.trunk(inputs.contiguous(memory_format=torch.channels_last))
+        shared = self.trunk(_channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
+        run = recomputed if self.checkpoint_branches and self.training else call
         return [
-            scale_gradient(branch(shared), into_branch) if index in plan.branches else None
+            scale_gradient(run(branch, shared, compiled=not tapped), into_branch)
+            if index in plan.branches
+            else None
             for index, branch in enumerate(self.branches)
         ]
 
     def _pooled(self, maps: list[Tensor | None]) -> list[Tensor | None]:
         """Return per branch the feature vectors [B,D] of the linear heads."""
         if self._pool == "flatten":
-            return [None if m is None else m.flatten(1) for m in maps]
+            return [None if m is None else _flattened(m) for m in maps]
         return [None if m is None else m.mean(dim=(2, 3)) for m in maps]
 
     def _one_per_task(self, predictions: Predictions, plan: Plan) -> dict[str, Tensor]:
@@ -203,51 +233,6 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         found = {task: row for (task, _), row in zip(plan.heads, flat, strict=True)}
         return {self.tasks[task].name: found[task] for task in range(self.num_tasks)}
 
-    def subset(self, heads: Iterable[Head]) -> MultiTaskNetwork:
-        """Return a new network of these heads and their branches, which are renumbered.
-
-        The weights are copied; `used_branches(heads)` are the old numbers of its branches.
-        """
-        heads = tuple(heads)
-        # Its random weights are overwritten; the caller's random state is to stay as it is.
-        with torch.random.fork_rng(devices=[]):
-            network = MultiTaskNetwork.from_config(self.subset_config(heads))
-        network.load_state_dict(self.subset_state(self.state_dict(), heads))
-        return network.to(self.image_mean.device).train(self.training)
-
-    def subset_config(self, heads: Iterable[Head]) -> dict[str, Any]:
-        """Return `config()` of what `subset` returns, without a look at the weights."""
-        kept = self.plan(heads)
-        branches = {old: new for new, old in enumerate(kept.branches)}
-        return {
-            **self.config(),
-            "num_branches": len(branches),
-            "heads": [[task, branches[branch]] for task, branch in kept.heads],
-        }
-
-    def subset_state(self, state: Mapping[str, Tensor], heads: Iterable[Head]) -> dict[str, Tensor]:
-        """Cut tensors kept by parameter name (weights, moments) as `subset` cuts the network.
-
-        Args:
-            state: Any of this network's parameters or buffers, by their names.
-            heads: As given to `subset`.
-        """
-        heads = tuple(heads)
-        branches = {str(old): str(new) for new, old in enumerate(used_branches(heads))}
-        rows = self._layout.kept_rows(heads)
-        cut = {}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            key, _, attribute = rest.partition(".")
-            if part == "banks":
-                index = torch.tensor(rows[key], dtype=torch.long, device=tensor.device)
-                cut[name] = tensor.index_select(0, index)
-            elif part != "branches":
-                cut[name] = tensor
-            elif key in branches:
-                cut[f"branches.{branches[key]}.{attribute}"] = tensor
-        return cut
-
     def config(self) -> dict[str, Any]:
         """Return a description that JSON can hold, to rebuild the network without weights."""
         return {
@@ -258,7 +243,7 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> MultiTaskNetwork:
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Build the network that `config` described, with new random weights."""
         arguments = dict(config)
         encoder = build_encoder(
@@ -266,3 +251,14 @@ class MultiTaskNetwork(Freezable, TaskLabels):
         )
         arguments["tasks"] = [TaskSpec.from_dict(task) for task in arguments["tasks"]]
         return cls(encoder=encoder, **arguments)
+
+
+def _flattened(maps: Tensor) -> Tensor:
+    if maps.requires_grad:
+        # The gradient would come in torch's first layout, for which pooling has slow kernels.
+        maps.register_hook(_channels_last)
+    return maps.flatten(1)
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Rows = slice | Tensor
+Positions = NDArray[np.int64]
 
 
-def as_rows(positions: list[int], device: torch.device) -> Rows | None:
-    """Return ascending positions as rows, or None where there are none."""
-    if not positions:
-        return None
-    first, last = positions[0], positions[-1]
-    if positions == list(range(first, last + 1)):
-        return slice(first, last + 1)
-    return torch.tensor(positions, dtype=torch.long, device=device)
+def as_rows(groups: Sequence[Positions], device: torch.device) -> list[Rows | None]:
+    """Return each group of ascending positions as rows, or None where it is empty."""
+    irregular = [group for group in groups if len(group) and not _contiguous(group)]
+    indices = iter(to_device(irregular, device))
+    return [_rows(group, indices) if len(group) else None for group in groups]
+
+
+def to_device(groups: Sequence[Positions], device: torch.device) -> Sequence[Tensor]:
+    """Return the groups as tensors, sent in one piece and without waiting for the device."""
+    if not groups:
+        return ()
+    packed = torch.from_numpy(np.concatenate(groups)).to(device, non_blocking=True)
+    return packed.split([len(group) for group in groups])
+
+
+def _contiguous(group: Positions) -> bool:
+    return int(group[-1] - group[0]) + 1 == len(group)
+
+
+def _rows(group: Positions, indices: Iterator[Tensor]) -> Rows:
+    if _contiguous(group):
+        return slice(int(group[0]), int(group[-1]) + 1)
+    return next(indices)
 
 
 def take(tensor: Tensor, rows: Rows) -> Tensor:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from model.head_losses import Predictions
+from model.layout import Plan
 from model.losses import sample_losses
+from model.rows import take
 from model.targets import Targets
 
 _GRID = 4  # positions on a side: enough to tell left from right, few enough to average over
@@ -81,26 +83,54 @@ def branch_signals(
     loss_of: Mapping[str, str],
     predictions: Predictions,
     targets: Mapping[str, Targets],
+    plan: Plan,
     tap: LastLayerTap,
 ) -> Signals:
     """Return the `signal_sums` of one batch, stacked over the K branches.
 
+    A head that is not computed adds nothing. As long as a task's heads are as likely to be
+    computed as each other, that changes no affinity but for noise: these do not see scale.
+
     Args:
         loss_of: The loss of every bank.
-        predictions: Of all N*K heads.
+        predictions: Of the heads of the plan, with one or more for every task.
+        plan: Of all branches.
         tap: Open while the branches were computed.
     """
+    places = _residual_places(predictions, targets)
     branches = []
-    for branch, own_predictions in enumerate(zip(*predictions.values(), strict=True)):
+    for branch in range(len(plan.branches)):
         features = tap.features(branch)
+        grid = (features.shape[1], features.shape[2])
+        rows = [features.new_zeros(0, len(features), math.prod(grid))]
+        own_places = [features.new_zeros(0, dtype=torch.long)]
         # Exact sums in any precision of the network.
         with torch.autocast(features.device.type, enabled=False):
-            rows = [
-                residuals(loss_of[name], own, targets[name], (features.shape[1], features.shape[2]))
-                for name, own in zip(predictions, own_predictions, strict=True)
-            ]
-            branches.append(signal_sums(features.flatten(1, 2), torch.cat(rows)))
+            for name, bank in plan.banks.items():
+                tasks = bank.tasks[branch]
+                if tasks is not None:
+                    own = predictions[name][branch], targets[name].select(tasks)
+                    rows.append(residuals(loss_of[name], *own, grid))
+                    own_places.append(take(places[name], tasks).flatten())
+            sums = signal_sums(features.flatten(1, 2), torch.cat(rows))
+        num_residuals = sum(own.numel() for own in places.values())
+        for name in ("residuals", "products"):
+            everything = sums[name].new_zeros(num_residuals, sums[name].shape[1])
+            sums[name] = everything.index_copy(0, torch.cat(own_places), sums[name])
+        branches.append(sums)
     return stack_signals(branches)
+
+
+def _residual_places(predictions: Predictions, targets: Mapping[str, Targets]) -> dict[str, Tensor]:
+    """Return per bank the places of its tasks' residuals among all R, long [n,O]."""
+    places, first = {}, 0
+    for name, own in predictions.items():
+        outputs = next(p.shape[2] for p in own if p is not None)
+        valid = targets[name].valid
+        size = len(valid) * outputs
+        places[name] = torch.arange(first, first + size, device=valid.device).view(-1, outputs)
+        first += size
+    return places
 
 
 def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, int]) -> Tensor:

@@ -21,6 +21,9 @@ from trainer.errors import UserError
 from trainer.sharding import hidden_from_accelerate, shards
 
 _new_group = torch.distributed.new_group
+# Numbers that ZeRO sums at once. Its own default sets 2 GB aside on every GPU, and sends nothing
+# before the backward pass of most networks is over.
+REDUCE_BUCKET = 25_000_000
 _PRECISIONS = {None: None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
@@ -37,8 +40,11 @@ def make_accelerator(config: Config) -> Accelerator:
     precision = _PRECISIONS[config.run.precision]
     if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
         raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
-    # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them.
-    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them. Gradients
+    # lie where they are summed, not there and in a copy.
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ]
     if world_size > 1:
         timeout = timedelta(seconds=config.run.timeout_seconds)
         _limit_waiting(timeout)
@@ -108,6 +114,7 @@ def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: 
     settings["train_micro_batch_size_per_gpu"] = micro_batch
     settings["gradient_accumulation_steps"] = config.optim.accumulation
     settings["gradient_clipping"] = config.optim.clip or 0.0
+    settings["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET
     # Where the moments are offloaded torch's own fused Adam updates them: DeepSpeed's is compiled
     # when it is first used.
     settings["zero_force_ds_cpu_optimizer"] = False

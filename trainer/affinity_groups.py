@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.affinity import group_tasks, task_affinity
 from model.grouping import Grouping
+from model.sampled_heads import Draw, running_mean
 from model.signals import Signals
 from trainer.config import Config
 from trainer.groups import GroupLearner
@@ -81,7 +82,14 @@ class AffinityGroups(GroupLearner):
             signals = {name: self._signals[name] + value for name, value in signals.items()}
         self._signals = signals
 
-    def update(self, step: int, gradient: Tensor, losses: Tensor, factor: float) -> None:  # noqa: ARG002
+    def update(
+        self,
+        step: int,
+        gradient: Tensor,  # noqa: ARG002
+        losses: Tensor,
+        factor: float,  # noqa: ARG002
+        draw: Draw | None = None,
+    ) -> None:
         """Average the losses; set the logits from the affinities once and from the losses then."""
         done = step + 1
         if self.finished or done < self.warmup_end:
@@ -89,10 +97,8 @@ class AffinityGroups(GroupLearner):
         if done == self.warmup_end:
             self._start_groups()
             return
-        keep = self._section.average if self.updates else 0.0
-        average = keep * self._average + (1 - keep) * losses
-        # Without a label there is no loss; a task never seen so far keeps its start.
-        self._average = torch.where(losses.isnan(), self._average, average)
+        gap = 1.0 if draw is None else draw.factor
+        self._average = running_mean(self._average, losses, self._section.average, gap)
         self.updates += 1
         if done > self._held_until:
             self._set_logits(self._posterior(done))
@@ -103,12 +109,14 @@ class AffinityGroups(GroupLearner):
             self._start_groups()
 
     def _posterior(self, step: int) -> Tensor:
-        alive = self.grouping.alive
-        count = alive.sum(dim=1, keepdim=True)
-        mean = torch.where(alive, self._average, 0.0).sum(dim=1, keepdim=True) / count
-        scaled = -self._average / (mean.clamp_min(1e-12) * self.temperature(step))
-        seen = (mean > 0).expand_as(scaled)
-        return torch.where(seen, scaled, self.grouping.logits)
+        seen = self.grouping.alive & (self._average != 0)
+        count = seen.sum(dim=1, keepdim=True).clamp_min(1)
+        mean = torch.where(seen, self._average, 0.0).sum(dim=1, keepdim=True) / count
+        # A head without a loss so far is as good as its task's others.
+        losses = torch.where(seen, self._average, mean)
+        scaled = -losses / (mean.clamp_min(1e-12) * self.temperature(step))
+        # A task that never had a label keeps its start.
+        return torch.where(mean > 0, scaled, self.grouping.logits)
 
     def _set_logits(self, logits: Tensor) -> None:
         with torch.no_grad():

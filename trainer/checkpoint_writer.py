@@ -13,7 +13,7 @@ from trainer.agreement import first_message
 from trainer.checkpoint_files import folder_of_step
 from trainer.checkpointing import Checkpoint, save_checkpoint
 from trainer.errors import SaveError
-from trainer.sections import RunSection
+from trainer.run_section import RunSection
 
 logger = logging.getLogger(__name__)
 

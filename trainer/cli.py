@@ -16,6 +16,7 @@ from trainer.bench_cli import bench
 from trainer.cli_output import AsJson, finish, print_json
 from trainer.compare_cli import compare
 from trainer.errors import UserError
+from trainer.plan_cli import plan
 from trainer.shards_cli import shards
 from trainer.slurm_cli import slurm
 from trainer.status_cli import status
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(shards, name="shards")
 app.add_typer(bench, name="bench")
 app.command()(compare)
+app.command()(plan)
 app.command()(slurm)
 app.command()(status)
 

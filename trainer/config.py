@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from data_pipelines import remote
 from trainer.errors import UserError
 from trainer.grouping_sections import GroupingSection
+from trainer.run_section import RunSection
 from trainer.section import Section
 from trainer.sections import (
     DataSection,
@@ -23,7 +24,6 @@ from trainer.sections import (
     ModelSection,
     OptimSection,
     PruningSection,
-    RunSection,
     TasksSection,
 )
 

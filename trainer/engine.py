@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from model.network import MultiTaskNetwork
 from trainer.config import Config
 from trainer.optim import base_optimizer, build_optimizer
 from trainer.sharding import shard, shards, whole
@@ -40,13 +41,16 @@ class Engine:
     def __init__(
         self,
         accelerator: Accelerator,
-        module: nn.Module,
+        module: MultiTaskNetwork,
         config: Config,
         undecayed: Collection[str] = (),
     ) -> None:
         self.accelerator = accelerator
         self._clip = config.optim.clip
         self._skips = config.optim.skip_nonfinite > 0
+        module.checkpoint_branches = config.model.checkpoint_branches
+        if config.model.compile:
+            module.compile_parts()
         # Elsewhere the statistics are averaged, see `average_buffers`.
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)

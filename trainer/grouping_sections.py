@@ -52,8 +52,9 @@ class GroupingSection(Section):
     The recipes `default` and `published` learn it while they train; `fixed` (with `groups`, a
     file), `random`, `multitask` (one branch) and `single_task` (a branch for each task) are given
     from the start; `tag` and `grad_tag` search first, in a run of their own, and train then.
-    `affinity` is of the recipe `default`, `search` of the last two; what stands between `groups`
-    and these is of the recipe `published`.
+    `affinity` is of the recipe `default`, `search` of the last two; what stands between
+    `sampled_heads` and these is of the recipe `published`. While groups are learned, every step
+    computes `sampled_heads` heads of a task, chosen at random, or without it all that are alive.
     """
 
     recipe: Literal[
@@ -67,6 +68,7 @@ class GroupingSection(Section):
         "grad_tag",
     ] = "default"
     groups: Path | None = None
+    sampled_heads: PositiveInt | None = None
     sampler: Literal[
         "gumbel",
         "gumbel_per_sample",

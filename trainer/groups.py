@@ -13,8 +13,11 @@ from torch import Tensor
 from model.grouping import Grouping
 from model.layout import Head, used_branches
 from model.pruning import harden, prune
+from model.sampled_heads import Draw, HeadSampler
 from model.signals import Signals
 from trainer.config import Config
+
+_REFRESH = 10  # steps for which the choice of heads follows the same distributions
 
 
 def hard_heads(logits: Tensor, alive: Tensor) -> list[Head]:
@@ -50,6 +53,10 @@ class GroupLearner(ABC):
         self.start_step = round(config.pruning.start * num_steps)
         self.finish_step = round(config.pruning.finish * num_steps)
         self._switch(self.grouping.alive)
+        size = config.grouping.sampled_heads
+        self._sampler = None
+        if size is not None and size < self._most_live:
+            self._sampler = HeadSampler(size, config.run.seed, self.grouping.alive, device)
 
     @abstractmethod
     def temperature(self, step: int) -> float:
@@ -59,15 +66,41 @@ class GroupLearner(ABC):
     def weights(self, step: int, num_samples: int) -> Tensor:
         """The weights z of the heads in `step`, [N,K] or for every sample [N,K,S]."""
 
+    def draw(self, step: int) -> Draw | None:
+        """The heads that `step` computes, the same on every rank; None where it is all of them."""
+        if self._sampler is None or self._most_live <= self._sampler.size:
+            return None
+        if step % _REFRESH == 0:
+            self._refresh()
+        return self._sampler.draw(step)
+
+    def _refresh(self) -> None:
+        if self._sampler is not None:
+            self._sampler.refresh(self.grouping.probabilities(), self.grouping.alive)
+
     @abstractmethod
-    def update(self, step: int, gradient: Tensor, losses: Tensor, factor: float) -> None:
+    def update(
+        self,
+        step: int,
+        gradient: Tensor,
+        losses: Tensor,
+        factor: float,
+        draw: Draw | None = None,
+    ) -> None:
         """Learn from a step; the same on every rank.
 
         Args:
             gradient: Of the objective in the logits, summed over ranks [N,K].
-            losses: Of all heads over the global batch [N,K]; NaN for a task without labels.
+            losses: Of all heads over the global batch [N,K]; NaN for a task without labels and for
+                a head that was not computed.
             factor: Of the learning rate in this step.
+            draw: From `draw`, of this step.
         """
+
+    def watch(self, losses: Tensor, draw: Draw) -> None:
+        """Remember the losses of a step for the estimates of the next; see `update`."""
+        if self._sampler is not None:
+            self._sampler.watch(losses, draw)
 
     def leave_out(self, step: int) -> None:  # noqa: ARG002 - for those that count steps
         """Note, in place of `update`, that nothing can be learned from a step."""
@@ -97,6 +130,7 @@ class GroupLearner(ABC):
         alive, kept = self.grouping.alive, self._kept(step)
         off = [(task, branch) for task, branch in (alive & ~kept).nonzero().tolist()]
         self._switch(kept)
+        self._refresh()
         return off
 
     def _kept(self, step: int) -> Tensor:
@@ -109,6 +143,7 @@ class GroupLearner(ABC):
         self.grouping.alive = alive
         # Known on the host, so that no step has to ask the device.
         self.finished = int(alive.sum()) == len(alive)
+        self._most_live = int(alive.sum(dim=1).max())
 
     def chosen_heads(self) -> list[Head]:
         """The most probable live head of every task."""
@@ -127,7 +162,8 @@ class GroupLearner(ABC):
 
     def tensors(self) -> dict[str, Tensor]:
         """Logits and mask [N,K], and what else a checkpoint must hold, with `updates`."""
-        return {"logits": self.grouping.logits.detach(), "alive": self.grouping.alive}
+        sampled = {} if self._sampler is None else self._sampler.tensors()
+        return {"logits": self.grouping.logits.detach(), "alive": self.grouping.alive, **sampled}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
@@ -138,3 +174,5 @@ class GroupLearner(ABC):
         self._switch(tensors["alive"].to(self._device))
         with torch.no_grad():
             self.grouping.logits.copy_(tensors["logits"])
+        if self._sampler is not None:
+            self._sampler.load(tensors)

@@ -12,7 +12,7 @@ from trainer.evaluation import Metrics, evaluate
 from trainer.faults import FaultCounter
 from trainer.label_guard import LabelGuard
 from trainer.preemption import Preempted, StopVote
-from trainer.rebuild import compact, enter_phase
+from trainer.rebuild import compact, enter_phase, should_compact
 from trainer.session import Session, save_session
 from trainer.step import train_step
 from trainer.watchdog import note
@@ -139,13 +139,13 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
 
 
 def _prune(session: Session) -> None:
-    """Switch heads off; rebuild the network when a branch is empty or every task has one head."""
+    """Switch heads off, and rebuild the network without them once that is worth it."""
     learner = session.learner
     off = learner.prune(session.step)
     if not off:
         return
     session.log.write(session.step, "prune", off=off, heads=int(learner.grouping.alive.sum()))
-    if learner.finished or not bool(learner.grouping.alive.any(dim=0).all()):
+    if should_compact(session):
         kept = compact(session)
         session.log.write(session.step, "compact", branches=list(kept))
         logger.info(

@@ -9,7 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from trainer.errors import UserError
-from trainer.sections import RunSection
+from trainer.run_section import RunSection
 
 logger = logging.getLogger(__name__)
 

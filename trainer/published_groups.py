@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from model.grouping import Grouping, gumbel_noise
+from model.sampled_heads import Draw
 from trainer.config import Config
 from trainer.groups import GroupLearner
 from trainer.optim import MOMENTS, logits_optimizer
@@ -39,7 +40,14 @@ class PublishedGroups(GroupLearner):
         noise = gumbel_noise((*logits.shape, *per_sample), self._config.run.seed, step, rank)
         return self.grouping.sample(noise.to(self._device), self.temperature(step))
 
-    def update(self, step: int, gradient: Tensor, losses: Tensor, factor: float) -> None:  # noqa: ARG002
+    def update(
+        self,
+        step: int,  # noqa: ARG002
+        gradient: Tensor,
+        losses: Tensor,  # noqa: ARG002
+        factor: float,
+        draw: Draw | None = None,  # noqa: ARG002
+    ) -> None:
         """Step the logits along the gradient of objective and entropy term."""
         if self.finished:
             return

@@ -13,6 +13,18 @@ from trainer.state import NamedState, read_state
 logger = logging.getLogger(__name__)
 
 
+def should_compact(session: Session) -> bool:
+    """Whether enough heads of the network are off to make it smaller; the same on every rank.
+
+    An index leaves such heads out of the forward and backward pass at once. In weights, gradients
+    and moments they take their place until the network is rebuilt.
+    """
+    alive = session.learner.grouping.alive
+    off = 1.0 - int(alive.sum()) / len(session.engine.module.heads)
+    enough = off >= session.config.pruning.compact
+    return session.learner.finished or enough or not bool(alive.any(dim=0).all())
+
+
 def compact(session: Session) -> tuple[int, ...]:
     """Rebuild network, optimizer and grouping with the live heads only; every rank must call it.
 

@@ -33,6 +33,8 @@ _FREE = (
     "data.max_bad_fraction",
     "data.allow_flat_labels",
     "data.workers",
+    "model.compile",
+    "model.checkpoint_branches",
     "optim.accumulation",
     "optim.skip_nonfinite",
     "eval",
@@ -94,6 +96,12 @@ class RunFolder:
         with open(partial, "wb") as file:
             file.write(config.to_yaml().encode())
             publish(file, self.config)
+
+    def release(self) -> None:
+        """Let other starts into the folder again."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -45,7 +45,8 @@ class Session:
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
         plateau: What the learning rate follows in the schedule `plateau`.
-        plan: How the engine's network computes the live heads that are trained.
+        plan: How the engine's network computes the live heads that are trained, or of the last
+            step those that were sampled.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
     """
@@ -101,6 +102,7 @@ class Session:
         which a thread of the group may be waiting.
         """
         self.log.close()
+        self.folder.release()
         self.engine.release()
 
     def refresh_plan(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.collate import Batch
+from model.sampled_heads import Draw
 from model.signals import Signals
 from model.targets import Targets
 from trainer.engine import Engine
@@ -20,11 +21,12 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     """Make one optimizer step; every rank must call it.
 
     The objective is sum_nk z_nk * loss_nk (DMTG, eq. 5), where the loss of a task is normalised
-    by its valid labels over all micro-batches and ranks.
+    by its valid labels over all micro-batches and ranks. Where only some heads are computed it is
+    an estimate of that (`model.sampled_heads`).
 
     Returns:
-        The losses [N,K] of all heads over the global batch, and the objective's share [N] of every
-        task, where each rank has weights z of its own.
+        The losses [N,K] of all heads over the global batch, zero for those that were not computed,
+        and the objective's share [N] of every task, where each rank has weights z of its own.
 
     Raises:
         NonFiniteLossError: The engine left out a step, and no more of them are allowed.
@@ -37,13 +39,18 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     factor = session.learning_rate_factor(session.step)
     engine.set_learning_rate(factor)
     targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
-    labelled = engine.sum_over_ranks(torch.stack([module.weights(t) for t in targets]).sum(0))
+    own_labels = torch.stack([module.weights(t) for t in targets]).sum(0)
+    labelled = engine.sum_over_ranks(own_labels)
     share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)  # [N]
     num_samples = sum(len(batch.images) for batch in micro_batches)
     weights = learner.weights(session.step, num_samples)  # [N,K], or [N,K,S]
-    losses, signals = _backward(session, micro_batches, targets, share, weights)
-    gradient = learner.grouping.logit_gradient(weights, losses)
-    objective = weights.detach() * losses
+    draw, factors = _choose_heads(session, weights)
+    losses, signals = _backward(session, micro_batches, targets, share, factors)
+    estimates = losses if draw is None else draw.losses(losses, own_labels * share)
+    gradient = learner.grouping.logit_gradient(weights, estimates)
+    if draw is not None:
+        gradient = torch.where(draw.known, gradient, 0.0)
+    objective = weights.detach() * estimates
     if weights.ndim == 3:
         losses, objective = losses.sum(dim=2), objective.sum(dim=2)
     own = losses
@@ -58,9 +65,21 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     for collected in signals:
         learner.collect(collected, module.signal_tasks)
     known = torch.where(labelled[:, None] > 0, losses, torch.nan)
-    learner.update(session.step, gradient, known, factor)
+    if draw is not None:
+        known = torch.where(draw.factor > 0, known, torch.nan)
+        learner.watch(known, draw)
+    learner.update(session.step, gradient, known, factor, draw)
     engine.average_buffers()
     return losses, objective.sum(dim=1)
+
+
+def _choose_heads(session: Session, weights: Tensor) -> tuple[Draw | None, Tensor]:
+    """Plan the step's heads, if these are not all, and weigh their losses in the objective."""
+    draw = session.learner.draw(session.step)
+    if draw is None:
+        return None, weights
+    session.plan = session.engine.module.plan_draw(draw)
+    return draw, draw.weights(weights.detach())
 
 
 def _backward(
@@ -75,7 +94,7 @@ def _backward(
     Args:
         targets: Of each micro-batch.
         share: What each task's loss sums are multiplied by [N].
-        weights: As the learner gives them, [N,K] or [N,K,S].
+        weights: Of the heads' losses in the objective, [N,K] or [N,K,S].
 
     Returns:
         This rank's losses in the shape of the weights, and the signals that the learner wants.

@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipelines.collate import Batch
 from model.layout import Plan
 from model.network import MultiTaskNetwork
+from trainer.flops import flop_counter
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,10 @@ def peak_of_name(name: str) -> float | None:
 
 
 class StepFlops:
-    """Counts the floating-point operations of a step, anew when other heads are computed."""
+    """Counts the floating-point operations of a step, anew when they may have changed."""
 
     def __init__(self) -> None:
-        self._plan: Plan | None = None
+        self._counted: tuple[object, ...] | None = None
         self._count: int | None = None
 
     def of(
@@ -70,8 +70,12 @@ class StepFlops:
             plan: The heads that are computed.
             micro_batches: Of the step.
         """
-        if plan is not self._plan:
-            self._plan = plan
+        # All heads of a task cost the same, whatever the branch, and so do all branches.
+        tasks = tuple(sorted(task for task, _ in plan.heads))
+        trained = tuple(parameter.requires_grad for parameter in module.parameters())
+        counted = (tasks, len(plan.branches), trained, len(micro_batches))
+        if counted != self._counted:
+            self._counted = counted
             try:
                 self._count = len(micro_batches) * count_flops(module, plan, micro_batches[0])
             except Exception as error:  # an encoder of any library, and only a number is at stake
@@ -92,6 +96,6 @@ def count_flops(module: MultiTaskNetwork, plan: Plan, batch: Batch) -> int:
             own.requires_grad_(original.requires_grad)
         shapes = batch.to("meta")
         targets = copy.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             copy(shapes.images, copy.plan(plan.heads), targets).sum().backward()
     return counter.get_total_flops()

@@ -11,6 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.encoders.pooled_stem import PooledStem
+
 MAX_TRUNK_DEPTH = 1
 
 
@@ -56,11 +58,6 @@ def build_parts(options: Mapping[str, Any], trunk_depth: int) -> tuple[nn.Module
         raise ValueError(
             f"model.trunk_depth is {trunk_depth!r}, must be 0 or {MAX_TRUNK_DEPTH} for residual64"
         )
-    stem = nn.Sequential(
-        nn.Conv2d(3, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2),
-    )
+    stem = PooledStem(channels)
     block = nn.Sequential(ResidualBlock(channels), nn.AvgPool2d(2))
     return (stem, block) if trunk_depth else (nn.Identity(), nn.Sequential(stem, block))

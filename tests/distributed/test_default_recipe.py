@@ -7,6 +7,8 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
+SLOW_DDP = pytest.param("ddp_cpu", marks=pytest.mark.slow)
+
 ACCUMULATION = {None: 1, "ddp_cpu": 2, "zero2_cpu": 1}
 
 
@@ -47,7 +49,7 @@ def test_one_process_finds_groups(runs):
     assert records(runs[None], "prune")
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
 def test_two_processes_find_the_same_with_the_same_losses(runs, engine):
     found, expected = (of_rank(runs[name], 0) for name in (engine, None))
     assert found["heads"] == expected["heads"]
@@ -60,7 +62,7 @@ def test_two_processes_find_the_same_with_the_same_losses(runs, engine):
         assert now == pytest.approx(then, rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
+@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
 def test_both_ranks_have_the_same_groups_averages_and_metrics(runs, engine):
     assert of_rank(runs[engine], 0) == of_rank(runs[engine], 1)
     (logged,) = records(runs[engine], "eval")

@@ -17,6 +17,7 @@ SAME_FILES = (
 RUN = (f"run.steps={NUM_STEPS}", f"run.checkpoint_every={EVERY}", "run.resume=auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp_cpu"])
 def test_killed_workers_are_started_again(engine, launcher, rooms_yaml, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "run"

@@ -34,8 +34,9 @@ def engine(request):
 def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
     pruned = [record["step"] for record in records(one_process, "prune")]
     assert len(pruned) > 2 and min(pruned) < 12 and max(pruned) == 24
-    first, last = records(one_process, "compact")
-    assert first["step"] < last["step"] == 24 and len(first["branches"]) == 3
+    compacted = records(one_process, "compact")
+    branches = [len(record["branches"]) for record in compacted]
+    assert 3 in branches and compacted[branches.index(3)]["step"] < compacted[-1]["step"] == 24
     assert records(one_process, "train")[-1]["heads"] == 6
 
 

@@ -109,6 +109,7 @@ def test_the_data_of_one_rank_stays_away(start):
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_stands_still_ends_itself(launcher, rooms_yaml, tmp_path):
     """Also where there is no other rank to notice."""
     limits = ("run.timeout_seconds=1", "run.stall_seconds=3")
@@ -122,6 +123,7 @@ def test_a_process_that_stands_still_ends_itself(launcher, rooms_yaml, tmp_path)
     assert fault.newest() == 4
 
 
+@pytest.mark.slow
 def test_damage_that_one_rank_meets(start, rooms, tmp_path):
     """The other rank does not speak of the connection that it lost."""
     copy = tmp_path / "shards"
@@ -148,6 +150,7 @@ def test_clocks_do_not_agree(engine, launcher, rooms_yaml, tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_the_launcher_is_killed(start):
     """Its workers do not go on alone, beside whoever is started in their place."""
     fault = start(None, "run.steps=100000", engine="ddp_cpu")
@@ -177,7 +180,7 @@ def mounted(*arguments: str, at: Path) -> Iterator[None]:
     [
         ("ddp_cpu", "size=64k", "No space left on device"),
         pytest.param("zero2_cpu", "size=64k", "No space left on device", marks=pytest.mark.slow),
-        ("ddp_cpu", "ro", "Read-only file system"),
+        pytest.param("ddp_cpu", "ro", "Read-only file system", marks=pytest.mark.slow),
     ],
 )
 def test_a_checkpoint_cannot_be_written(engine, options, cause, start):
@@ -214,9 +217,9 @@ def test_a_loss_of_one_rank_is_not_a_number(engine, start):
 @pytest.mark.parametrize(
     ("engine", "kind"),
     [
-        ("ddp_cpu", "gradient"),
         ("zero2_cpu", "nan"),
-        ("zero3_cpu", "nan"),
+        pytest.param("ddp_cpu", "gradient", marks=pytest.mark.slow),
+        pytest.param("zero3_cpu", "nan", marks=pytest.mark.slow),
         pytest.param("ddp_cpu", "nan", marks=pytest.mark.slow),
         pytest.param("zero2_cpu", "gradient", marks=pytest.mark.slow),
         pytest.param("zero3_cpu", "gradient", marks=pytest.mark.slow),

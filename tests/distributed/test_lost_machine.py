@@ -22,7 +22,6 @@ pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 12.0  # seconds that ranks wait for each other
 SLACK = 75.0  # until a launcher has ended what does not end by itself, on a busy machine
-SLOW_ZERO2 = pytest.param("zero2_cpu", marks=pytest.mark.slow)
 LONG = "run.steps=100000"
 
 
@@ -95,7 +94,8 @@ def wait_for(path: Path, machines: list[Machine], seconds: float = 180) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_the_rendezvous_host_is_gone(engine, start, tmp_path, free_port):
     port = free_port()
     machines = [start(rank, engine, LONG, port=port) for rank in (0, 1)]
@@ -168,7 +168,8 @@ def _name_hosts(namespace: str) -> None:
     (folder / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", SLOW_ZERO2])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_the_link_is_cut_in_the_middle_of_a_step(engine, start, network, tmp_path, free_port):
     """Both sides end, each with its own view, and go on once it is mended."""
 

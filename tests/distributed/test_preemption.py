@@ -83,6 +83,7 @@ def test_sigterm_to_every_process_as_slurm_sends_it(launcher, rooms_yaml, tmp_pa
     assert (out / "checkpoints" / "latest").read_text() == f"step-{step:09d}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
 def test_a_signal_to_the_launcher_reaches_the_workers(
     number, launcher, rooms_yaml, tmp_path, monkeypatch

@@ -26,7 +26,7 @@ RUN = (
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",
 )  # fmt: skip
-MORE = ((None, 0), ("ddp_cpu", 0), ("ddp_cpu", 2))  # engine, workers
+MORE = ((None, 0), ("ddp_cpu", 0), ("ddp_cpu", 2), ("zero2_cpu", 0))  # engine, workers
 ENGINES = {None: "precision=fp32", "ddp_cpu": "precision=fp32", "zero2_cpu": "precision=bf16"}
 
 
@@ -76,7 +76,6 @@ def wait_for(path: Path, process, seconds=120):
     ("engine", "workers"),
     [
         (None, 2),
-        ("zero2_cpu", 0),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE),
     ],
 )

@@ -10,7 +10,8 @@ pytestmark = pytest.mark.distributed
 SHORT = ("run.steps=6", "grouping.search.every=2", "grouping.noise=shared")
 
 
-@pytest.mark.parametrize("recipe", ["tag", pytest.param("grad_tag", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["tag", "grad_tag"])
 def test_two_processes_find_what_one_finds(recipe, launcher, rooms_yaml, tmp_path):
     found = {}
     for engine in (None, "ddp_cpu"):

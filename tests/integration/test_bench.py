@@ -63,3 +63,43 @@ def test_surplus_branches_are_emptied(dmtg):
     )  # fmt: skip
     [result] = measured(end)["seeds"]
     assert result["branches"] == 3 and result["ari"] >= 0.95 and result["ratio"] <= 1.05, result
+
+
+STEP_KEYS = {
+    "ours_ms", "naive_ms", "ratio", "floor_ms", "over_floor", "ours_peak_mb", "naive_peak_mb",
+    "memory_ratio",
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_a_step_beside_the_published_one(dmtg):
+    end = dmtg(
+        "bench", "step", "--encoder", "residual64", "--tasks", "12", "--branches", "3", "--batch",
+        "8", "--size", "32", "--repeats", "2", "--json",
+    )  # fmt: skip
+    found = measured(end)
+    assert found.keys() >= STEP_KEYS
+    assert found["ratio"] == found["naive_ms"] / found["ours_ms"]
+    assert found["over_floor"] == found["ours_ms"] / found["floor_ms"]
+    assert found["memory_ratio"] == found["ours_peak_mb"] / found["naive_peak_mb"]
+    assert all(found[key] > 0 for key in STEP_KEYS)
+    assert found["loss_difference"] <= 1e-4
+    # 12 tasks x 3 branches x (64 channels at 7x7 + bias), and three encoders
+    assert found["weights"] == 36 * (64 * 49 + 1) + 3 * (27 * 64 + 2 * 64 + 2 * (36864 + 128))
+    assert found["case"]["branches"] == 3
+
+
+def test_a_step_of_heads_alone(dmtg):
+    end = dmtg(
+        "bench", "step", "--encoder", "none", "--tasks", "40", "--branches", "3", "--batch", "8",
+        "--features", "16", "--repeats", "2", "--json",
+    )  # fmt: skip
+    found = measured(end)
+    assert found["ratio"] > 2, "120 heads one by one take longer"
+    # forward, gradient of the weights, gradient of the features
+    assert found["flops"] == 3 * 2 * 40 * 3 * 8 * 16
+
+
+def test_an_unknown_encoder_is_refused(dmtg):
+    end = dmtg("bench", "step", "--encoder", "vgg")
+    assert end.code == 2 and "residual64" in end.stderr

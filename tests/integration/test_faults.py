@@ -115,7 +115,14 @@ SYNCS = 9  # of one checkpoint: five files, two folders, the pointer and its fol
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("call", [SYNCS + 2, SYNCS + 7, SYNCS + 8], ids=["files", "named", "last"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        pytest.param(SYNCS + 2, id="files", marks=pytest.mark.slow),
+        pytest.param(SYNCS + 7, id="named", marks=pytest.mark.slow),
+        pytest.param(SYNCS + 8, id="last"),
+    ],
+)
 def test_killed_while_a_checkpoint_is_written(
     call, whole, rooms_config, rooms_yaml, train_here, launcher, tmp_path
 ):

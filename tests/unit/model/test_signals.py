@@ -4,6 +4,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from model.encoders import build_encoder
 from model.losses import sample_losses
 from model.network import MultiTaskNetwork
+from model.sampled_heads import Draw
 from model.signals import LastLayerTap, residuals, signal_sums, stack_signals
 from model.targets import TargetBuilder, Targets
 from model.tasks import TaskSpec
@@ -293,6 +295,23 @@ def test_a_task_without_labels_asks_for_nothing(network):
         assert not signals[name][:, 2:5].any()
         assert signals[name][:, [0, 1, 5]].any(dim=2).all()
     assert signals["count"].tolist() == [8, 8]
+
+
+def test_heads_that_are_not_computed_add_nothing(network):
+    """The others are as with all heads; a branch without any has its features all the same."""
+    images, targets = batch_of(network)
+    _, whole = network(images, network.plan(network.heads), targets, signals=True)
+    chosen = np.array([[0, 1], [1, 0], [1, 1], [0, 1]], dtype=bool)
+    for own in (chosen, np.array([[0, 1]] * 4, dtype=bool)):
+        draw = Draw(own, (0, 1), torch.from_numpy(own).float(), torch.zeros(4, 2))
+        losses, signals = network(images, network.plan_draw(draw), targets, signals=True)
+        assert torch.equal(losses != 0, torch.from_numpy(own))
+        computed = torch.from_numpy(own.T)[:, RESIDUALS, None]  # [K,R,1]
+        for name in ("residuals", "products"):
+            expected = torch.where(computed, whole[name], 0.0)
+            torch.testing.assert_close(signals[name], expected, rtol=1e-5, atol=1e-6)
+        for name in ("count", "features", "second"):
+            torch.testing.assert_close(signals[name], whole[name], rtol=1e-5, atol=1e-6)
 
 
 def test_signals_of_micro_batches_add_up(network):

@@ -176,16 +176,16 @@ def test_posterior_against_numpy():
     """softmax(-average / (mean over live branches * temperature)); NaN keeps what there was."""
     own = started(average=0.9, start=0.9, finish=0.9, branches="all")
     generator = np.random.default_rng(0)
-    average, before = None, own.weights(WARM, 7)
+    average, before = np.zeros((N, K)), own.weights(WARM, 7)
     for step in range(WARM, HELD + 30):
         losses = generator.uniform(0.5, 1.5, size=(N, K)).astype(np.float32)
         losses[3] = np.nan  # never has a label
         if step % 3:
             losses[4] = np.nan  # now and then
         own.update(step, torch.full((N, K), torch.nan), torch.tensor(losses), 1.0)
-        keep = 0.0 if average is None else 0.9
-        last = np.zeros((N, K)) if average is None else average
-        average = np.where(np.isnan(losses), last, keep * last + (1 - keep) * losses)
+        keep = np.where(average == 0, 0.0, 0.9)  # the first loss of a task is its average
+        mixed = keep * average + (1 - keep) * losses
+        average = np.where(np.isnan(losses), average, mixed)
     temperature = 0.1 * (1 - (HELD + 30 - WARM) / (180 - WARM)) ** 2 + 1e-3
     seen = [n for n in range(N) if n != 3]
     expected = softmax(-average[seen] / average[seen].mean(axis=1, keepdims=True) / temperature, 1)

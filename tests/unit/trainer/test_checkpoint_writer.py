@@ -11,7 +11,7 @@ from trainer.checkpoint_files import checkpoints
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.checkpointing import Checkpoint, Progress, load_checkpoint
 from trainer.errors import SaveError
-from trainer.sections import RunSection
+from trainer.run_section import RunSection
 from trainer.state import NamedState
 
 

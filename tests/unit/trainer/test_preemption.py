@@ -45,6 +45,15 @@ def result(vote):
     return vote.result()
 
 
+@pytest.fixture
+def interruptible():
+    """A shell may have started the tests with SIGINT ignored, as it does in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_signals_are_noted_while_listening_and_only_then():
     before = [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)]
     with listening():

@@ -7,7 +7,7 @@ from torch.profiler import record_function
 from trainer.config import parse_config
 from trainer.errors import UserError
 from trainer.profiling import ProfileWindow
-from trainer.sections import RunSection
+from trainer.run_section import RunSection
 
 
 def section(tmp_path, **values):

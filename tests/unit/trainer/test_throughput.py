@@ -104,6 +104,18 @@ def test_micro_batches_add_up_and_a_new_plan_is_counted(network, batch):
     assert flops.of(network, network.plan([(0, 0), (1, 0)]), [batch]) < one
 
 
+def test_heads_of_equal_cost_are_not_counted_again(network, batch, monkeypatch):
+    """In a step with sampled heads the plan is always another one."""
+    flops = StepFlops()
+    first = flops.of(network, network.plan([(0, 0), (1, 1)]), [batch])
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.throughput.count_flops", lambda *_: -1)
+        assert flops.of(network, network.plan([(0, 1), (1, 0)]), [batch]) == first
+    network.trunk.requires_grad_(False)
+    network.branches[0].requires_grad_(False)
+    assert flops.of(network, network.plan([(0, 1), (1, 0)]), [batch]) < first
+
+
 def test_what_cannot_be_counted_is_unknown_and_does_no_harm(network, batch, caplog, monkeypatch):
     def fail(_config):
         raise NotImplementedError("no meta kernel")

@@ -1,0 +1,201 @@
+"""Does pruning pay at once? Taskonomy's five published tasks on rooms, with and without it.
+
+python benchmarks/pruning.py [--steps 300]
+
+Both runs have the same data, start and sharpening of the groups; in one of them no head is ever
+switched off. Writes docs/results/pruning.json, pruning.md and pruning.png; the exit code is 1 where
+a claim does not hold. It takes about five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import matplotlib.pyplot as plt
+import torch
+
+from data_pipelines.collate import Batch
+from data_pipelines.synthetic.rooms import write_rooms
+from trainer.accelerator import make_accelerator
+from trainer.config import Config, parse_config
+from trainer.loop import train
+from trainer.session import Session, start_session
+
+OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
+TIME_SHARE, LOSS_SHARE = 0.65, 0.02
+LAST = 30  # steps over which the final losses are means
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was seen of a run.
+
+    Attributes:
+        seconds: From the first step to the end of the last, with everything between.
+        steps: Seconds of every step, with what followed it: pruning and rebuilding.
+        heads: Heads of the network in every step.
+        losses: Mean loss of every task over the last steps.
+    """
+
+    seconds: float
+    steps: list[float]
+    heads: list[int]
+    losses: dict[str, float]
+
+
+def settings(shards: Path, out: Path, steps: int) -> Config:
+    """Three branches and published decoders, at a size that two cores can train."""
+    resnet = {
+        "model_type": "resnet",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 48, 64],  # features at 1/16, as those of the published encoder
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+    }
+    tree = {
+        "run": {"out": str(out), "steps": steps, "checkpoint_every": 10 * steps},
+        "data": {"shards": str(shards), "size": [64, 64], "global_batch": 16},
+        "tasks": {"preset": "taskonomy5"},
+        "model": {
+            "branches": 3,
+            "decoder": "deconv",
+            "encoder": {"name": "backbone", "options": resnet},
+        },
+        "pruning": {"start": 0.15, "finish": 0.4, "every": 10},
+        "optim": {"lr": 1e-3, "warmup": 20, "clip": 5.0},
+        "log": {"every": 1, "tensorboard": False},
+    }
+    return parse_config(tree, "benchmarks/pruning.py")
+
+
+def measure(config: Config, *, prunes: bool) -> Run:
+    """Train once."""
+    session = start_session(config, make_accelerator(config))
+    if not prunes:
+        session.learner.prune = lambda _: []  # type: ignore[method-assign]
+    starts, heads = [], []
+
+    def observe(session: Session, _: list[Batch]) -> None:
+        starts.append(time.perf_counter())
+        heads.append(len(session.engine.module.heads))
+
+    train(session, observe)
+    steps = [later - earlier for earlier, later in itertools.pairwise(starts)]
+    lines = session.folder.metrics.read_text().splitlines()
+    records = [r["losses"] for line in lines if (r := json.loads(line))["kind"] == "train"]
+    losses = {n: statistics.fmean(r[n] for r in records[-LAST:]) for n in records[-1]}
+    session.close()
+    return Run(starts[-1] - starts[0], steps, heads, losses)
+
+
+def table(runs: dict[str, Run]) -> str:
+    """The runs as Markdown."""
+    tasks = list(runs["pruned"].losses)
+    lines = [
+        f"| | seconds | ms of a step, first tenth | last tenth | {' | '.join(tasks)} |",
+        f"|---|---|---|---|{'---|' * len(tasks)}",
+    ]
+    for name, run in runs.items():
+        tenth = max(1, len(run.steps) // 10)
+        ends = (run.steps[:tenth], run.steps[-tenth:])
+        times = " | ".join(f"{1e3 * statistics.median(part):.0f}" for part in ends)
+        losses = " | ".join(f"{value:.4f}" for value in run.losses.values())
+        lines.append(f"| {name} | {run.seconds:.1f} | {times} | {losses} |")
+    return "\n".join(lines)
+
+
+def draw(runs: dict[str, Run], path: Path) -> None:
+    """Time of every step, and the heads that the network has."""
+    figure, axis = plt.subplots(figsize=(8, 4))
+    heads = axis.twinx()
+    for name, run in runs.items():
+        axis.plot([1e3 * seconds for seconds in run.steps], linewidth=0.7, label=f"{name}, ms")
+    heads.plot(runs["pruned"].heads, color="black", linewidth=1.5, label="pruned, heads")
+    heads.set_ylim(0)
+    heads.set_ylabel("heads in the network")
+    axis.set_ylim(0, 1.5e3 * max(statistics.median(run.steps) for run in runs.values()))
+    axis.set_xlabel("step")
+    axis.set_ylabel("ms of a step")
+    figure.legend(loc="lower left", bbox_to_anchor=(0.1, 0.12))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def faults(share: float, differences: dict[str, float]) -> list[str]:
+    """The claims that do not hold."""
+    wrong = [
+        f"final loss of {task} differs by {value:+.1%} of the unpruned run's"
+        for task, value in differences.items()
+        if abs(value) > LOSS_SHARE
+    ]
+    if share > TIME_SHARE:
+        wrong.append(f"the pruned run takes {share:.2f} of the unpruned one's time")
+    return wrong
+
+
+def main() -> int:
+    """Measure, write and judge."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    steps = parser.parse_args().steps
+    logging.disable(logging.INFO)
+    plt.switch_backend("Agg")
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "shards"
+        write_rooms(shards, samples=600, size=64, seed=0)
+        runs = {
+            name: measure(settings(shards, Path(folder) / name, steps), prunes=name == "pruned")
+            for name in ("unpruned", "pruned")
+        }
+    pruned, unpruned = runs["pruned"], runs["unpruned"]
+    share = pruned.seconds / unpruned.seconds
+    differences = {t: value / unpruned.losses[t] - 1 for t, value in pruned.losses.items()}
+    text = f"{table(runs)}\n\nThe pruned run takes {share:.2f} of the unpruned one's time.\n"
+    sys.stdout.write(text)
+    OUT.mkdir(parents=True, exist_ok=True)
+    command = f"`python benchmarks/pruning.py --steps {steps}`"
+    head = (
+        f"# Pruning while training\n\nMade by {command}, which says what is compared; losses are "
+    )
+    (OUT / "pruning.md").write_text(
+        f"{head}means over the last {LAST} steps.\n\n{text}\n![time of a step](pruning.png)\n"
+    )
+    (OUT / "pruning.json").write_text(f"{json.dumps(_record(runs, share, differences))}\n")
+    draw(runs, OUT / "pruning.png")
+    wrong = faults(share, differences)
+    for line in wrong:
+        sys.stderr.write(f"claim does not hold: {line}\n")
+    return 1 if wrong else 0
+
+
+def _record(runs: dict[str, Run], share: float, differences: dict[str, float]) -> dict[str, Any]:
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+    found = {
+        name: {
+            "seconds": round(run.seconds, 2),
+            "step_ms": [round(1e3 * seconds, 1) for seconds in run.steps],
+            "heads": run.heads,
+            "losses": run.losses,
+        }
+        for name, run in runs.items()
+    }
+    return {"machine": machine, "share": share, "loss_differences": differences, **found}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from model.encoders import build_encoder
+from model.network import MultiTaskNetwork
+from model.tasks import TaskSpec
+
+
+@pytest.mark.slow
+def test_compiled_parts_learn_the_same_under_the_same_names():
+    torch.manual_seed(0)
+    encoder = build_encoder(
+        "residual64", 1, image_size=(16, 16), trunk_depth=1, options={"channels": 4}
+    )
+    plain = MultiTaskNetwork([TaskSpec("a", "binary")], encoder, (16, 16))
+    compiled = plain.subset(plain.heads)
+    compiled.compile_parts()
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    for network in (plain, compiled):
+        targets = network.targets(labels, {}, torch.ones(1, 4, dtype=torch.bool))
+        network(images, network.plan(network.heads), targets).sum().backward()
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(compiled.get_buffer(name), buffer)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(
+            compiled.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint_branches", [False, True])
+def test_signals_between_compiled_passes(checkpoint_branches):
+    torch.manual_seed(0)
+    encoder = build_encoder("residual64", 2, image_size=(16, 16), options={"channels": 4})
+    plain = MultiTaskNetwork([TaskSpec("a", "binary")], encoder, (16, 16))
+    compiled = plain.subset(plain.heads)
+    compiled.compile_parts()
+    images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
+    found = []
+    for network in (plain, compiled):
+        network.checkpoint_branches = checkpoint_branches
+        plan = network.plan(network.heads)
+        targets = network.targets(labels, {}, torch.ones(1, 4, dtype=torch.bool))
+        network(images, plan, targets).sum().backward()
+        losses, signals = network(images, plan, targets, signals=True)
+        losses.sum().backward()
+        network(images, plan, targets).sum().backward()
+        found.append(signals)
+    assert found[0].keys() == found[1].keys() and found[0]
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(
+            compiled.get_parameter(name).grad, parameter.grad, rtol=1e-3, atol=1e-3
+        )
