@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from model.presets import PRESETS
+from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config import Config, parse_config
-from trainer.traffic import traffic
+from trainer.config.config import Config, parse_config
+from trainer.planning.traffic import traffic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "communication.json"
@@ -62,8 +62,8 @@ def small_config(precision: str) -> Config:
 
 def count(precision: str, out: Path) -> None:
     """Count the bytes of one step, in a process of a launcher."""
-    from trainer.accelerator import make_accelerator
-    from trainer.engine import Engine
+    from trainer.engines.accelerator import make_accelerator
+    from trainer.engines.engine import Engine
 
     config, tasks = small_config(precision), PRESETS["taskonomy5"]
     accelerator = make_accelerator(config)

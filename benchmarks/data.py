@@ -27,18 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from data_pipelines.codecs import decode, encode_jpeg, encode_png
-from data_pipelines.fields import LabelRequest
-from data_pipelines.loader import train_loader
-from data_pipelines.manifest import Field, Manifest, Shard, Split
-from data_pipelines.order import EpochOrder, TrainBatches
-from data_pipelines.planes import encode_planes
-from data_pipelines.store import ShardStore
+from data_pipelines.decode.codecs import decode, encode_jpeg, encode_png
+from data_pipelines.decode.planes import encode_planes
+from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.reading.loader import train_loader
+from data_pipelines.reading.order import EpochOrder, TrainBatches
+from data_pipelines.shards.manifest import Field, Manifest, Shard, Split
+from data_pipelines.shards.store import ShardStore
+from data_pipelines.shards.writer import ShardWriter
 from data_pipelines.synthetic.labels import dense_labels
 from data_pipelines.synthetic.sample import visible_scene
 from data_pipelines.synthetic.shading import render
 from data_pipelines.transforms import Geometry
-from data_pipelines.writer import ShardWriter
 
 RESULTS = Path(__file__).resolve().parent / "results" / "data.json"
 SIZE = 256

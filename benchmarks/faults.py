@@ -36,10 +36,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.accelerator import make_accelerator
-from trainer.checkpoint_files import checkpoints, find_fault, folder_of_step
-from trainer.config import parse_config
-from trainer.logs import setup_logging
+from trainer.checkpoints.files import checkpoints, find_fault, folder_of_step
+from trainer.config.config import parse_config
+from trainer.engines.accelerator import make_accelerator
+from trainer.monitoring.logs import setup_logging
 from trainer.run import train_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
 import torch
 
-from trainer.planted import as_json, measure_grouping
+from trainer.bench.planted import as_json, measure_grouping
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
 # tasks, true groups, branches, recipe, seeds, first seed

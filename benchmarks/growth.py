@@ -23,9 +23,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from trainer.bench_case import StepCase, our_step
-from trainer.bench_floor import Rates, measure_rates, timed
-from trainer.bench_step import num_weights, step_flops
+from trainer.bench.case import StepCase, our_step
+from trainer.bench.floor import Rates, measure_rates, timed
+from trainer.bench.step import num_weights, step_flops
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
 TASKS = (10, 25, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000)

@@ -29,11 +29,11 @@ import torch
 from plan_cases import CASES, TASKS, Case, MadeUpData, case_config
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from trainer.accelerator import make_accelerator
 from trainer.build import build_network
-from trainer.plan_engines import NetworkBytes, engine_memory
-from trainer.plan_step import step_cost
-from trainer.plan_time import measure_time
+from trainer.engines.accelerator import make_accelerator
+from trainer.planning.memory import NetworkBytes, engine_memory
+from trainer.planning.step_cost import step_cost
+from trainer.planning.step_time import measure_time
 from trainer.session import Session, start_session
 from trainer.step import train_step
 

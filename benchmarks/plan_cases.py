@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipelines.collate import Batch
-from model.presets import PRESETS
-from model.tasks import TaskSpec
-from trainer.config import Config, parse_config
-from trainer.plan_step import empty_batch
+from data_pipelines.reading.collate import Batch
+from model.tasks.presets import PRESETS
+from model.tasks.spec import TaskSpec
+from trainer.config.config import Config, parse_config
+from trainer.planning.step_cost import empty_batch
 
 NUM_STEPS = 400
 Case = tuple[str, str, str, int]  # model, engine, precision, micro-batches of a step

@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
 import torch
 
-from data_pipelines.collate import Batch
+from data_pipelines.reading.collate import Batch
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.accelerator import make_accelerator
-from trainer.config import Config, parse_config
+from trainer.config.config import Config, parse_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from data_pipelines.synthetic.planted import PlantedProblem
-from model.sampled_heads import Draw
-from trainer.accelerator import make_accelerator
-from trainer.planted import PlantedData, as_json, measure_grouping, planted_config
+from model.grouping.head_sampling import Draw
+from trainer.bench.planted import PlantedData, as_json, measure_grouping, planted_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 from trainer.step import train_step
 

@@ -2,7 +2,7 @@
 
 python benchmarks/scaling.py
 
-Bytes are by the formulas of trainer/traffic.py, times by the speeds assumed here. Results
+Bytes are by the formulas of trainer/planning/traffic.py, times by the speeds assumed here. Results
 go to benchmarks/results/scaling.json, and the tables of docs/scaling.md are written anew.
 """
 
@@ -20,10 +20,10 @@ from communication import ROOT, STAGES
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.network import MultiTaskNetwork
-from model.presets import PRESETS
+from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config import load_config
-from trainer.traffic import traffic
+from trainer.config.config import load_config
+from trainer.planning.traffic import traffic
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 DOCUMENT = ROOT / "docs" / "scaling.md"

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 def measure(options: str) -> dict[str, Any]:
     """What the command prints as JSON, and the command."""
-    run = [sys.executable, "-c", "from trainer.cli import main; main()", "bench", "step"]
+    run = [sys.executable, "-c", "from trainer.commands.app import main; main()", "bench", "step"]
     done = subprocess.run(
         [*run, *shlex.split(options), "--json"], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model.decode import natural
 from model.network import MultiTaskNetwork
+from model.tasks.decode import natural
 
 KEY = "dmtg"
 VERSION = 1
@@ -51,7 +51,7 @@ class PrunedModel(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return per task its prediction in natural terms, see `model.decode.natural`.
+        """Return per task its prediction in natural terms, see `model.tasks.decode.natural`.
 
         Args:
             images: uint8 [B,3,H,W].

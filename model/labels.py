@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.losses import sample_weights
-from model.targets import TargetBuilder, Targets
-from model.tasks import TaskSpec
+from model.losses.losses import sample_weights
+from model.tasks.spec import TaskSpec
+from model.tasks.targets import TargetBuilder, Targets
 
 
 class TaskLabels(nn.Module):
@@ -103,7 +103,7 @@ class TaskLabels(nn.Module):
 
     @property
     def signal_tasks(self) -> Tensor:
-        """The task of every residual of `model.signals`, long [R]: a task's follow each other."""
+        """The task of every residual of `model.grouping.gradient_statistics`, long [R]: a task's follow each other."""
         return torch.cat(
             [
                 self.get_buffer(f"tasks_{name}").repeat_interleave(self.bank_spec(name).outputs)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from model.banks import Decoder, build_bank
-from model.cutting import Cuttable
 from model.encoders import Encoder, build_encoder
 from model.freezing import Freezable
 from model.gradient_scale import scale_gradient
-from model.head_losses import Predictions, head_losses
+from model.grouping.gradient_statistics import LastLayerTap, Signals, branch_signals
+from model.grouping.head_sampling import Draw
+from model.heads.head_losses import Predictions, head_losses
+from model.heads.layout import Head, HeadLayout, Plan
+from model.heads.stack import Decoder, build_bank
 from model.labels import TaskLabels
-from model.layout import Head, HeadLayout, Plan
 from model.recompute import call, recomputed
-from model.sampled_heads import Draw
-from model.signals import LastLayerTap, Signals, branch_signals
-from model.targets import Targets
-from model.tasks import TaskSpec
+from model.subset import Cuttable
+from model.tasks.spec import TaskSpec
+from model.tasks.targets import Targets
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
@@ -157,7 +157,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
             plan: From `plan` or `plan_draw`; without targets it must hold one head for every task.
             targets: From `targets`.
             per_sample: Whether losses are kept apart by sample.
-            signals: Whether to return `model.signals` too, whose residuals are of `signal_tasks`.
+            signals: Whether to return `model.grouping.gradient_statistics` too, whose residuals are of `signal_tasks`.
 
         Returns:
             With targets the sums of the sample losses, fp32 [N,K] (or all of them [N,K,B]), zero

@@ -19,8 +19,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.accelerator import make_accelerator
-from trainer.config import Config, load_config
+from trainer.config.config import Config, load_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session
 
@@ -245,7 +245,7 @@ class Launcher:
 
     def dmtg(self, *arguments: str) -> Finished:
         """Run the console command."""
-        return self.python("from trainer.cli import main; main()", *arguments)
+        return self.python("from trainer.commands.app import main; main()", *arguments)
 
 
 @pytest.fixture

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
+from model.init_from import start_from
 from model.network import MultiTaskNetwork
-from model.start import start_from
-from model.tasks import TaskSpec
-from trainer.affinity_groups import AffinityGroups
-from trainer.assignments import Groups, heads_of_groups
+from model.tasks.spec import TaskSpec
 from trainer.build import build_grouping, build_network
-from trainer.checkpointing import Checkpoint
-from trainer.config import Config
-from trainer.engine import Engine
+from trainer.checkpoints.checkpoint import Checkpoint
+from trainer.checkpoints.state import NamedState, load_weights, write_moments
+from trainer.config.config import Config
+from trainer.engines.engine import Engine
+from trainer.engines.plateau import Plateau
 from trainer.errors import UserError
-from trainer.groups import GroupLearner
 from trainer.phases import Phase, freeze, phase_lr
-from trainer.plateau import Plateau
-from trainer.published_groups import PublishedGroups
+from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.groups import Groups, heads_of_groups
+from trainer.recipes.learner import GroupLearner
+from trainer.recipes.published import PublishedGroups
 from trainer.run_data import RunData
-from trainer.state import NamedState, load_weights, write_moments
 
 
 def build_learner(

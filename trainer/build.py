@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from data_pipelines.cache import ShardCache
-from data_pipelines.fields import LabelRequest
-from data_pipelines.manifest import Field, Manifest, check_shards
-from data_pipelines.sources import Folder, open_folder
+from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.manifest import Field, Manifest, check_shards
+from data_pipelines.shards.sources import Folder, open_folder
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors
-from model.grouping import Grouping
+from model.grouping.grouping import Grouping
 from model.network import MultiTaskNetwork
-from model.presets import PRESETS, TASKONOMY
-from model.tasks import TaskSpec
-from trainer.assignments import Groups, heads_of_groups
-from trainer.config import Config
+from model.tasks.presets import PRESETS, TASKONOMY
+from model.tasks.spec import TaskSpec
+from trainer.config.config import Config
+from trainer.config.sections import TasksSection
 from trainer.errors import UserError
-from trainer.sections import TasksSection
+from trainer.recipes.groups import Groups, heads_of_groups
 
 
 def open_manifest(config: Config) -> Manifest:

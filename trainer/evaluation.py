@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from data_pipelines.collate import Batch
-from model.constant import ConstantPredictor
-from model.layout import Head
+from data_pipelines.reading.collate import Batch
+from model.heads.layout import Head
 from model.metrics import metric_for
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
-from trainer.engine import Engine
+from model.tasks.constant import ConstantPredictor
+from model.tasks.spec import TaskSpec
+from trainer.engines.engine import Engine
 
 Metrics = dict[str, dict[str, float]]
 TaskTargets = Mapping[str, tuple[Tensor, Tensor]]

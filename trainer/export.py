@@ -10,19 +10,19 @@ from pathlib import Path
 
 import torch
 
-from data_pipelines.collate import Batch
-from data_pipelines.manifest import Manifest
+from data_pipelines.reading.collate import Batch
+from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned, save_bundle
-from model.layout import Head
+from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from trainer.build import open_shards
-from trainer.checkpointing import Checkpoint, load_checkpoint, newest_checkpoint
-from trainer.config import Config, parse_config
+from trainer.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from trainer.checkpoints.state import load_weights
+from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
-from trainer.groups import hard_heads
+from trainer.recipes.learner import hard_heads
 from trainer.run_data import build_eval_loader
 from trainer.run_folder import RunFolder
-from trainer.state import load_weights
 
 TOLERANCE = 1e-4  # of outputs of order one: another order of summation, not another model
 _NUM_BATCHES = 2

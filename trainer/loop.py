@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from data_pipelines.collate import Batch
+from data_pipelines.reading.collate import Batch
 from trainer.evaluation import Metrics, evaluate
-from trainer.faults import FaultCounter
-from trainer.label_guard import LabelGuard
-from trainer.preemption import Preempted, StopVote
+from trainer.health.damaged_samples import FaultCounter
+from trainer.health.label_guard import LabelGuard
+from trainer.health.preemption import Preempted, StopVote
+from trainer.health.watchdog import note
 from trainer.rebuild import compact, enter_phase, should_compact
 from trainer.session import Session, save_session
 from trainer.step import train_step
-from trainer.watchdog import note
 
 logger = logging.getLogger(__name__)
 

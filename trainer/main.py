@@ -21,11 +21,11 @@ from pathlib import Path
 # Run as a script, Python puts this folder on the path; the packages lie one above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.config import Config, load_config
-from trainer.failures import fail, leave, report
-from trainer.logs import setup_logging
-from trainer.preemption import Preempted, listening
-from trainer.watchdog import Watchdog
+from trainer.config.config import Config, load_config
+from trainer.health.failures import fail, leave, report
+from trainer.health.preemption import Preempted, listening
+from trainer.health.watchdog import Watchdog
+from trainer.monitoring.logs import setup_logging
 
 logger = logging.getLogger("trainer")
 
@@ -46,7 +46,7 @@ def run(config: Config, watchdog: Watchdog) -> None:
         UserError, DataError: Something the user gave cannot be used.
         NonFiniteLossError: Training diverged.
     """
-    from trainer.accelerator import make_accelerator
+    from trainer.engines.accelerator import make_accelerator
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)

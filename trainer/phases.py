@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from model.layout import Head
+from model.heads.layout import Head
 from model.network import MultiTaskNetwork
-from trainer.config import Config
-from trainer.sections import FinetuneSection
+from trainer.config.config import Config
+from trainer.config.sections import FinetuneSection
 
 
 @dataclass(frozen=True)

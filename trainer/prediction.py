@@ -18,9 +18,9 @@ from torch import Tensor
 
 from data_pipelines.transforms import Geometry
 from model.bundle import PrunedModel, load_pruned
-from model.tasks import TaskSpec
-from trainer.drawing import Picture, draw, value_range
+from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
+from trainer.report.drawing import Picture, draw, value_range
 
 _COLUMNS = 4
 

@@ -6,9 +6,9 @@ import logging
 
 from model.network import MultiTaskNetwork
 from trainer.assembly import build_plateau, prepare_engine
+from trainer.checkpoints.state import NamedState, read_state
 from trainer.phases import phase_before
 from trainer.session import Session
-from trainer.state import NamedState, read_state
 
 logger = logging.getLogger(__name__)
 

@@ -6,15 +6,15 @@ import logging
 
 from accelerate import Accelerator
 
-from trainer.assignments import SEARCHING
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.evaluation import Metrics
 from trainer.loop import train
+from trainer.monitoring.status import reported
+from trainer.recipes.groups import SEARCHING
 from trainer.run_data import RunData
 from trainer.run_folder import RunFolder
-from trainer.selection.search import search_groups
+from trainer.search import search_groups
 from trainer.session import Session, start_session
-from trainer.status import reported
 
 logger = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader
 
-from data_pipelines.collate import Batch
-from data_pipelines.loader import epoch_order, eval_loader, train_loader
-from data_pipelines.manifest import Manifest
-from data_pipelines.streaming import stream_batches
+from data_pipelines.reading.collate import Batch
+from data_pipelines.reading.loader import epoch_order, eval_loader, train_loader
+from data_pipelines.reading.streaming import stream_batches
+from data_pipelines.shards.manifest import Manifest
 from data_pipelines.transforms import Geometry
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 from trainer.build import label_requests, open_manifest, open_shards, resolve_tasks
-from trainer.config import Config
+from trainer.config.config import Config
 from trainer.errors import UserError
 
 

@@ -7,8 +7,8 @@ from typing import IO, Any
 
 import yaml
 
-from data_pipelines.manifest import publish
-from trainer.config import Config, parse_config
+from data_pipelines.shards.manifest import publish
+from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.run_lock import lock
 

@@ -8,28 +8,28 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from model.layout import Plan, used_branches
-from model.tasks import TaskSpec
+from model.heads.layout import Plan, used_branches
+from model.tasks.spec import TaskSpec
 from trainer.assembly import build_engine, build_learner, build_plateau
-from trainer.assignments import given_groups
-from trainer.checkpoint_files import folder_of_step, set_aside_newer
-from trainer.checkpoint_writer import CheckpointWriter
-from trainer.checkpointing import Checkpoint, Progress
-from trainer.config import Config
-from trainer.engine import Engine
-from trainer.faults import FaultCounter
-from trainer.groups import GroupLearner
-from trainer.logs import RunLog
-from trainer.loss_guard import LossGuard
-from trainer.monitor import Monitor
+from trainer.checkpoints.checkpoint import Checkpoint, Progress
+from trainer.checkpoints.files import folder_of_step, set_aside_newer
+from trainer.checkpoints.resume import resume_checkpoint
+from trainer.checkpoints.state import NamedState, read_state
+from trainer.checkpoints.writer import CheckpointWriter
+from trainer.config.config import Config
+from trainer.engines.engine import Engine
+from trainer.engines.plateau import Plateau
+from trainer.engines.schedules import learning_rate_factor
+from trainer.health.damaged_samples import FaultCounter
+from trainer.health.loss_guard import LossGuard
+from trainer.monitoring.logs import RunLog
+from trainer.monitoring.monitor import Monitor
+from trainer.monitoring.profiling import ProfileWindow
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
-from trainer.plateau import Plateau
-from trainer.profiling import ProfileWindow
-from trainer.resume import resume_checkpoint
+from trainer.recipes.groups import given_groups
+from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
 from trainer.run_folder import RunFolder
-from trainer.schedules import learning_rate_factor
-from trainer.state import NamedState, read_state
 
 _OBSERVED = "observed."  # before the names of an observer's tensors in a checkpoint
 

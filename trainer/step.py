@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.collate import Batch
-from model.sampled_heads import Draw
-from model.signals import Signals
-from model.targets import Targets
-from trainer.engine import Engine
+from data_pipelines.reading.collate import Batch
+from model.grouping.gradient_statistics import Signals
+from model.grouping.head_sampling import Draw
+from model.tasks.targets import Targets
+from trainer.engines.engine import Engine
 from trainer.session import Session
 
 
@@ -22,7 +22,7 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
 
     The objective is sum_nk z_nk * loss_nk (DMTG, eq. 5), where the loss of a task is normalised
     by its valid labels over all micro-batches and ranks. Where only some heads are computed it is
-    an estimate of that (`model.sampled_heads`).
+    an estimate of that (`model.grouping.head_sampling`).
 
     Returns:
         The losses [N,K] of all heads over the global batch, zero for those that were not computed,

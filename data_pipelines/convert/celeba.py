@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.codecs import encode_json
 from data_pipelines.convert.foreign import convert_image
+from data_pipelines.convert.jobs import Plan, shuffled
 from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import MissingLabel, Tally
-from data_pipelines.encoded import EncodedSample, Storage
+from data_pipelines.decode.codecs import encode_json
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Field, Manifest
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import Field, Manifest
 
 IMAGE, ATTRIBUTES_MEMBER = "rgb", "attributes.json"
 SPLITS = ("train", "val", "test")  # in the order of the partition's numbers

@@ -10,15 +10,15 @@ import datasets
 import fsspec
 import numpy as np
 
-from data_pipelines.codecs import encode_json
 from data_pipelines.convert.foreign import convert_image, label_picture, label_values
+from data_pipelines.convert.mapping import FieldMap, described_field
 from data_pipelines.convert.pictures import stored_label
 from data_pipelines.convert.tally import MissingLabel, Tally
-from data_pipelines.encoded import EncodedSample, Storage
+from data_pipelines.decode.codecs import encode_json
 from data_pipelines.errors import DataError
-from data_pipelines.fields import MAX_FLOAT32
-from data_pipelines.manifest import Field
-from data_pipelines.mapping import FieldMap, described_field
+from data_pipelines.reading.fields import MAX_FLOAT32
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import Field
 
 SCALARS_MEMBER = "labels.json"
 

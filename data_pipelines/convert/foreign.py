@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipelines.codecs import MAX_PIXELS, PILLOW_ERRORS, decode
 from data_pipelines.convert.pictures import shrunk, stored_image
 from data_pipelines.convert.tally import MissingLabel
-from data_pipelines.encoded import Storage
+from data_pipelines.decode.codecs import MAX_PIXELS, PILLOW_ERRORS, decode
 from data_pipelines.errors import DataError
+from data_pipelines.shards.encoded import Storage
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _JPEG_START = b"\xff\xd8"

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from data_pipelines.codecs import decode_json
 from data_pipelines.convert.columns import SCALARS_MEMBER, ColumnReader, read_columns
+from data_pipelines.convert.jobs import Plan, shuffled
+from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.convert.plan import Plan, shuffled
 from data_pipelines.convert.run import convert, finished
 from data_pipelines.convert.shards import WORK_FOLDER
 from data_pipelines.convert.stream import Stream
 from data_pipelines.convert.tally import Tally
-from data_pipelines.encoded import EncodedSample, Storage
-from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest
-from data_pipelines.mapping import FieldMap
-from data_pipelines.store import ShardStore
+from data_pipelines.decode.codecs import decode_json
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest
+from data_pipelines.shards.store import ShardStore
 
 _STREAMED = "streamed"
 _SPLIT_NAMES = {"validation": "val"}  # what others call our splits

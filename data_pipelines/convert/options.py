@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_pipelines.conversion import Argument
+from data_pipelines.shards.conversion import Argument
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.convert.tally import MissingLabel
-from data_pipelines.encoded import Storage
+from data_pipelines.shards.encoded import Storage
 from data_pipelines.transforms import Geometry, Params
 
 

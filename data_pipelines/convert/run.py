@@ -13,8 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_pipelines.conversion import Conversion
-from data_pipelines.convert.plan import Plan
+from data_pipelines.convert.jobs import Plan
 from data_pipelines.convert.shards import (
     WORK_FOLDER,
     ShardRecord,
@@ -24,8 +23,9 @@ from data_pipelines.convert.shards import (
 )
 from data_pipelines.convert.tally import STATISTICS_SPLIT, with_statistics
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
-from data_pipelines.sources import LocalFolder
+from data_pipelines.shards.conversion import Conversion
+from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
+from data_pipelines.shards.sources import LocalFolder
 
 logger = logging.getLogger(__name__)
 

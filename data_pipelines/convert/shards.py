@@ -10,12 +10,12 @@ from typing import Protocol
 
 from pydantic import BaseModel, ValidationError
 
-from data_pipelines.convert.plan import ShardJob
+from data_pipelines.convert.jobs import ShardJob
 from data_pipelines.convert.tally import Moments, Tally
-from data_pipelines.encoded import EncodedSample
-from data_pipelines.manifest import Field, Shard, index_name, publish
 from data_pipelines.parallel import mapped
-from data_pipelines.writer import ShardFile
+from data_pipelines.shards.encoded import EncodedSample
+from data_pipelines.shards.manifest import Field, Shard, index_name, publish
+from data_pipelines.shards.writer import ShardFile
 
 WORK_FOLDER = "conversion"
 

@@ -6,8 +6,8 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from data_pipelines.encoded import EncodedSample
-from data_pipelines.manifest import Field
+from data_pipelines.shards.encoded import EncodedSample
+from data_pipelines.shards.manifest import Field
 
 STATISTICS_SPLIT = "train"
 Moments = tuple[int, float, float]  # count, mean, sum of squared deviations from the mean

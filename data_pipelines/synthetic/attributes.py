@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.manifest import Field
+from data_pipelines.shards.manifest import Field
 from data_pipelines.synthetic.raycast import FACE_CEILING, FACE_FLOOR, FIRST_SOLID, Hits
 from data_pipelines.synthetic.scene import (
     FLOOR_PATTERNS,

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, Tally, with_statistics
-from data_pipelines.encoded import EncodedSample
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import MANIFEST_NAME, Field, Manifest, Split
-from data_pipelines.writer import ShardWriter
+from data_pipelines.shards.encoded import EncodedSample
+from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
+from data_pipelines.shards.writer import ShardWriter
 
 
 class DatasetWriter:

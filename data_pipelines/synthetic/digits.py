@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
-from data_pipelines.codecs import encode_json
-from data_pipelines.encoded import EncodedSample, Storage
-from data_pipelines.manifest import Field, Manifest
+from data_pipelines.decode.codecs import encode_json
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
 
 logger = logging.getLogger(__name__)

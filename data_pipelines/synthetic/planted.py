@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_pipelines.collate import Batch
+from data_pipelines.reading.collate import Batch
 
 NUM_INPUTS, NUM_HIDDEN, NUM_FEATURES = 32, 64, 4
 _WIDTH = 1.5  # scale of the first layer: makes the maps clearly non-linear

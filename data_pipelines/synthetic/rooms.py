@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_pipelines.encoded import EncodedSample, Storage
-from data_pipelines.manifest import Field, Manifest
 from data_pipelines.parallel import mapped
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.synthetic.attributes import attribute_fields
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
 from data_pipelines.synthetic.labels import DENSE_LABELS, SEMANTIC_CLASSES

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.codecs import encode_json
-from data_pipelines.encoded import EncodedSample, Storage
+from data_pipelines.decode.codecs import encode_json
+from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.synthetic.attributes import (
     ATTRIBUTES_MEMBER,
     attribute_fields,

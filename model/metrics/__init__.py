@@ -17,7 +17,7 @@ from model.metrics.dense import (
     ResponseMetric,
 )
 from model.metrics.scalar import BinaryMetric, MulticlassMetric, RegressionMetric
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
 __all__ = ["Metric", "metric_for"]
 

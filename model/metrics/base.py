@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from model.decode import per_channel
-from model.tasks import TaskSpec
+from model.tasks.decode import per_channel
+from model.tasks.spec import TaskSpec
 
 
 class Metric(ABC):

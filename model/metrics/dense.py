@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.decode import class_ids, natural_values, per_channel
 from model.metrics.base import Metric, natural_errors
+from model.tasks.decode import class_ids, natural_values, per_channel
 
 
 class DenseRegressionMetric(Metric):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.decode import class_ids
 from model.metrics.base import Metric, natural_errors
+from model.tasks.decode import class_ids
 
 
 class BinaryMetric(Metric):

@@ -11,7 +11,7 @@ import torch
 
 import trainer.loop
 import trainer.step
-from trainer.faults import FaultCounter
+from trainer.health.damaged_samples import FaultCounter
 
 ROOT = Path(__file__).resolve().parents[2]
 

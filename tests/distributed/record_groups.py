@@ -8,8 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.accelerator import make_accelerator
-from trainer.config import load_config
+from trainer.config.config import load_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.run import train_run
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.accelerator import make_accelerator
-from trainer.config import load_config
+from trainer.config.config import load_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
-from trainer.published_groups import PublishedGroups
+from trainer.recipes.published import PublishedGroups
 from trainer.session import start_session
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_pipelines.dataset import ShardDataset
+from data_pipelines.reading.dataset import ShardDataset
 
 MAIN = Path(__file__).resolve().parents[2] / "trainer" / "main.py"
 

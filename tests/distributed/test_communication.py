@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from trainer.traffic import Traffic, traffic
+from trainer.planning.traffic import Traffic, traffic
 
 pytestmark = pytest.mark.distributed
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_score
 
-from data_pipelines.manifest import Manifest
+from data_pipelines.shards.manifest import Manifest
 from model.network import MultiTaskNetwork
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from data_pipelines.loader import eval_loader
-from data_pipelines.manifest import Manifest
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from model.network import MultiTaskNetwork
 from trainer.build import label_requests
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.export import export_run
 
 pytestmark = pytest.mark.distributed

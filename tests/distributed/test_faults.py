@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainer.checkpointing import load_checkpoint, newest_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.distributed
 

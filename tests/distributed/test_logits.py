@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from trainer.schedules import learning_rate_factor
-from trainer.sections import OptimSection
+from trainer.config.sections import OptimSection
+from trainer.engines.schedules import learning_rate_factor
 
 pytestmark = pytest.mark.distributed
 

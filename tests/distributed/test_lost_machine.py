@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainer.checkpointing import newest_checkpoint
+from trainer.checkpoints.checkpoint import newest_checkpoint
 
 pytestmark = pytest.mark.distributed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.distributed
 

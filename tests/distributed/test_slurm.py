@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.status import read_status
+from trainer.monitoring.status import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / ".." / "shared" / "slurm" / "two_nodes.sh"

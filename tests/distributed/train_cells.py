@@ -8,9 +8,9 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from trainer.accelerator import make_accelerator
-from trainer.config import load_config
-from trainer.logs import setup_logging
+from trainer.config.config import load_config
+from trainer.engines.accelerator import make_accelerator
+from trainer.monitoring.logs import setup_logging
 from trainer.run import train_run
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer import cli
+from trainer.commands import app as cli
 
 ROOT = Path(__file__).resolve().parents[2]
 

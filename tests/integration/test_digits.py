@@ -19,7 +19,7 @@ def test_digits_learns_to_tell_left_from_right(tmp_path):
         subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=True)
 
     shards, out = tmp_path / "shards", tmp_path / "run"
-    dmtg = ("-c", "from trainer.cli import main; main()")
+    dmtg = ("-c", "from trainer.commands.app import main; main()")
     python(*dmtg, "shards", "digits", "--out", shards)
     python("trainer/main.py", "--config", "experiments/digits.yaml", f"run.out={out}",
            f"data.shards={shards}", "log.progress=false")  # fmt: skip

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from data_pipelines.loader import eval_loader
-from data_pipelines.manifest import Manifest
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from model.network import MultiTaskNetwork
 from trainer import export
 from trainer.build import label_requests
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
 

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from trainer.checkpointing import load_checkpoint, newest_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.errors import NonFiniteLossError, UserError
 
 OPTIONS = ("run.steps=9", "run.checkpoint_every=2", "run.keep_last=2")
@@ -93,9 +93,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(whole, rooms_conf
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from trainer import checkpoint_files
-from trainer.config import load_config
-from trainer.accelerator import make_accelerator
+from trainer.checkpoints import files as checkpoint_files
+from trainer.config.config import load_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import start_session
 

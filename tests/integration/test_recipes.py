@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipelines.codecs import encode_json
-from data_pipelines.encoded import EncodedSample, Storage
-from data_pipelines.manifest import Field
+from data_pipelines.decode.codecs import encode_json
+from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.manifest import Field
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
-from model.presets import PRESETS
+from model.tasks.presets import PRESETS
 
 RECIPE = Path(__file__).resolve().parents[2] / "experiments" / "celeba9_k2.yaml"
 NAMES = [task.name for task in PRESETS["celeba9"]]

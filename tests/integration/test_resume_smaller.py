@@ -3,7 +3,7 @@
 import json
 import shutil
 
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
 
 # As many branches as tasks: some of them are bound to be chosen by none.
 RUN = (

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.convert.buildings import BuildingSplits
 from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.convert.taskonomy import write_taskonomy
-from trainer.accelerator import make_accelerator
-from trainer.config import load_config
+from data_pipelines.convert.taskonomy.buildings import BuildingSplits
+from data_pipelines.convert.taskonomy.converter import write_taskonomy
+from trainer.config.config import load_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.export import export_run
 from trainer.loop import train
-from trainer.scores import score_model
+from trainer.scoring.scores import score_model
 from trainer.session import start_session
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.loader import eval_loader
-from data_pipelines.manifest import Manifest
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from trainer.build import label_requests
 from trainer.errors import UserError
-from trainer.report import draw_report
+from trainer.report.picture import draw_report
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
 DENSE = TASKS[:3]

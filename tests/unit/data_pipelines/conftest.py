@@ -9,11 +9,11 @@ from threading import Lock, Thread
 import numpy as np
 import pytest
 
-from data_pipelines import remote
-from data_pipelines.codecs import encode_json, encode_png
-from data_pipelines.fields import LabelRequest
-from data_pipelines.manifest import Field, Manifest, Split
-from data_pipelines.writer import ShardWriter
+from data_pipelines.decode.codecs import encode_json, encode_png
+from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.shards import remote
+from data_pipelines.shards.manifest import Field, Manifest, Split
+from data_pipelines.shards.writer import ShardWriter
 
 HEIGHT, WIDTH = 8, 12
 FIELDS = {

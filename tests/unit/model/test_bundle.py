@@ -6,10 +6,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from model.bundle import BundleError, load_pruned, save_bundle
-from model.decode import natural
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
+from model.tasks.decode import natural
+from model.tasks.spec import TaskSpec
 
 SIZE = (16, 16)
 TASKS = [

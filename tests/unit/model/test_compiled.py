@@ -3,7 +3,7 @@ import torch
 
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import torch
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors, scale_gradient
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
 SIZE = (16, 16)
 TASKS = [TaskSpec(f"t{n}", "binary") for n in range(5)] + [

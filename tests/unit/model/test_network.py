@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.encoders import build_encoder
-from model.layout import used_branches
+from model.heads.layout import used_branches
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
 SIZE = (16, 12)
 BATCH = 4

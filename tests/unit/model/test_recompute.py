@@ -9,7 +9,7 @@ from torch import nn
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
 from model.recompute import recomputed
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
 
 def branch():

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from model.encoders import build_encoder
-from model.grouping import Grouping
+from model.grouping.grouping import Grouping
 from model.network import MultiTaskNetwork
-from model.tasks import TaskSpec
+from model.tasks.spec import TaskSpec
 
-FOLDER = Path(__file__).resolve().parents[3] / ".." / "shared" / "fixtures" / "reference"
+FOLDER = Path(__file__).resolve().parents[2] / "fixtures" / "reference"
 STEP = FOLDER / "celeba_step_k2_n3.npz"
 BANK = "binary_2_cross_entropy"
 NAMES = {

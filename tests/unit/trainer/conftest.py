@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from trainer.accelerator import make_accelerator
-from trainer.config import parse_config
+from trainer.config.config import parse_config
+from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 
 ENCODER = {

@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Manifest
-from model.deconv_heads import DeconvHeads
-from model.presets import PRESETS, TASKONOMY
+from data_pipelines.shards.manifest import Manifest
+from model.heads.deconv import DeconvHeads
+from model.tasks.presets import PRESETS, TASKONOMY
 from trainer.build import (
     build_grouping,
     build_network,
@@ -13,9 +13,9 @@ from trainer.build import (
     open_manifest,
     resolve_tasks,
 )
+from trainer.config.sections import TasksSection
 from trainer.errors import UserError
 from trainer.run_data import ShardData, num_steps
-from trainer.sections import TasksSection
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from data_pipelines.loader import eval_loader
-from data_pipelines.manifest import Manifest
-from trainer.accelerator import make_accelerator
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest
 from trainer.build import build_network, label_requests, open_manifest, resolve_tasks
-from trainer.engine import Engine
+from trainer.engines.accelerator import make_accelerator
+from trainer.engines.engine import Engine
 from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from trainer.accelerator import make_accelerator
+from trainer.engines.accelerator import make_accelerator
 from trainer.run_data import build_train_loader
 from trainer.session import start_session
 from trainer.step import train_step

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.codecs import encode_json, encode_png
-from data_pipelines.manifest import Field, Manifest
-from data_pipelines.writer import ShardWriter
+from data_pipelines.decode.codecs import encode_json, encode_png
+from data_pipelines.shards.manifest import Field, Manifest
+from data_pipelines.shards.writer import ShardWriter
 from trainer.loop import _batches
 from trainer.step import train_step
 

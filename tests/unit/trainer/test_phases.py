@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpointing import load_checkpoint
+from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.config.sections import FinetuneSection
 from trainer.phases import Phase, list_phases, phase_before
-from trainer.sections import FinetuneSection
 
 SEARCH, FINETUNE = 6, 4
 GROUPS = [["normal", "has_sphere", "floor_share"], ["has_box", "has_window", "camera_pitch"]]

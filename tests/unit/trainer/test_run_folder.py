@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from trainer.config import parse_config
+from trainer.config.config import parse_config
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.accelerator import make_accelerator
+from trainer.engines.accelerator import make_accelerator
 from trainer.run_data import build_train_loader
 from trainer.session import start_session
 from trainer.step import train_step

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.codecs import decode
 from data_pipelines.convert.celeba import write_celeba
 from data_pipelines.convert.options import ConversionOptions
+from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Manifest
-from data_pipelines.store import ShardStore
+from data_pipelines.shards.manifest import Manifest
+from data_pipelines.shards.store import ShardStore
 
 NAMES = ("Bald", "Smiling", "Young")
 HEIGHT, WIDTH = 30, 20

@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from data_pipelines.codecs import decode
 from data_pipelines.convert import stream
 from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
+from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.tally import MissingLabel
+from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Field, Manifest
-from data_pipelines.mapping import FieldMap
-from data_pipelines.store import ShardStore
+from data_pipelines.shards.manifest import Field, Manifest
+from data_pipelines.shards.store import ShardStore
 
 HEIGHT, WIDTH, ROWS = 12, 18, 23
 MAP = FieldMap(

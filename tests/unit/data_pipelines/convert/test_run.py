@@ -8,15 +8,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from data_pipelines.codecs import encode_json, encode_png
-from data_pipelines.convert.plan import Plan, shuffled
+from data_pipelines.convert.jobs import Plan, shuffled
 from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import moments_of, with_statistics
-from data_pipelines.encoded import EncodedSample
+from data_pipelines.decode.codecs import encode_json, encode_png
 from data_pipelines.errors import DataError
-from data_pipelines.manifest import Field, Manifest, check_shards
-from data_pipelines.sources import LocalFolder
-from data_pipelines.store import ShardStore
+from data_pipelines.shards.encoded import EncodedSample
+from data_pipelines.shards.manifest import Field, Manifest, check_shards
+from data_pipelines.shards.sources import LocalFolder
+from data_pipelines.shards.store import ShardStore
 
 PICTURE = encode_png(np.zeros((4, 4), np.uint8))
 FIELDS = {

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.metrics import metric_for
-from model.presets import TASKONOMY
-from model.targets import TargetBuilder
-from model.tasks import TaskSpec
+from model.tasks.presets import TASKONOMY
+from model.tasks.spec import TaskSpec
+from model.tasks.targets import TargetBuilder
 
 DEPTH = TASKONOMY["depth_zbuffer"]
 METRES = DEPTH.scale[0] / 512  # a step of one in what the head predicts

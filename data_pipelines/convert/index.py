@@ -1,0 +1,175 @@
+"""Writes the manifest and the indexes of WebDataset shards that somebody else made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipelines.convert.mapping import FieldMap, described_field
+from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, moments_of, with_statistics
+from data_pipelines.decode.codecs import RECORDS, decode
+from data_pipelines.errors import DataError
+from data_pipelines.parallel import mapped
+from data_pipelines.reading.fields import Label, LabelRequest
+from data_pipelines.shards.index_file import write_index
+from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
+from data_pipelines.shards.store import ShardStore
+
+_NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
+_CHUNK = 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a shard holds."""
+
+    shard: Shard
+    labelled: Mapping[str, int]
+    moments: Mapping[str, Moments]
+
+
+def index_shards(
+    root: Path, field_map: FieldMap, *, workers: int = 1, progress: bool = True
+) -> Manifest:
+    """Reads all shards of a folder once, checks them and writes what reading them needs.
+
+    Every tar, every scalar label and the pictures of each shard's first sample are checked.
+
+    Args:
+        root: Folder of the shards; gets an index beside each, and the manifest.
+        field_map: Which members are which fields. Without splits, shards that differ only in
+            their number make a split of that name, and bare numbers make `train`.
+        workers: Processes that read.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        DataError: A shard is damaged, a label is not allowed, or a manifest is already there.
+    """
+    if (root / MANIFEST_NAME).exists():
+        raise DataError(f"{root / MANIFEST_NAME}: is already there; remove it to index anew")
+    fields = {
+        name: described_field(f"fields.{name}", entry) for name, entry in field_map.fields.items()
+    }
+    shards = _shards_by_split(root, field_map.splits)
+    names = [name for of_split in shards.values() for name in of_split]
+    count = partial(_count, root, fields, field_map.image)
+    with mapped(count, names, workers) as counted:
+        bar = tqdm(counted, total=len(names), disable=not progress, unit="shard")
+        counts = {found.shard.name: found for found in bar}
+    splits = {
+        split: Split(
+            shards=tuple(counts[name].shard for name in of_split),
+            labelled={
+                field: sum(counts[name].labelled.get(field, 0) for name in of_split)
+                for field in fields
+            },
+        )
+        for split, of_split in shards.items()
+    }
+    train = [counts[name] for name in shards.get(STATISTICS_SPLIT, ())]
+    manifest = Manifest(
+        dataset=field_map.dataset or root.resolve().name,
+        image=field_map.image,
+        fields={
+            name: with_statistics(field, (c.moments[name] for c in train if name in c.moments))
+            for name, field in fields.items()
+        },
+        splits=splits,
+    )
+    manifest.save(root)
+    return manifest
+
+
+def _shards_by_split(root: Path, patterns: Mapping[str, str] | None) -> dict[str, list[str]]:
+    names = sorted(path.name for path in root.glob("*.tar"))
+    if not names:
+        raise DataError(f"{root}: no .tar files")
+    shards: defaultdict[str, list[str]] = defaultdict(list)
+    if patterns is None:
+        for name in names:
+            match = _NUMBERED.fullmatch(name)
+            shards[(match[1] or STATISTICS_SPLIT) if match else name[: -len(".tar")]].append(name)
+        return dict(shards)
+    for split, pattern in patterns.items():
+        shards[split] = [name for name in names if fnmatchcase(name, pattern)]
+        if not shards[split]:
+            raise DataError(f"{root}: splits.{split} {pattern!r}: none of {len(names)} shards fits")
+    counts = Counter(name for of_split in shards.values() for name in of_split)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(f"{root}: shard {twice[0]} is in more than one of the splits")
+    return dict(shards)
+
+
+def _count(root: Path, fields: Mapping[str, Field], image: str, name: str) -> _Counts:
+    path = root / name
+    num_samples, index = write_index(path)
+    if not num_samples:
+        raise DataError(f"{path}: holds no sample")
+    shard = Shard(
+        name=name,
+        samples=num_samples,
+        bytes=path.stat().st_size,
+        sha256=_sha256(path),
+        index=index,
+    )
+    store = ShardStore(root, [shard])
+    labelled: Counter[str] = Counter()
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    suffixes = frozenset(field.member for field in fields.values())
+    for number in range(num_samples):
+        key, members = store.read(number, suffixes)
+        try:
+            records = _decoded(members, pictures=number == 0)
+            for field_name, field in fields.items():
+                value = _value(field_name, field, members, records)
+                if value is not None:
+                    labelled[field_name] += 1
+                    values[field_name].append(value)
+        except DataError as error:
+            raise DataError(f"{path}: sample {key}: {error}") from error
+        if fields[image].member not in members:
+            raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
+    kept = {n: moments_of(v) for n, v in values.items() if fields[n].kind == "regression"}
+    return _Counts(shard, labelled, kept)
+
+
+def _decoded(members: Mapping[str, bytes], *, pictures: bool) -> dict[str, Any]:
+    return {
+        member: decode(member, data)
+        for member, data in members.items()
+        if pictures or member.rpartition(".")[2] in RECORDS
+    }
+
+
+def _value(
+    name: str, field: Field, members: Mapping[str, bytes], decoded: Mapping[str, Any]
+) -> float | None:
+    """A scalar's value, 1 for a picture, None where the sample has none."""
+    if field.member not in members:
+        return None
+    if field.is_scalar:
+        return Label(LabelRequest(name, name), field).scalar(decoded[field.member])
+    picture = decoded.get(field.member)
+    if field.kind != "image" and picture is not None and len(picture) < field.channels:
+        raise DataError(
+            f"{field.member}: {len(picture)} channels, field {name} has {field.channels}"
+        )
+    return 1.0
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

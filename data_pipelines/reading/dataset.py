@@ -1,0 +1,88 @@
+"""The samples of a split of shards, by epoch and id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from data_pipelines.errors import DataError, SourceError
+from data_pipelines.reading.fields import LabelRequest, resolve_labels
+from data_pipelines.reading.order import FILLER
+from data_pipelines.reading.samples import Sample, SampleBuilder
+from data_pipelines.shards.manifest import Manifest
+from data_pipelines.shards.sources import Location
+from data_pipelines.shards.store import ShardStore
+from data_pipelines.transforms import Geometry
+
+OnError = Literal["stop", "replace"]
+
+
+class ShardDataset(Dataset[Sample]):
+    """Samples of one split by (epoch, id).
+
+    A sample's augmentation depends on the seed, the epoch and its id alone, so it does not
+    matter which worker or process reads it.
+
+    Args:
+        location: Folder of the shards: a path, a URL, or what `open_folder` gave.
+        manifest: Its manifest.
+        split: Name of the split.
+        requests: One per task, in the order of `Sample.valid`.
+        geometry: What is done to the pictures.
+        seed: Seed of the augmentation.
+        on_error: `stop` raises on a damaged sample, `replace` gives one without any label, which
+            carries the reason. A source that does not answer is no damage and always raises.
+
+    Raises:
+        DataError: A request cannot be met.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        manifest: Manifest,
+        split: str,
+        requests: Sequence[LabelRequest],
+        geometry: Geometry,
+        seed: int = 0,
+        on_error: OnError = "stop",
+    ) -> None:
+        self.labels = resolve_labels(manifest, split, requests, flip=geometry.flip)
+        image_member = manifest.fields[manifest.image].member
+        self.builder = SampleBuilder(image_member, self.labels, geometry)
+        self.store = ShardStore(location, manifest.split(split).shards)
+        self.seed = seed
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
+        """The sample of an (epoch, id) pair; id -1 gives a filler.
+
+        Raises:
+            DataError: The sample is damaged or has a value that its field does not allow.
+            SourceError: A remote source does not answer.
+        """
+        epoch, sample_id = item
+        if sample_id == FILLER:
+            return self.builder.blank()
+        try:
+            return self._read(epoch, sample_id)
+        except SourceError:
+            raise
+        except DataError as error:
+            if self.on_error == "stop":
+                raise
+            return self.builder.blank(str(error))
+
+    def _read(self, epoch: int, sample_id: int) -> Sample:
+        key, members = self.store.read(sample_id, self.builder.members)
+        rng = np.random.default_rng([self.seed, epoch, sample_id])
+        try:
+            return self.builder.build(key, members, rng)
+        except DataError as error:
+            raise DataError(f"{self.store.where(sample_id)}: sample {key}: {error}") from error

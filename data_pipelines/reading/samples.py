@@ -1,0 +1,128 @@
+"""Makes a sample of its members' bytes: decoded, checked, transformed."""
+# Shapes: N tasks, N_s scalar tasks, C channels, H, W of the geometry's size.
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.decode.codecs import decode
+from data_pipelines.errors import DataError
+from data_pipelines.reading.fields import Label
+from data_pipelines.transforms import Geometry, Params
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One sample as arrays; a filler or replacement has an empty key and no valid label."""
+
+    key: str
+    image: np.ndarray  # [3,H,W] uint8
+    scalars: np.ndarray  # [N_s] float32, 0 where invalid
+    dense: dict[str, np.ndarray]  # task -> [C,H,W] as stored; a missing label is absent
+    valid: np.ndarray  # [N] bool
+    fault: str = ""  # why the sample that should be here was replaced
+
+
+class SampleBuilder:
+    """Makes samples of one split.
+
+    Args:
+        image_member: The member that is the input, such as `rgb.jpg`.
+        labels: One per task, in the order of `Sample.valid`.
+        geometry: What is done to the pictures.
+    """
+
+    def __init__(self, image_member: str, labels: Sequence[Label], geometry: Geometry) -> None:
+        self.image_member = image_member
+        self.labels = tuple(labels)
+        self.geometry = geometry
+        self.members = frozenset({image_member, *(label.field.member for label in labels)})
+        self.num_scalars = sum(label.field.is_scalar for label in labels)
+
+    def build(self, key: str, members: Mapping[str, bytes], rng: np.random.Generator) -> Sample:
+        """The sample of its members' bytes; a label whose member is absent is missing.
+
+        Args:
+            key: Name of the sample.
+            members: Bytes by suffix.
+            rng: The sample's own generator.
+
+        Raises:
+            DataError: A member is damaged or has a value that its field does not allow.
+        """
+        decoded = {member: decode(member, data) for member, data in members.items()}
+        picture = _checked_image(self.image_member, decoded)
+        params = self.geometry.draw(rng, *picture.shape[1:])
+        image = self.geometry.apply(picture, params, "bilinear")
+        image = np.broadcast_to(image, (3, *image.shape[1:]))
+        return self._with_labels(key, image, decoded, params)
+
+    def blank(self, fault: str = "") -> Sample:
+        """A sample without any label: a filler, or what replaces a damaged one."""
+        scalars = np.zeros(self.num_scalars, np.float32)
+        image = np.zeros((3, *self.geometry.size), np.uint8)
+        return Sample("", image, scalars, {}, np.zeros(len(self.labels), bool), fault)
+
+    def _with_labels(
+        self, key: str, image: np.ndarray, decoded: dict[str, Any], params: Params
+    ) -> Sample:
+        scalars = np.zeros(self.num_scalars, np.float32)
+        valid = np.zeros(len(self.labels), bool)
+        dense = {}
+        row = -1
+        for number, label in enumerate(self.labels):
+            row += label.field.is_scalar
+            content = decoded.get(label.field.member)
+            if content is None:
+                continue
+            if label.field.is_scalar:
+                value = label.scalar(content)
+                if value is None:
+                    continue
+                scalars[row] = value
+            else:
+                dense[label.task] = self._dense(label, content, params)
+            valid[number] = True
+        return Sample(key, image, scalars, dense, valid)
+
+    def _dense(self, label: Label, picture: np.ndarray, params: Params) -> np.ndarray:
+        _check_dense(label, picture, params)
+        return self.geometry.apply(
+            picture[: label.channels],
+            params,
+            "nearest",
+            negate_x=label.field.on_flip == "negate_x",
+        )
+
+
+def _checked_image(member: str, decoded: dict[str, Any]) -> np.ndarray:
+    picture = decoded.get(member)
+    if picture is None:
+        raise DataError(f"no member {member}, every sample needs its image")
+    if picture.dtype != np.uint8 or len(picture) not in (1, 3):
+        raise DataError(
+            f"{member} is {picture.dtype} with {len(picture)} channels, an image is uint8 with "
+            "1 or 3"
+        )
+    return picture
+
+
+def _check_dense(label: Label, picture: np.ndarray, image: Params) -> None:
+    field, (channels, height, width) = label.field, picture.shape
+    named = f"field {label.request.field}: {field.member}"
+    if channels < label.channels:
+        raise DataError(
+            f"{named} has {channels} channels, task {label.task} needs {label.channels}"
+        )
+    if field.dtype is not None and picture.dtype != field.dtype:
+        raise DataError(f"{named} is {picture.dtype}, manifest says {field.dtype}")
+    # One pixel off is what halving an odd side gives
+    if abs(height * image.width - width * image.height) > max(image.height, image.width):
+        raise DataError(
+            f"{named} is {height} x {width}, another shape than the image's {image.height} x "
+            f"{image.width}"
+        )

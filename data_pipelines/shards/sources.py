@@ -1,0 +1,232 @@
+"""Where the files of a data set lie: a folder on this machine or behind any fsspec URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from data_pipelines.errors import DataError
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.remote import RETRY_SECONDS, Remote, check_url
+
+COPY_BYTES = 16 * 2**20  # of a remote file in one request
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file as the manifest records it: its name in the folder, size in bytes and hash."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class OpenFile(Protocol):
+    """A file from which any range of bytes can be read."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes; DataError if the file does not have them."""
+
+    def close(self) -> None:
+        """Give back what the open file holds."""
+
+
+class Folder(Protocol):
+    """A data set's files, by name. Picklable; a copy in another process works on its own."""
+
+    def where(self, name: str) -> str:
+        """Path or URL of a file, for messages."""
+
+    def read(self, name: str) -> bytes:
+        """A small file; DataError if it is not there."""
+
+    def open(self, file: StoredFile) -> OpenFile:
+        """A file of the manifest; DataError if it is not there or has another size."""
+
+    def sizes(self) -> Mapping[str, int] | None:
+        """Size in bytes of every file, None where files cannot be listed."""
+
+
+Location = Path | str | Folder
+
+
+def open_folder(
+    location: Location, cache: ShardCache | None = None, retry_seconds: float = RETRY_SECONDS
+) -> Folder:
+    """The folder of a path or URL.
+
+    Args:
+        location: A path, a URL such as `s3://bucket/shards`, or a folder, which is returned.
+        cache: Keeps copies of remote files; files on this machine are read where they are.
+        retry_seconds: For how long a remote source that fails is asked again.
+
+    Raises:
+        DataError: The URL's protocol is unknown or refused.
+    """
+    if isinstance(location, str) and "://" in check_url(location):
+        return RemoteFolder(location, cache, retry_seconds)
+    return LocalFolder(Path(location)) if isinstance(location, str | Path) else location
+
+
+class LocalFile:
+    """An open file of this machine; reads carry their own offset, so processes may share it."""
+
+    def __init__(self, label: str, descriptor: int) -> None:
+        self.label = label
+        self.size = os.fstat(descriptor).st_size
+        self._descriptor = descriptor
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes.
+
+        Raises:
+            DataError: The file ends before or cannot be read.
+        """
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"{self.label}: cannot be read: {error.strerror}") from error
+        if len(data) != size:
+            raise DataError(
+                f"{self.label}: truncated shard: {len(data)} of {size} bytes at byte {offset}"
+            )
+        return data
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder of this machine."""
+
+    root: Path
+
+    def where(self, name: str) -> str:
+        """Path of a file."""
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        """A small file.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.where(name)}: cannot be read ({error.strerror})") from error
+
+    def open(self, file: StoredFile) -> LocalFile:
+        """A file of the manifest.
+
+        Raises:
+            DataError: It is missing, cannot be opened or has another size.
+        """
+        path = self.where(file.name)
+        try:
+            opened = LocalFile(path, os.open(path, os.O_RDONLY))
+        except FileNotFoundError as error:
+            raise DataError(missing(path)) from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be opened: {error.strerror}") from error
+        if opened.size != file.bytes:
+            opened.close()
+            raise DataError(wrong_size(path, opened.size, file.bytes))
+        return opened
+
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of every file."""
+        try:
+            with os.scandir(self.root) as entries:
+                return {e.name: e.stat().st_size for e in entries if e.is_file()}
+        except OSError as error:
+            raise DataError(f"{self.root}: cannot be listed ({error.strerror})") from error
+
+
+@dataclass(frozen=True)
+class _RemoteFile:
+    remote: Remote
+    name: str
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.remote.read(self.name, offset, size)
+
+    def close(self) -> None:
+        """Nothing stays open between requests."""
+
+
+class RemoteFolder:
+    """A folder behind a URL: ranges of bytes are fetched, or whole files through a cache.
+
+    Args:
+        url: The folder's URL.
+        cache: Where whole files are kept, None to fetch every range anew.
+        retry_seconds: As `Remote` takes it.
+    """
+
+    def __init__(
+        self, url: str, cache: ShardCache | None = None, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self._remote = Remote(url, retry_seconds)
+        self._cache = cache
+
+    def where(self, name: str) -> str:
+        """URL of a file."""
+        return self._remote.url_of(name)
+
+    def read(self, name: str) -> bytes:
+        """A small file, always fetched anew.
+
+        Raises:
+            DataError: There is no such file.
+            SourceError: The source does not answer.
+        """
+        return self._remote.read(name)
+
+    def open(self, file: StoredFile) -> OpenFile:
+        """A file of the manifest, through the cache if there is one.
+
+        Raises:
+            DataError: The file is missing or not the manifest's.
+            SourceError: The source does not answer.
+        """
+        if self._cache is None:
+            return _RemoteFile(self._remote, file.name)
+
+        def copy(target: BinaryIO) -> None:
+            for start in range(0, file.bytes, COPY_BYTES):
+                size = min(COPY_BYTES, file.bytes - start)
+                target.write(self._remote.read(file.name, start, size))
+
+        url = self.where(file.name)
+        path, descriptor = self._cache.open(url, file.bytes, file.sha256, copy)
+        return LocalFile(f"{url} (copy {path})", descriptor)
+
+    def sizes(self) -> dict[str, int] | None:
+        """Size in bytes of every file, None where files cannot be listed, as over HTTP.
+
+        Raises:
+            DataError: There is no such folder.
+            SourceError: The source does not answer.
+        """
+        return self._remote.sizes()
+
+
+def missing(where: str) -> str:
+    """The message for a file that is not there."""
+    return f"{where}: missing {_noun(where)}"
+
+
+def wrong_size(where: str, found: int, recorded: int) -> str:
+    """The message for a file whose size is not the manifest's."""
+    word = "truncated" if found < recorded else "wrong"
+    return f"{where}: {word} {_noun(where)}: {found} bytes, manifest says {recorded}"
+
+
+def _noun(where: str) -> str:
+    return "index" if where.endswith(".index") else "shard"

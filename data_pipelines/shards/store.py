@@ -1,0 +1,152 @@
+"""Reads the members of a sample, by global id, straight from the shards."""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+from data_pipelines.errors import DataError
+from data_pipelines.shards.index_file import read_index
+from data_pipelines.shards.manifest import Shard, index_name
+from data_pipelines.shards.sources import LocalFile, Location, OpenFile, StoredFile, open_folder
+from data_pipelines.shards.tar_index import Member, TarIndex, index_tar
+
+MAX_OPEN_SHARDS = 64
+# The streams of an epoch together use more shards at a time than may stay open
+MAX_INDEX_BYTES = 48 * 2**20
+_JOINED_GAP = 2**16  # bytes between two members up to which one read takes both
+
+
+class ShardStore:
+    """Random access to the samples of a split; ids count through the shards in manifest order.
+
+    A shard is opened, compared with the manifest and indexed when a sample of it is first read;
+    the shards read last stay open, and more indexes than shards are kept. Reads carry their own
+    offset, so a forked process may share the descriptors; a pickled copy starts with none.
+
+    Args:
+        location: Folder of the shards: a path, a URL, or what `open_folder` gave.
+        shards: Shards of the split.
+    """
+
+    def __init__(self, location: Location, shards: Sequence[Shard]) -> None:
+        self.folder = open_folder(location)
+        self.shards = tuple(shards)
+        self._ends = list(accumulate(shard.samples for shard in self.shards))
+        self._open: OrderedDict[int, OpenFile] = OrderedDict()
+        self._indexes: OrderedDict[int, TarIndex] = OrderedDict()
+        self._index_bytes = 0
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, sample_id: int, members: Collection[str]) -> tuple[str, dict[str, bytes]]:
+        """Key and bytes of the members asked for; a member that the sample lacks is left out.
+
+        Args:
+            sample_id: Number of the sample in the split.
+            members: Suffixes, such as `rgb.png`.
+
+        Raises:
+            DataError: The shard is missing, damaged or not the manifest's.
+            IndexError: There is no such sample.
+        """
+        if not 0 <= sample_id < len(self):
+            raise IndexError(f"sample_id: {sample_id} must be from 0 to {len(self) - 1}")
+        number = bisect_right(self._ends, sample_id)
+        file, index = self._file(number), self._index(number)
+        sample = sample_id - (self._ends[number] - self.shards[number].samples)
+        key = index.key(sample)
+        wanted = [member for member in index.members(sample) if member.suffix in members]
+        found = {}
+        for member, data in _contents(file, wanted):
+            if member.crc32 is not None and zlib.crc32(data) != member.crc32:
+                raise DataError(
+                    f"{self.where(sample_id)}: member {key}.{member.suffix}: damaged: crc32 "
+                    f"{zlib.crc32(data):08x}, recorded {member.crc32:08x}"
+                )
+            found[member.suffix] = data
+        return key, found
+
+    def where(self, sample_id: int) -> str:
+        """The shard that holds a sample, for messages."""
+        return self.folder.where(self.shards[bisect_right(self._ends, sample_id)].name)
+
+    def close(self) -> None:
+        """Closes all shards; a later read opens them again."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):  # not if the folder was refused
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        empty = {"_open": OrderedDict(), "_indexes": OrderedDict(), "_index_bytes": 0}
+        return {**self.__dict__, **empty}
+
+    def _file(self, number: int) -> OpenFile:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        while len(self._open) >= MAX_OPEN_SHARDS:
+            self._open.popitem(last=False)[1].close()
+        shard = self.shards[number]
+        opened = self.folder.open(StoredFile(shard.name, shard.bytes, shard.sha256))
+        self._open[number] = opened
+        return opened
+
+    def _index(self, number: int) -> TarIndex:
+        if number in self._indexes:
+            self._indexes.move_to_end(number)
+            return self._indexes[number]
+        shard = self.shards[number]
+        index = self._read_index(shard, self._open[number])
+        if index.num_samples != shard.samples:
+            raise DataError(
+                f"{self.folder.where(shard.name)}: {index.num_samples} samples, manifest says "
+                f"{shard.samples}"
+            )
+        self._indexes[number] = index
+        self._index_bytes += index.num_bytes
+        while self._index_bytes > MAX_INDEX_BYTES and len(self._indexes) > 1:
+            self._index_bytes -= self._indexes.popitem(last=False)[1].num_bytes
+        return index
+
+    def _read_index(self, shard: Shard, opened: OpenFile) -> TarIndex:
+        if shard.index is not None:
+            stored = StoredFile(index_name(shard.name), shard.index.bytes, shard.index.sha256)
+            file = self.folder.open(stored)
+            try:
+                data = file.read(0, stored.bytes)
+            finally:
+                file.close()
+            return read_index(self.folder.where(stored.name), data, stored.sha256)
+        if not isinstance(opened, LocalFile):
+            raise DataError(
+                f"{self.folder.where(shard.name)}: the shard has no index; set data.cache_dir to "
+                "read it through a local copy"
+            )
+        return index_tar(opened)
+
+
+def _contents(file: OpenFile, members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
+    """Each member with its bytes; members that lie close together are read at once."""
+    groups: list[list[Member]] = []
+    for member in members:
+        if groups:
+            last = groups[-1][-1]
+            if 0 <= member.offset - (last.offset + last.size) <= _JOINED_GAP:
+                groups[-1].append(member)
+                continue
+        groups.append([member])
+    for group in groups:
+        start = group[0].offset
+        data = file.read(start, group[-1].offset + group[-1].size - start)
+        for member in group:
+            at = member.offset - start
+            yield member, data[at : at + member.size]

@@ -1,0 +1,167 @@
+"""Writes samples as WebDataset shards that appear under their final name only when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from webdataset import TarWriter
+
+from data_pipelines.errors import DataError
+from data_pipelines.shards.index_file import write_index
+from data_pipelines.shards.manifest import Shard, Split, publish
+
+_SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
+
+
+class ShardFile:
+    """One shard being written under a temporary name: hashes and counts the bytes on their way.
+
+    Args:
+        path: Final path of the shard; its folder exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.samples = 0
+        self.bytes = 0
+        self.sha256 = hashlib.sha256()
+        self.file = open(path.with_name(f"{path.name}.partial"), "wb")  # noqa: SIM115
+        self.tar = TarWriter(self, user="", group="", encoder=False, mtime=0)
+
+    def write(self, data: bytes) -> None:
+        """Takes the tar's bytes; the tar writer calls this."""
+        self.file.write(data)
+        self.sha256.update(data)
+        self.bytes += len(data)
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Appends one sample.
+
+        Args:
+            key: Name of the sample, without dot or slash.
+            members: Bytes by suffix, such as `rgb.png`.
+
+        Raises:
+            ValueError: The key or a suffix cannot be stored.
+        """
+        if not key or re.search(r"[./\0]", key):
+            raise ValueError(f"key: {key!r} must be a name without dot or slash")
+        if not members:
+            raise ValueError(f"members: sample {key!r} has none, at least one is needed")
+        for suffix in members:
+            if not _SUFFIX.fullmatch(suffix):
+                raise ValueError(f"members: {suffix!r} must look like field.codec, as in rgb.png")
+        self.tar.write({"__key__": key, **members})
+        self.samples += 1
+
+    def finish(self) -> Shard:
+        """Gives the shard its final name and returns the manifest's entry for it."""
+        self.tar.close()
+        self.file.flush()
+        # The index gets its name first: whoever sees the shard can read it
+        _, index = write_index(self.path, Path(self.file.name))
+        publish(self.file, self.path)
+        self.file.close()
+        return Shard(
+            name=self.path.name,
+            samples=self.samples,
+            bytes=self.bytes,
+            sha256=self.sha256.hexdigest(),
+            index=index,
+        )
+
+    def discard(self) -> None:
+        """Removes what was written."""
+        self.tar.close()
+        self.file.close()
+        os.unlink(self.file.name)
+
+
+def shard_name(split: str, number: int) -> str:
+    """File name of a split's shard."""
+    return f"{split}-{number:06d}.tar"
+
+
+class ShardWriter:
+    """Context manager that cuts one split into shards `{split}-{number:06d}.tar`.
+
+    The bytes depend on the samples alone. Shards finished before an exception stay; without a
+    manifest nothing reads them.
+
+    Args:
+        root: Folder of the shards, made if absent.
+        split: Name of the split.
+        samples_per_shard: Samples in every shard but the last.
+    """
+
+    def __init__(self, root: Path, split: str, samples_per_shard: int = 1000) -> None:
+        if samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard: {samples_per_shard} must be at least 1")
+        self.root = root
+        self.name = split
+        self.samples_per_shard = samples_per_shard
+        self.shards: tuple[Shard, ...] = ()
+        self._keys: set[str] = set()
+        self._open: ShardFile | None = None
+        root.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._finish()
+        elif self._open is not None:
+            self._open.discard()
+            self._open = None
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Appends one sample.
+
+        Args:
+            key: Name of the sample, unique in the split, without dot or slash.
+            members: Bytes by suffix, such as `rgb.png`; a label that is missing is left out.
+
+        Raises:
+            DataError: The key was written before.
+            ValueError: The key or a suffix cannot be stored.
+        """
+        if key in self._keys:
+            raise DataError(f"{self.root}: split {self.name}: key {key!r} is written twice")
+        if self._open is None:
+            self._open = ShardFile(self.root / shard_name(self.name, len(self.shards)))
+        self._open.add(key, members)
+        self._keys.add(key)
+        if self._open.samples == self.samples_per_shard:
+            self._finish()
+
+    def split(self, labelled: Mapping[str, int]) -> Split:
+        """The manifest's entry for what was written; call it after the `with` block.
+
+        Args:
+            labelled: Samples that have a value, by field name.
+
+        Raises:
+            DataError: Nothing was written.
+        """
+        assert self._open is None, "split() inside the with block"
+        if not self.shards:
+            raise DataError(f"{self.root}: split {self.name}: no samples were written")
+        return Split(shards=self.shards, labelled=dict(labelled))
+
+    def _finish(self) -> None:
+        if self._open is not None and self._open.samples:
+            self.shards += (self._open.finish(),)
+        elif self._open is not None:  # its first sample was refused
+            self._open.discard()
+        self._open = None

@@ -1,0 +1,194 @@
+"""What every task asks of every branch: the statistics that task affinities are computed from.
+
+A head's residual is the gradient of its task's loss in its predictions. Correlated with the inputs
+of the branch's last layer it is the task's gradient in that layer, up to the head's own weights
+(as in Grad-TAG, arXiv 2409.06091, with the last shared layer in place of all). All statistics are
+sums over samples: they may be added over batches and processes.
+
+Legend: K branches, B batch, P positions of a coarse grid of h x w, D features, F features kept,
+R residuals (outputs of all tasks), m heads, O outputs, H, W image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from model.heads.head_losses import Predictions
+from model.heads.layout import Plan
+from model.losses.losses import sample_losses
+from model.rows import take
+from model.tasks.targets import Targets
+
+_GRID = 4  # positions on a side: enough to tell left from right, few enough to average over
+_MAX_FEATURES = 256
+
+Signals = dict[str, Tensor]
+
+
+class LastLayerTap:
+    """Notes the input of the linear layer or convolution that each module ran last."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._modules = modules
+        self._handles: list[RemovableHandle] = []
+        self._inputs: dict[int, Tensor] = {}
+
+    def __enter__(self) -> LastLayerTap:
+        for index, module in enumerate(self._modules):
+            for layer in module.modules():
+                if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                    hook = self._note(index)
+                    self._handles.append(layer.register_forward_pre_hook(hook))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _note(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features = inputs[0].detach()
+            if isinstance(layer, nn.Linear) and features.ndim == 4:  # channels come last
+                features = features.movedim(3, 1)
+            elif features.ndim == 3:  # tokens have no grid that holds for every family
+                features = features.mean(dim=1)
+            self._inputs[index] = features
+
+        return hook
+
+    def features(self, index: int) -> Tensor:
+        """What module `index` fed to its last layer, fp32 [B,h,w,D]; a vector has one position."""
+        features = self._inputs[index].float()
+        if features.ndim == 2:
+            return features[:, None, None]
+        height, width = features.shape[2:]
+        coarse = F.adaptive_avg_pool2d(features, (min(_GRID, height), min(_GRID, width)))
+        return coarse.permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def branch_signals(
+    loss_of: Mapping[str, str],
+    predictions: Predictions,
+    targets: Mapping[str, Targets],
+    plan: Plan,
+    tap: LastLayerTap,
+) -> Signals:
+    """Return the `signal_sums` of one batch, stacked over the K branches.
+
+    A head that is not computed adds nothing. As long as a task's heads are as likely to be
+    computed as each other, that changes no affinity but for noise: these do not see scale.
+
+    Args:
+        loss_of: The loss of every bank.
+        predictions: Of the heads of the plan, with one or more for every task.
+        plan: Of all branches.
+        tap: Open while the branches were computed.
+    """
+    places = _residual_places(predictions, targets)
+    branches = []
+    for branch in range(len(plan.branches)):
+        features = tap.features(branch)
+        grid = (features.shape[1], features.shape[2])
+        rows = [features.new_zeros(0, len(features), math.prod(grid))]
+        own_places = [features.new_zeros(0, dtype=torch.long)]
+        # Exact sums in any precision of the network.
+        with torch.autocast(features.device.type, enabled=False):
+            for name, bank in plan.banks.items():
+                tasks = bank.tasks[branch]
+                if tasks is not None:
+                    own = predictions[name][branch], targets[name].select(tasks)
+                    rows.append(residuals(loss_of[name], *own, grid))
+                    own_places.append(take(places[name], tasks).flatten())
+            sums = signal_sums(features.flatten(1, 2), torch.cat(rows))
+        num_residuals = sum(own.numel() for own in places.values())
+        for name in ("residuals", "products"):
+            everything = sums[name].new_zeros(num_residuals, sums[name].shape[1])
+            sums[name] = everything.index_copy(0, torch.cat(own_places), sums[name])
+        branches.append(sums)
+    return stack_signals(branches)
+
+
+def _residual_places(predictions: Predictions, targets: Mapping[str, Targets]) -> dict[str, Tensor]:
+    """Return per bank the places of its tasks' residuals among all R, long [n,O]."""
+    places, first = {}, 0
+    for name, own in predictions.items():
+        outputs = next(p.shape[2] for p in own if p is not None)
+        valid = targets[name].valid
+        size = len(valid) * outputs
+        places[name] = torch.arange(first, first + size, device=valid.device).view(-1, outputs)
+        first += size
+    return places
+
+
+def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, int]) -> Tensor:
+    """Return the gradient of every sample's loss in the predictions of m heads.
+
+    Args:
+        loss: As `sample_losses` takes it.
+        prediction: [m,B,O] or [m,B,O,H,W].
+        grid: h and w of the features they will be correlated with.
+
+    Returns:
+        fp32 [m*O,B,P]; zero for a sample without a label.
+    """
+    leaf = prediction.detach().float().requires_grad_()
+    with torch.enable_grad():
+        total = sample_losses(loss, leaf, targets).sum()
+        (gradient,) = torch.autograd.grad(total, leaf)
+    if gradient.ndim == 3:
+        cells = gradient[..., None].expand(-1, -1, -1, math.prod(grid))
+    else:
+        pooled = F.adaptive_avg_pool2d(gradient.flatten(0, 1), grid)
+        cells = pooled.flatten(2).unflatten(0, gradient.shape[:2])
+    return cells.transpose(1, 2).flatten(0, 1)
+
+
+def signal_sums(features: Tensor, rows: Tensor) -> Signals:
+    """Return the sums over the samples of one branch.
+
+    Args:
+        features: [B,P,D], projected at random to at most 256 numbers.
+        rows: Residuals [R,B,P].
+
+    Returns:
+        `count` [], `features` [P,F], `residuals` [R,P], `products` [R,F] (residual x features,
+        over all positions) and `second` [F,F], the second moments of the features.
+    """
+    projected = torch.einsum("bpd,pdf->bpf", features, _projection(features))
+    whole = projected.sum(dim=1)
+    return {
+        "count": torch.full((), float(len(features)), device=features.device),
+        "features": projected.sum(dim=0),
+        "residuals": rows.sum(dim=1),
+        "products": torch.einsum("rbp,bpf->rf", rows, projected),
+        "second": whole.T @ whole,
+    }
+
+
+def _projection(features: Tensor) -> Tensor:
+    """Return [P,D,F]: the identity, or the same random one on every process."""
+    _, positions, width = features.shape
+    size = positions * width
+    if size <= _MAX_FEATURES:
+        return torch.eye(size, device=features.device).view(positions, width, size)
+    generator = torch.Generator().manual_seed(size)
+    random = torch.randn(positions, width, _MAX_FEATURES, generator=generator)
+    return random.to(features.device) / math.sqrt(_MAX_FEATURES)
+
+
+def stack_signals(branches: Sequence[Mapping[str, Tensor]]) -> Signals:
+    """Stack the sums of K branches along a new first axis."""
+    return {name: torch.stack([own[name] for own in branches]) for name in branches[0]}

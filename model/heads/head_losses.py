@@ -1,0 +1,45 @@
+"""From the predictions of the banks to the losses of all heads.
+
+Legend: N tasks, K branches, B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.heads.layout import Plan
+from model.losses.losses import sample_losses
+from model.tasks.targets import Targets
+
+Predictions = Mapping[str, Sequence[Any]]  # per bank and branch a tensor [m,B,...], or None
+
+
+def head_losses(
+    loss_of: Mapping[str, str],
+    predictions: Predictions,
+    plan: Plan,
+    targets: Mapping[str, Targets],
+    shape: tuple[int, int],
+    *,
+    per_sample: bool,
+) -> Tensor:
+    """Return the sums of the sample losses [N,K], or all of them [N,K,B]; zero without a head.
+
+    Args:
+        loss_of: The loss of every bank, as `sample_losses` takes it.
+        predictions: Of the heads of the plan.
+        shape: N and K.
+    """
+    losses = [
+        sample_losses(loss_of[name], prediction, targets[name].select(rows))
+        for name, own in plan.banks.items()
+        for prediction, rows in zip(predictions[name], own.tasks, strict=True)
+        if rows is not None
+    ]
+    cells = torch.cat(losses if per_sample else [own.sum(dim=1) for own in losses])
+    matrix = torch.zeros((shape[0] * shape[1], *cells.shape[1:]), device=cells.device)
+    return matrix.index_copy(0, plan.cells, cells).unflatten(0, shape)

@@ -1,0 +1,180 @@
+"""Where the heads lie: which bank holds a head, in which row, and what a forward pass computes.
+
+Legend: N tasks, K branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.rows import Rows, as_rows, to_device
+from model.tasks.spec import TaskSpec
+
+Head = tuple[int, int]  # (task, branch)
+
+
+@dataclass(frozen=True)
+class BankPlan:
+    """What one bank computes, per branch: rows of the bank, and rows of its tasks' targets."""
+
+    heads: tuple[Rows | None, ...]
+    tasks: tuple[Rows | None, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which heads a forward pass computes, laid out so that it need not wait for the device.
+
+    Attributes:
+        heads: The heads in the order in which they are computed.
+        branches: The branches that are computed, ascending.
+        banks: Per bank what it computes; banks that compute nothing are left out.
+        cells: Index of every head in a flattened [N,K] matrix, long.
+        idle: Branches that are computed although none of the heads needs them.
+    """
+
+    heads: tuple[Head, ...]
+    branches: tuple[int, ...]
+    banks: dict[str, BankPlan]
+    cells: Tensor
+    idle: tuple[int, ...] = ()
+
+
+def used_branches(heads: Iterable[Head]) -> tuple[int, ...]:
+    """Return the branches that have a head, ascending."""
+    return tuple(sorted({branch for _, branch in heads}))
+
+
+class HeadLayout:
+    """The heads of a network, one bank per signature of its tasks.
+
+    Args:
+        heads: None means every task on every branch.
+
+    Attributes:
+        members: Per bank, in order of the signatures, its tasks.
+        heads: All heads, sorted by bank, branch and task.
+        rows: Per bank the row of each of its heads.
+
+    Raises:
+        ValueError: If there are no tasks, two of one name, a head that cannot be, or a task
+            without a head.
+    """
+
+    def __init__(
+        self, tasks: Sequence[TaskSpec], num_branches: int, heads: Iterable[Head] | None
+    ) -> None:
+        names = [task.name for task in tasks]
+        if not names:
+            raise ValueError("tasks is empty, must hold at least one task")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"tasks holds {repeated[0]!r} more than once; names must be unique")
+        self.num_tasks, self.num_branches = len(tasks), num_branches
+        self.members: dict[str, tuple[int, ...]] = {}
+        for signature in sorted({task.signature for task in tasks}):
+            name = "_".join(map(str, signature))
+            self.members[name] = tuple(
+                index for index, task in enumerate(tasks) if task.signature == signature
+            )
+        everything = [(n, k) for n in range(len(tasks)) for k in range(num_branches)]
+        chosen = everything if heads is None else [(int(n), int(k)) for n, k in heads]
+        for head in chosen:
+            if head[0] not in range(len(tasks)) or head[1] not in range(num_branches):
+                raise ValueError(
+                    f"heads holds {head}, must be (task, branch) "
+                    f"below ({len(tasks)}, {num_branches})"
+                )
+        bare = sorted(set(range(len(tasks))) - {task for task, _ in chosen})
+        if bare:
+            raise ValueError(f"heads holds none of task {names[bare[0]]!r}, must hold at least one")
+        by_branch = sorted(set(chosen), key=lambda head: (head[1], head[0]))
+        self.rows: dict[str, dict[Head, int]] = {}
+        for name, members in self.members.items():
+            inside = set(members)
+            own = [head for head in by_branch if head[0] in inside]
+            self.rows[name] = {head: row for row, head in enumerate(own)}
+        self.heads = tuple(head for rows in self.rows.values() for head in rows)
+        self._members = {name: np.array(own) for name, own in self.members.items()}
+        self._tables = {name: self._table(name) for name in self.rows}
+
+    def _table(self, name: str) -> NDArray[np.int64]:
+        """The row of every head of a bank by branch and place of the task, -1 where none is."""
+        place = {task: index for index, task in enumerate(self.members[name])}
+        table = np.full((self.num_branches, len(place)), -1, dtype=np.int64)
+        for (task, branch), row in self.rows[name].items():
+            table[branch, place[task]] = row
+        return table
+
+    def kept_rows(self, heads: Iterable[Head]) -> dict[str, list[int]]:
+        """Return per bank the rows of these heads, ascending."""
+        chosen = set(heads)
+        return {
+            name: [row for head, row in rows.items() if head in chosen]
+            for name, rows in self.rows.items()
+        }
+
+    def plan(self, heads: Iterable[Head], device: torch.device) -> Plan:
+        """Plan the computation of some of the heads.
+
+        Raises:
+            ValueError: If a head does not exist.
+        """
+        listed = set(heads)
+        missing = sorted(listed - set(self.heads))
+        if missing:
+            raise _missing(missing[0])
+        chosen = np.zeros((self.num_tasks, self.num_branches), dtype=bool)
+        chosen[tuple(np.array(sorted(listed), dtype=np.int64).reshape(-1, 2).T)] = True
+        return self.plan_matrix(chosen, device)
+
+    def plan_matrix(
+        self, chosen: NDArray[np.bool_], device: torch.device, branches: Iterable[int] = ()
+    ) -> Plan:
+        """Plan the computation of the heads that are true in a matrix, fast enough for every step.
+
+        Args:
+            chosen: [N,K].
+            branches: What is computed even if no chosen head needs it.
+
+        Raises:
+            ValueError: If a head does not exist.
+        """
+        banks, heads = {}, []
+        for name, table in self._tables.items():
+            members = self._members[name]
+            branch, position = chosen[members].T.nonzero()  # by branch, then by task
+            rows = table[branch, position]
+            absent = rows < 0
+            if absent.any():
+                first = absent.argmax()
+                raise _missing((int(members[position[first]]), int(branch[first])))
+            if not len(rows):
+                continue
+            bounds = np.searchsorted(branch, np.arange(1, self.num_branches))
+            banks[name] = BankPlan(
+                tuple(as_rows(np.split(rows, bounds), device)),
+                tuple(as_rows(np.split(position, bounds), device)),
+            )
+            heads.append(np.stack([members[position], branch]))
+        tasks, own = np.concatenate(heads, axis=1) if heads else np.zeros((2, 0), dtype=np.int64)
+        (cells,) = to_device([tasks * self.num_branches + own], device)
+        used = set(own.tolist())
+        idle = tuple(sorted(set(branches) - used))
+        return Plan(
+            tuple(zip(tasks.tolist(), own.tolist(), strict=True)),
+            tuple(sorted(used.union(idle))),
+            banks,
+            cells,
+            idle,
+        )
+
+
+def _missing(head: Head) -> ValueError:
+    return ValueError(f"plan holds head {head}, must hold heads of the network only")

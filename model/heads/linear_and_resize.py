@@ -1,0 +1,151 @@
+"""Banks of task heads: all heads of one signature are one module, computed in a few operations.
+
+Every parameter and buffer of a bank has the heads as its leading axis, so that keeping some heads
+is an `index_select(0, rows)` on each of them. A bank is called once per step for all branches.
+
+Legend: M heads of the bank, m heads of one branch, B batch, C channels, D features, O outputs,
+h, w feature size, H, W image size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.heads.branch_products import branch_products
+from model.heads.branch_rows import all_rows, rows_of_each_branch
+from model.rows import Rows
+
+GROUP_WIDTH = 8
+
+
+def fan_in_uniform(*shape: int) -> nn.Parameter:
+    """Return weights [M, out, ...] drawn as torch's linear and convolution layers draw theirs."""
+    bound = 1 / math.sqrt(math.prod(shape[2:]))
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+class LinearHeads(nn.Module):
+    """One linear layer per head.
+
+    Args:
+        num_heads: M.
+        features: Length D of a feature vector.
+        outputs: Values O predicted by a head.
+    """
+
+    def __init__(self, num_heads: int, features: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = fan_in_uniform(num_heads, outputs, features)
+        self.bias = nn.Parameter(torch.zeros(num_heads, outputs))
+
+    def forward(
+        self, features: Sequence[Tensor | None], rows: Sequence[Rows | None]
+    ) -> list[Tensor | None]:
+        """Compute the chosen heads of each branch.
+
+        Args:
+            features: Per branch [B,D]; unused where rows is None.
+            rows: Per branch the heads to compute.
+
+        Returns:
+            Per branch predictions [m,B,O], or None where rows is None.
+        """
+        weight, sizes = all_rows(self.weight, rows)  # [M,O,D]
+        bias, _ = all_rows(self.bias, rows)
+        inputs = [
+            own for own, size in zip(features, sizes, strict=True) if own is not None and size
+        ]
+        counts = [size for size in sizes if size]
+        outputs = self.weight.shape[1]
+        products = branch_products(
+            weight.flatten(0, 1), inputs, [count * outputs for count in counts]
+        )  # each [m*O,B]
+        found = (
+            (product + own.reshape(-1, 1)).unflatten(0, (-1, outputs)).transpose(1, 2)
+            for product, own in zip(products, bias.split(counts), strict=True)
+        )
+        return [next(found) if size else None for size in sizes]
+
+
+class DenseHeads(nn.Module):
+    """One upsampling decoder per head.
+
+    A stage is a 3x3 convolution, a normalisation over groups of channels of one sample (so that
+    neither the batch nor other heads matter), ReLU and bilinear x2. A 3x3 convolution gives the
+    outputs, which are resized to the image where they have another size.
+
+    Args:
+        num_heads: M.
+        channels: Channels of the feature map.
+        outputs: Values O predicted per pixel.
+        widths: Channels after each stage.
+        image_size: H and W of a prediction.
+
+    Raises:
+        ValueError: If a width is not a positive multiple of 8.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        channels: int,
+        outputs: int,
+        widths: Sequence[int],
+        image_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        if any(width < 1 or width % GROUP_WIDTH for width in widths):
+            raise ValueError(
+                f"dense_widths is {tuple(widths)}, must be positive multiples of {GROUP_WIDTH}"
+            )
+        self.image_size = image_size
+        self.num_stages = len(widths)
+        # Not a ParameterList: ZeRO-3 gathers what the module that is called holds itself.
+        for stage, width in enumerate(widths):
+            self.register_parameter(
+                f"weight{stage}", fan_in_uniform(num_heads, width, channels, 3, 3)
+            )
+            self.register_parameter(f"gain{stage}", nn.Parameter(torch.ones(num_heads, width)))
+            self.register_parameter(f"shift{stage}", nn.Parameter(torch.zeros(num_heads, width)))
+            channels = width
+        self.weight = fan_in_uniform(num_heads, outputs, channels, 3, 3)
+        self.bias = nn.Parameter(torch.zeros(num_heads, outputs))
+
+    def forward(
+        self, features: Sequence[Tensor | None], rows: Sequence[Rows | None]
+    ) -> list[Tensor | None]:
+        """Compute the chosen heads of each branch.
+
+        Args:
+            features: Per branch [B,C,h,w]; unused where rows is None.
+            rows: Per branch the heads to compute.
+
+        Returns:
+            Per branch predictions [m,B,O,H,W], or None where rows is None.
+        """
+        parameters = rows_of_each_branch(dict(self.named_parameters()), rows)
+        return [
+            None if maps is None or own is None else self._decode(maps, own)
+            for maps, own in zip(features, parameters, strict=True)
+        ]
+
+    def _decode(self, maps: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """Compute the heads of a branch from its map and its rows of every parameter."""
+        groups = 1  # all heads of the branch read the same feature map, later each its own maps
+        for stage in range(self.num_stages):
+            weight, gain, shift = (own[f"{name}{stage}"] for name in ("weight", "gain", "shift"))
+            maps = F.conv2d(maps, weight.flatten(0, 1), padding=1, groups=groups)  # [B,m*c,h,w]
+            num_groups = maps.shape[1] // GROUP_WIDTH
+            maps = F.group_norm(maps, num_groups, gain.flatten(), shift.flatten())
+            maps = F.interpolate(F.relu(maps), scale_factor=2, mode="bilinear")
+            groups = weight.shape[0]
+        weight, bias = own["weight"], own["bias"]
+        maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=groups)
+        if maps.shape[-2:] != self.image_size:
+            maps = F.interpolate(maps, size=self.image_size, mode="bilinear")
+        return maps.unflatten(1, weight.shape[:2]).transpose(0, 1)

@@ -1,0 +1,212 @@
+"""Shards made by others: their manifest from a mapping file, and training batches from them."""
+
+import io
+import tarfile
+
+import numpy as np
+import pytest
+
+from data_pipelines.convert.index import index_shards
+from data_pipelines.convert.mapping import FieldMap
+from data_pipelines.decode.codecs import encode_jpeg, encode_json, encode_png
+from data_pipelines.errors import DataError
+from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest, check_shards
+
+MAP_FILE = """
+dataset: zoo
+image: picture
+fields:
+  picture: {member: jpg, kind: image, channels: 3}
+  species: {member: cls, kind: multiclass, key: cls, classes: 4}
+  weight: {member: json, kind: regression, key: kg}
+  mask: {member: seg.png, kind: dense_classification, classes: [ground, animal]}
+"""
+
+
+def members_of(number):
+    rng = np.random.default_rng(number)
+    members = {
+        "jpg": encode_jpeg(np.full((8, 8, 3), 5 * number, np.uint8)),
+        "cls": str(number % 4).encode(),
+        "json": encode_json({"kg": number / 2, "name": "x"}),
+        "seg.png": encode_png(rng.integers(0, 2, (8, 8)).astype(np.uint8)),
+        "txt": b"a caption that nobody asked for",
+    }
+    if number % 5 == 4:
+        del members["seg.png"]
+    if number % 3 == 2:
+        del members["json"]
+    return members
+
+
+def write_tar(path, samples):
+    """As Python's tarfile writes it: pax headers, folders in the names."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples.items():
+            for suffix, data in members.items():
+                info = tarfile.TarInfo(f"{key}.{suffix}")
+                info.size = len(data)
+                info.mtime = 1.5
+                tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """zoo-train: 0 to 11 in two shards; zoo-val: 12 to 16."""
+    for name, numbers in (
+        ("zoo-train-000000", range(7)),
+        ("zoo-train-000001", range(7, 12)),
+        ("zoo-val-000000", range(12, 17)),
+    ):
+        samples = {f"animals/n{n:03d}": members_of(n) for n in numbers}
+        write_tar(tmp_path / f"{name}.tar", samples)
+    return tmp_path
+
+
+@pytest.fixture
+def field_map(tmp_path):
+    path = tmp_path / "fields.yaml"
+    path.write_text(MAP_FILE)
+    return FieldMap.load(path)
+
+
+def with_splits(field_map):
+    splits = {"train": "zoo-train-*.tar", "val": "zoo-val-*.tar"}
+    return field_map.model_copy(update={"splits": splits})
+
+
+def index(root, field_map, **options):
+    return index_shards(root, field_map, progress=False, **options)
+
+
+def test_the_manifest_counts_what_is_there(root, field_map):
+    manifest = index(root, with_splits(field_map))
+    assert manifest == Manifest.load(root)
+    assert manifest.dataset == "zoo"
+    train, val = manifest.split("train"), manifest.split("val")
+    assert [shard.samples for shard in train.shards] == [7, 5]
+    for split, numbers in ((train, range(12)), (val, range(12, 17))):
+        check_shards(root, split)
+        assert split.labelled == {
+            "picture": len(numbers),
+            "species": len(numbers),
+            "weight": sum(n % 3 != 2 for n in numbers),
+            "mask": sum(n % 5 != 4 for n in numbers),
+        }
+    weights = [n / 2 for n in range(12) if n % 3 != 2]
+    assert manifest.fields["weight"].mean == pytest.approx(np.mean(weights))
+    assert manifest.fields["weight"].std == pytest.approx(np.std(weights))
+    assert manifest.fields["species"].classes == ("0", "1", "2", "3")
+
+
+def test_the_shards_can_be_read_as_batches(root, field_map):
+    manifest = index(root, with_splits(field_map))
+    requests = [LabelRequest(n, n) for n in ("species", "weight", "mask")]
+    loader = eval_loader(root, manifest, requests, (8, 8), batch_size=12, split="train")
+    (batch,) = loader
+    for place, key in enumerate(batch.keys):
+        number = int(key[-3:])
+        assert abs(int(batch.images[place, 0, 0, 0]) - 5 * number) <= 2
+        assert batch.labels["species"][place] == number % 4
+        assert batch.valid["weight"][place] == (number % 3 != 2)
+        assert batch.valid["mask"][place] == (number % 5 != 4)
+        if number % 3 != 2:
+            assert batch.labels["weight"][place] == number / 2
+
+
+def test_splits_follow_from_the_names(root, field_map):
+    write_tar(root / "00000.tar", {"a": members_of(0)})
+    manifest = index(root, field_map)
+    assert {n: s.num_samples for n, s in manifest.splits.items()} == {
+        "train": 1, "zoo-train": 12, "zoo-val": 5,
+    }  # fmt: skip
+
+
+def test_the_number_of_workers_changes_nothing(root, field_map):
+    one = index(root, with_splits(field_map))
+    (root / "manifest.json").unlink()
+    assert index(root, with_splits(field_map), workers=2) == one
+
+
+def test_a_manifest_is_not_overwritten(root, field_map):
+    index(root, field_map)
+    with pytest.raises(DataError, match=r"manifest\.json: is already there; remove it"):
+        index(root, field_map)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"cls": b"4"}, r"zoo-val-000001\.tar: sample k: field species: .* from 0 to 3"),
+        ({"cls": b"cat"}, "sample k: cls: b'cat' is not a class id"),
+        ({"json": b'{"kg": "heavy"}'}, "'heavy', allowed is a finite number"),
+        ({"json": b"{"}, "damaged JSON"),
+        ({"jpg": None}, "sample k: no member jpg"),
+        ({"jpg": b"x"}, "damaged JPEG"),
+        ({"seg.png": b"x"}, r"seg\.png: damaged PNG"),
+    ],
+)
+def test_faults_name_shard_and_sample(root, field_map, change, fault):
+    members = {k: v for k, v in (members_of(0) | change).items() if v is not None}
+    write_tar(root / "zoo-val-000001.tar", {"k": members})
+    with pytest.raises(DataError, match=fault):
+        index(root, field_map)
+    assert not (root / "manifest.json").exists()
+
+
+def test_damaged_and_empty_shards_are_refused(root, field_map):
+    path = root / "zoo-val-000001.tar"
+    path.write_bytes(bytes(10240))
+    with pytest.raises(DataError, match=r"holds no sample|no samples"):
+        index(root, field_map)
+    path.write_bytes((root / "zoo-val-000000.tar").read_bytes()[:-11000])
+    with pytest.raises(DataError, match=r"zoo-val-000001\.tar: "):
+        index(root, field_map)
+
+
+def test_too_few_channels_are_refused(root, field_map):
+    mask = {"member": "seg.png", "kind": "dense_regression", "channels": 3}
+    wide = field_map.model_copy(update={"fields": {**field_map.fields, "mask": mask}})
+    with pytest.raises(DataError, match=r"seg\.png: 1 channels, field mask has 3"):
+        index(root, wide)
+
+
+def test_patterns_must_fit_and_not_overlap(root, field_map, tmp_path):
+    def splits(**patterns):
+        return field_map.model_copy(update={"splits": patterns})
+
+    with pytest.raises(DataError, match=r"splits.test 'x\*': none of 3 shards fits"):
+        index(root, splits(test="x*"))
+    with pytest.raises(DataError, match=r"zoo-train-000000\.tar is in more than one"):
+        index(root, splits(train="*", val="zoo-train*"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty: no \.tar files"):
+        index(tmp_path / "empty", field_map)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("- a", "Input should be a valid dictionary"),
+        ("a: [", "not YAML"),
+        ("image: a\nfields: {a: {member: jpg, kind: multiclass}}", "image 'a': must name a field"),
+        ("image: a\nfields: {a: {kind: image}}\nsplit: x", "split: Extra inputs are not permitted"),
+        ("fields: {}", "image: Field required"),
+        ("image: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_faulty_mapping_files_are_refused(tmp_path, text, fault):
+    path = tmp_path / "map.yaml"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"map\.yaml: .*{fault}|map\.yaml: {fault}"):
+        FieldMap.load(path)
+
+
+def test_faulty_entries_are_refused(root, field_map):
+    fields = {**field_map.fields, "species": {"member": "cls", "kind": "multiclass"}}
+    with pytest.raises(DataError, match=r"fields\.species: .*needs a json or cls member and the k"):
+        index(root, field_map.model_copy(update={"fields": fields}))
+    with pytest.raises(DataError, match=r"absent\.yaml: cannot be read"):
+        FieldMap.load(root / "absent.yaml")

@@ -1,0 +1,79 @@
+import pytest
+from torch import nn
+
+from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.engines.accelerator import make_accelerator
+from trainer.engines.engine import Engine
+from trainer.errors import UserError
+
+RESNET = (
+    "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
+    "depths: [1, 1], layer_type: basic}"
+)
+
+
+def make_engine(config):
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    return Engine(make_accelerator(config), build_network(config, tasks), config)
+
+
+def batch_norms(module):
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize(
+    ("setting", "kind"), [("auto", nn.SyncBatchNorm), ("never", nn.BatchNorm2d)]
+)
+def test_batch_statistics_are_those_of_all_gpus(setting, kind, rooms_config, monkeypatch):
+    monkeypatch.setattr("trainer.engines.engine._can_synchronise", lambda _: True)
+    config = rooms_config(RESNET, f"model.sync_batchnorm={setting}")
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    names = list(build_network(config, tasks).state_dict())
+    module = make_engine(config).module
+    assert {type(norm) for norm in batch_norms(module)} == {kind}
+    assert list(module.state_dict()) == names
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_on_a_cpu_batch_statistics_stay_each_rank_s_own(rooms_config):
+    assert {type(n) for n in batch_norms(make_engine(rooms_config(RESNET)).module)} == {
+        nn.BatchNorm2d
+    }
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_fp16_is_refused_on_a_cpu(rooms_config):
+    with pytest.raises(UserError, match=r"run\.precision: fp16 needs a GPU; allowed on the CPU"):
+        make_accelerator(rooms_config("run.precision=fp16"))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_a_global_batch_must_divide_into_micro_batches(rooms_config):
+    with pytest.raises(UserError, match=r"global_batch is 8; it must be a multiple .* 1 x 3"):
+        make_accelerator(rooms_config("optim.accumulation=3"))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_fsdp_of_one_process_is_no_fsdp(rooms_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    engine = make_engine(rooms_config())
+    assert not engine.sharded and engine.zero_stage == 0
+    assert type(next(engine.module.parameters())) is nn.Parameter
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_the_older_fsdp_is_refused(rooms_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match=r"fsdp_config\.fsdp_version: found 1; allowed: 2"):
+        make_accelerator(rooms_config())
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_the_learning_rate_is_scaled_in_every_group(rooms_config):
+    engine = make_engine(rooms_config("optim.lr=0.1", "optim.heads_lr=0.3"))
+    for factor in (0.5, 0.2):  # of the first rate, not of the last
+        engine.set_learning_rate(factor)
+        rates = sorted({group["lr"] for group in engine.optimizer.param_groups})
+        assert rates == pytest.approx([0.1 * factor, 0.3 * factor])

@@ -1,0 +1,155 @@
+"""What makes the watchdog end a process, and what does not."""
+
+import faulthandler
+import logging
+import os
+import time
+
+import pytest
+import torch.distributed as dist
+
+from trainer.health import watchdog
+from trainer.health.watchdog import Watchdog, doing, first_line, note
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """A watchdog that beats fast, and the messages of its failures."""
+    monkeypatch.setattr(watchdog, "BEAT", 0.02)
+    messages, dogs = [], []
+
+    def run(stall_seconds, peers=None, speaks_after=None):
+        dog = Watchdog(messages.append)
+        dog.peers = peers
+        dogs.append(dog)
+        dog.start(stall_seconds, speaks_after)
+        return dog, messages
+
+    yield run
+    for dog in dogs:
+        dog.stop()
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_progress_keeps_a_process_alive(started):
+    _, messages = started(0.5)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        note("step 3, training")
+        time.sleep(0.01)
+    assert messages == [] and doing() == "step 3, training"
+    wait_until(lambda: messages)
+    assert messages[0] == (
+        "no progress for 0.5 s (run.stall_seconds) at step 3, training; the stacks are above"
+    )
+
+
+def test_the_stacks_are_shown(started, capfd):
+    _, messages = started(0.1)
+    wait_until(lambda: messages)
+    assert "in test_the_stacks_are_shown" in capfd.readouterr().err
+
+
+def test_a_launcher_that_is_gone(started, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    _, messages = started(60.0)
+    time.sleep(0.1)
+    assert messages == []
+    parent = os.getppid()
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    wait_until(lambda: messages)
+    assert messages[0] == f"the launcher, process {parent}, is gone"
+
+
+class Fake:
+    failed_since = None
+
+    def __init__(self):
+        self.told, self.error = [], None
+
+    def find_missing(self):
+        if self.error is not None:
+            raise self.error
+        return "no sign of life from rank 1"
+
+    def beat(self, what):
+        if self.error is not None:
+            raise self.error
+        self.told.append(what)
+
+
+def test_it_tells_the_others_what_is_done(started):
+    peers = Fake()
+    started(60.0, peers)
+    note("step 9, training")
+    wait_until(lambda: "step 9, training" in peers.told)
+
+
+def test_another_rank_has_failed(started, monkeypatch):
+    """There is time to end by oneself, and no more."""
+    monkeypatch.setattr(watchdog, "_GRACE", 0.3)
+    peers = Fake()
+    _, messages = started(60.0, peers)
+    peers.failed_since = time.monotonic()
+    time.sleep(0.1)
+    assert messages == []
+    wait_until(lambda: messages)
+    assert messages[0] == "another rank has failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (None, "no sign of life from rank 1"),
+        (dist.DistNetworkError("gone"), "the rendezvous host does not answer either, gone"),
+    ],
+)
+def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started):
+    peers = Fake()
+    peers.error = error
+    note("step 4, training")
+    _, messages = started(60.0, peers, speaks_after=0.2)
+    note("step 4, training")
+    wait_until(lambda: messages)
+    assert messages[0] == f"lost contact with other ranks at step 4, training: {cause}"
+
+
+def test_a_store_that_does_not_answer_ends_nothing(started, caplog):
+    peers = Fake()
+    peers.error = dist.DistNetworkError("Broken pipe\nand a stack")
+    with caplog.at_level(logging.WARNING):
+        _, messages = started(60.0, peers)
+        wait_until(lambda: caplog.records)
+        time.sleep(0.1)
+        peers.error = None
+        wait_until(lambda: peers.told)
+    assert [r.getMessage() for r in caplog.records] == [
+        "the rendezvous host does not answer: Broken pipe"
+    ]
+    assert messages == []
+
+
+def test_after_the_stop_nothing_ends_the_process(started, monkeypatch):
+    cancelled = []
+    cancel = faulthandler.cancel_dump_traceback_later
+    monkeypatch.setattr(
+        faulthandler, "cancel_dump_traceback_later", lambda: cancelled.append(cancel())
+    )
+    dog, messages = started(0.2)
+    dog.stop()
+    assert cancelled
+    time.sleep(0.4)
+    assert messages == []
+
+
+def test_first_line():
+    assert first_line(RuntimeError("one\ntwo")) == "one"
+    assert first_line(RuntimeError()) == ""
+    assert first_line(RuntimeError("x" * 500)) == "x" * 160 + "..."

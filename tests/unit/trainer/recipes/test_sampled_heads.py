@@ -1,0 +1,312 @@
+"""Steps and runs that compute only some of the heads."""
+# Legend: N tasks, K branches, S samples.
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from data_pipelines.synthetic.planted import PlantedProblem
+from model.grouping.grouping import Grouping
+from model.grouping.head_sampling import Draw
+from trainer.bench.planted import PlantedData, planted_config
+from trainer.config.config import parse_config
+from trainer.engines.accelerator import make_accelerator
+from trainer.errors import UserError
+from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.published import PublishedGroups
+from trainer.run import train_run
+from trainer.session import start_session
+from trainer.step import train_step
+
+N, K, SAMPLES = 2, 4, 8
+PAIRS = list(itertools.combinations(range(K), 2))
+
+
+@pytest.fixture
+def session(tmp_path, forget_accelerate):
+    """Starts a run on two planted tasks with four branches, without weight decay or clipping."""
+    started = []
+
+    def start(*overrides, recipe="published"):
+        forget_accelerate()
+        config = planted_config(tmp_path / "run", K, 1, recipe, 20, SAMPLES, overrides)
+        data = PlantedData(PlantedProblem(N, 2, seed=1), config)
+        started.append(start_session(config, make_accelerator(config), data))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.log.close()
+
+
+def step_of(session, draw):
+    """The gradients of a step with these heads, after which the weights are as before."""
+    found, given = {}, []
+
+    def take(*_):
+        for name, parameter in session.engine.module.named_parameters():
+            found[name] = parameter.grad.double()
+            parameter.grad = torch.zeros_like(parameter)
+
+    parts = session.config.optim.accumulation
+    batches = list(session.data.train_batches(0, 1, rank=0, world_size=1))
+    assert len(batches) == parts
+    hook = session.engine.optimizer.optimizer.register_step_pre_hook(take)
+    session.learner.draw = lambda _: draw
+    session.learner.update = lambda *arguments: given.append(arguments)
+    session.learner.watch = lambda *_: None
+    _, objective = train_step(session, batches)
+    hook.remove()
+    _, gradient, losses, _, _ = given[0]
+    return {**found, "logits": gradient.double(), "objective": objective.double()}, losses
+
+
+def draw_of(pairs, baseline):
+    chosen = np.array([[k in pair for k in range(K)] for pair in pairs])
+    return Draw(chosen, tuple(range(K)), torch.from_numpy(chosen).float() * 2, baseline)
+
+
+@pytest.mark.parametrize("sampler", ["gumbel", "gumbel_per_sample"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sampler, parts):
+    """All 36 choices of two of four heads for two tasks are equally likely."""
+    own = session(f"grouping.sampler={sampler}", f"optim.accumulation={parts}")
+    expected, all_losses = step_of(own, None)
+    baseline = torch.rand(N, K) + 0.4
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    spread = 0.0
+    for pairs in itertools.product(PAIRS, repeat=N):
+        draw = draw_of(pairs, baseline)
+        found, losses = step_of(own, draw)
+        assert torch.equal(losses.isnan(), ~torch.from_numpy(draw.chosen))
+        torch.testing.assert_close(losses[draw.chosen], all_losses[draw.chosen])
+        for name, value in found.items():
+            mean[name] += value / len(PAIRS) ** N
+        spread = max(spread, float((found["logits"] - expected["logits"]).abs().max()))
+    for name, value in expected.items():
+        torch.testing.assert_close(mean[name], value, atol=1e-6, rtol=0, msg=name)
+        assert value.abs().max() > 1e-4, name
+    assert spread > 1e-3, "a single choice is far from the mean"
+
+
+def test_the_logits_of_a_task_without_a_baseline_stay(session):
+    """Nobody knows yet what its losses are, so one that is large says nothing of a branch."""
+    own = session()
+    draw = draw_of(PAIRS[:2], torch.tensor([[0.0] * K, [0.0, 0.7, 0.7, 0.7]]))
+    found, _ = step_of(own, draw)
+    assert not found["logits"][0].any() and found["logits"][1].all()
+    assert found["objective"][0] > 0.1, "its share of the objective is known all the same"
+
+
+def test_the_mean_step_of_the_default_recipe(session):
+    own = session(recipe="default")
+    expected, _ = step_of(own, None)
+    mean = {name: torch.zeros_like(value) for name, value in expected.items()}
+    for pairs in itertools.product(PAIRS, repeat=N):
+        found, _ = step_of(own, draw_of(pairs, torch.ones(N, K)))
+        for name, value in found.items():
+            mean[name] += value / len(PAIRS) ** N
+    for name, value in expected.items():
+        torch.testing.assert_close(mean[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+def test_a_branch_that_no_task_computes_has_a_gradient_of_zero(session):
+    """Not none: every engine waits for the gradients of all its parameters in every step."""
+    own = session()
+    found, losses = step_of(own, draw_of([(0, 2), (0, 2)], torch.zeros(N, K)))
+    assert own.plan.idle == (1, 3) and own.plan.branches == (0, 1, 2, 3)
+    assert own.plan.heads == ((0, 0), (1, 0), (0, 2), (1, 2))
+    for name, gradient in found.items():
+        if name.startswith("branches."):
+            assert bool(gradient.any()) == (name.split(".")[1] in "02"), name
+        if name.startswith("banks."):
+            heads = gradient.view(K, N, -1)
+            assert heads[[0, 2]].any() and not heads[[1, 3]].any()
+    assert losses[:, [0, 2]].isfinite().all()
+
+
+def learner(kind, rank=0, size=1, num_tasks=6, **sections):
+    tree = {
+        "run": {"out": "out", "steps": 100, "seed": 3},
+        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "model": {"encoder": {"name": "residual64"}, "branches": K},
+        "grouping": {
+            "recipe": "default" if kind is AffinityGroups else "published", "sampled_heads": size,
+        },
+        "pruning": {"start": 0.2, "finish": 0.6, "every": 5, "threshold": 0.1},
+    }  # fmt: skip
+    for name, values in sections.items():
+        tree[name] |= values
+    grouping = Grouping(num_tasks, K)
+    return kind(grouping, parse_config(tree, "test"), 100, torch.device("cpu"), rank)
+
+
+def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
+    first, second = (learner(PublishedGroups, rank) for rank in (0, 1))
+    gradient = torch.randn(6, K, generator=torch.Generator().manual_seed(0))
+    for step in range(30):
+        draws = [own.draw(step) for own in (first, second)]
+        assert np.array_equal(draws[0].chosen, draws[1].chosen)
+        assert not torch.equal(first.weights(step, 1), second.weights(step, 1))
+        losses = torch.where(draws[0].factor > 0, gradient.abs() + step, torch.nan)
+        for own, draw in zip((first, second), draws, strict=True):
+            own.watch(losses, draw)
+            own.update(step, gradient, losses, 1.0, draw)
+        assert torch.equal(draws[0].baseline, draws[1].baseline)
+
+
+@pytest.mark.parametrize("size", [K, K + 3, None])
+def test_as_many_as_there_are_branches_means_all(size):
+    own = learner(PublishedGroups, size=size)
+    assert (
+        own.draw(0) is None
+        and own.tensors().keys() == learner(PublishedGroups, size=None).tensors().keys()
+    )
+
+
+def test_all_that_are_left_are_computed_once_they_are_few_enough():
+    own = learner(PublishedGroups, size=2)
+    with torch.no_grad():
+        own.grouping.logits[:, 2:] = -9.0
+        own.grouping.logits[0, 2] = 1.0
+    assert own.draw(20).chosen.sum() == 12
+    own.prune(20)  # the first task has three heads left, the others two
+    draw = own.draw(21)
+    assert draw.chosen.sum(axis=1).tolist() == [2] * 6 and draw.branches == (0, 1, 2)
+    assert torch.equal(draw.factor[1:, :2], torch.ones(5, 2)), "chosen for certain"
+    with torch.no_grad():
+        own.grouping.logits[0, 2] = -9.0
+    own.prune(25)
+    assert own.draw(26) is None
+    assert own.drop_empty_branches() == (0, 1)
+    own.prune(60)
+    assert own.finished and own.draw(61) is None
+
+
+def test_the_choice_follows_the_distributions():
+    own = learner(PublishedGroups)
+    with torch.no_grad():
+        own.grouping.logits[:, 3] = 9.0
+    counts = sum(own.draw(step).chosen.sum(axis=0) for step in range(200))
+    assert counts[3] / counts.sum() == pytest.approx(0.5 + 0.5 / K, abs=0.05)
+
+
+def test_averages_of_losses_that_are_seen_now_and_then():
+    """What is not seen stays, and a head without any loss so far is as good as its task's mean."""
+    own = learner(AffinityGroups, pruning={"start": 0.9, "finish": 0.9})
+    warm = own.warmup_end
+    with torch.no_grad():
+        own.grouping.logits.zero_()
+    chosen = np.zeros((6, K), dtype=bool)
+    chosen[:, [0, 2]] = True
+    factor = torch.from_numpy(chosen).float() * 2
+    draw = Draw(chosen, tuple(range(K)), factor, torch.zeros(6, K))
+    losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
+    for step in range(warm, own._held_until + 3):
+        own.update(step, torch.zeros(6, K), losses, 1.0, draw)
+    expected = [1.0, 0.0, 3.0, 0.0]
+    torch.testing.assert_close(own.tensors()["average"], torch.tensor([expected] * 6))
+    temperature = own.temperature(own._held_until + 3)
+    scaled = -torch.tensor([1.0, 2.0, 3.0, 2.0]) / 2.0 / temperature
+    torch.testing.assert_close(own.weights(0, 1)[0], scaled.softmax(0), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_what_the_key_allows(value):
+    with pytest.raises(UserError, match=rf"grouping\.sampled_heads: found {value}; Input should"):
+        learner(PublishedGroups, size=value)
+
+
+def records(session):
+    return [json.loads(line) for line in session.folder.metrics.read_text().splitlines()]
+
+
+def files(session):
+    last = max(session.folder.checkpoints.glob("step-*"))
+    return {path.name: path.read_bytes() for path in last.iterdir()} | {
+        "metrics.jsonl": session.folder.metrics.read_bytes()
+    }
+
+
+@pytest.fixture
+def train_planted(tmp_path, forget_accelerate):
+    """Trains on eight planted tasks with five branches."""
+
+    def run(name, *overrides, recipe="published"):
+        forget_accelerate()
+        options = ("pruning.start=0.3", "pruning.finish=0.7", "pruning.every=2", *overrides)
+        config = planted_config(tmp_path / name, 5, 3, recipe, 30, 32, (*options, "log.every=1"))
+        data = PlantedData(PlantedProblem(8, 2, seed=3), config)
+        return train_run(config, make_accelerator(config), data)[0]
+
+    return run
+
+
+@pytest.mark.parametrize("recipe", ["published", "default"])
+def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, recipe):
+    plain = files(train_planted("plain", recipe=recipe))
+    sampled = files(train_planted("sampled", "grouping.sampled_heads=5", recipe=recipe))
+    names = ("weights.safetensors", "moments.safetensors", "grouping.safetensors", "metrics.jsonl")
+    for name in names:
+        assert sampled[name] == plain[name], name
+
+
+RUNS = {
+    "published": ("published", "grouping.sampled_heads=2", "optim.accumulation=2"),
+    "default": ("default", "grouping.sampled_heads=2", "grouping.affinity.warmup=0.4"),
+    "one": ("published", "grouping.sampled_heads=1", "grouping.noise=shared"),
+    "every sample": (
+        "published", "grouping.sampled_heads=1", "grouping.sampler=gumbel_per_sample",
+    ),
+}  # fmt: skip
+
+
+def assert_resumes(train, options, steps):
+    """A run that goes on after each of these steps, multiples of 6, ends as the whole one."""
+    options = (*options, "run.checkpoint_every=6", "run.keep_last=100")
+    whole = train(*options)
+    expected = files(whole)
+    for step in steps:
+        for later in sorted(whole.folder.checkpoints.glob("step-*"))[step // 6 :]:
+            shutil.rmtree(later)
+        assert files(train(*options, "run.resume=auto")) == expected, step
+    trained = [record for record in records(whole) if record["kind"] == "train"]
+    assert all(np.isfinite(list(record["losses"].values())).all() for record in trained)
+    assert {len(record["losses"]) for record in trained} == {len(whole.tasks)}
+    assert trained[steps[-1] - 1]["heads"] > len(whole.tasks) == trained[-1]["heads"]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_an_interrupted_run_ends_as_the_whole_one(train_planted, name):
+    recipe, *options = RUNS[name]
+
+    def train(*options):
+        return train_planted("run", *options, recipe=recipe)
+
+    # In the warm-up of the default recipe, and when some heads may be off.
+    assert_resumes(train, options, steps=(6, 18))
+
+
+def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
+    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=default")
+
+    def train(*options):
+        return train_here(rooms_config(*options))
+
+    assert_resumes(train, options, steps=(6,))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_given_groups_are_as_without_the_key(tmp_path):
+    """There is nothing to choose from."""
+    problem = PlantedProblem(8, 2, seed=3)
+    found = []
+    for name, options in (("plain", []), ("sampled", ["grouping.sampled_heads=1"])):
+        config = planted_config(tmp_path / name, 2, 3, "random", 6, 32, options)
+        session, metrics = train_run(config, make_accelerator(config), PlantedData(problem, config))
+        found.append((metrics, session.learner.tensors().keys()))
+    assert found[0] == found[1]

@@ -1,0 +1,235 @@
+"""What `dmtg bench step` measures: a case, and this project's step on it.
+
+Legend: N tasks, K branches, B batch, D features, S pixels on a side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_pipelines.reading.collate import Batch
+from model.encoders import Encoder
+from model.grouping.grouping import gumbel_noise
+from model.network import MultiTaskNetwork
+from model.tasks.spec import TaskSpec
+from trainer.config.config import Config, parse_config
+from trainer.engines.accelerator import make_accelerator
+from trainer.session import Session, start_session
+from trainer.step import train_step
+
+SHRINK = 16  # of the published encoder of indoor scenes: an image to its feature map
+SEED = 0
+TAU = 2.5  # as published for attributes
+
+Step = Callable[[], Tensor]  # makes a step and returns the losses [N,K] it saw
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One thing to measure.
+
+    Attributes:
+        encoder: residual64, xception, or none for heads alone on random features.
+        tasks: N.
+        branches: K.
+        batch: B.
+        size: S.
+        heads: linear, or dense for the published decoders.
+        features: D where there is no encoder.
+        precision: fp32 or bf16, of this project's step.
+        compile: As `model.compile`.
+        checkpoint: As `model.checkpoint_branches`.
+    """
+
+    encoder: str
+    tasks: int
+    branches: int
+    batch: int
+    size: int
+    heads: str = "linear"
+    features: int = 512
+    precision: str = "fp32"
+    compile: bool = False
+    checkpoint: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which products are computed."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def specs(self) -> tuple[TaskSpec, ...]:
+        """The N tasks."""
+        kind: Any = "binary" if self.heads == "linear" else "dense_regression"
+        return tuple(TaskSpec(f"task{number:04d}", kind) for number in range(self.tasks))
+
+    def data(self) -> Batch:
+        """The same random samples each time, on the device."""
+        draw = torch.Generator().manual_seed(SEED)
+        images = torch.randint(
+            256, (self.batch, 3, self.size, self.size), generator=draw, dtype=torch.uint8
+        )
+        names = tuple(task.name for task in self.specs())
+        dense, scalars = {}, torch.zeros(0, self.batch)
+        if self.heads == "linear":
+            scalars = torch.randint(2, (self.tasks, self.batch), generator=draw).float()
+        else:
+            shape = (self.batch, 1, self.size, self.size)
+            dense = {name: torch.rand(shape, generator=draw) for name in names}
+        batch = Batch(
+            tasks=names,
+            scalar_tasks=() if dense else names,
+            images=images,
+            scalars=scalars,
+            dense=dense,
+            valid_rows=torch.ones(self.tasks, self.batch, dtype=torch.bool),
+            keys=tuple(str(row) for row in range(self.batch)),
+        )
+        return batch.to(self.device)
+
+    def noise(self, step: int) -> Tensor:
+        """The Gumbel noise of a step [N,K], as training draws it."""
+        return gumbel_noise((self.tasks, self.branches), SEED, step).to(self.device)
+
+
+class Features(nn.Module):
+    """In place of an encoder: features [B,...] of its own, whatever it is given."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(shape))
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: ARG002 - as an encoder is called
+        """Return the features."""
+        return self.values
+
+
+def feature_shape(case: StepCase) -> tuple[int, int, int, int]:
+    """The shape [B,D,h,w] of random features in place of an encoder's map."""
+    side = 1 if case.heads == "linear" else case.size // SHRINK
+    return case.batch, case.features, side, side
+
+
+class _BenchData:
+    """`trainer.run_data.RunData` that only holds tasks: the steps get their batch directly."""
+
+    train_samples: int | None = None
+    eval_samples = 1
+    digest = dataset = "bench"
+
+    def __init__(self, case: StepCase) -> None:
+        self.tasks = case.specs()
+
+    def steps_per_epoch(self) -> int:
+        """Some number: nothing depends on it."""
+        return 1
+
+    def train_batches(self, *_: int, **__: int) -> Iterator[Batch]:
+        """Nothing."""
+        return iter(())
+
+    def eval_batches(self, **_: int) -> Iterator[Batch]:
+        """Nothing."""
+        return iter(())
+
+
+def bench_config(case: StepCase, out: Path) -> Config:
+    """The configuration of a run that makes the case's steps."""
+    tree: dict[str, Any] = {
+        "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
+        "data": {
+            "shards": "bench",
+            "size": [case.size, case.size],
+            "global_batch": case.batch,
+            "workers": 0,
+        },
+        "model": {
+            "encoder": {"name": case.encoder},
+            "branches": case.branches,
+            "decoder": "deconv",
+            "compile": case.compile,
+            "checkpoint_branches": case.checkpoint,
+        },
+        "grouping": {"recipe": "published", "temperature": {"start": TAU, "end": TAU}},
+        "pruning": {"threshold": 0.5 / case.branches, "start": 1.0, "finish": 1.0},
+        "optim": {"name": "adam", "schedule": "constant"},
+        "log": {"tensorboard": False, "progress": False},
+    }
+    return parse_config(tree, "dmtg bench step")
+
+
+@contextmanager
+def our_step(case: StepCase) -> Iterator[tuple[Step, MultiTaskNetwork]]:
+    """The step of this project on the case, and the network it trains."""
+    if case.encoder == "none":
+        network = _heads_alone(case)
+        yield _pass_of_heads(case, network), network
+        return
+    with TemporaryDirectory() as folder:
+        config = bench_config(case, Path(folder) / "run")
+        session = start_session(config, make_accelerator(config), _BenchData(case))
+        yield _training_step(case, session), session.engine.module
+        session.close()
+
+
+def _training_step(case: StepCase, session: Session) -> Step:
+    batch = case.data()
+
+    def step() -> Tensor:
+        losses, _ = train_step(session, [batch])
+        session.step += 1
+        return losses
+
+    return step
+
+
+def _heads_alone(case: StepCase) -> MultiTaskNetwork:
+    torch.manual_seed(SEED)
+    shape = feature_shape(case)
+    encoder = Encoder(
+        trunk=nn.Identity(),
+        branches=[Features(*shape) for _ in range(case.branches)],
+        in_channels=3,
+        channels=shape[1],
+        spatial=(shape[2], shape[3]),
+        pool="flatten",
+        init="independent",
+        config={},
+    )
+    size = (case.size, case.size)
+    network = MultiTaskNetwork(case.specs(), encoder, size, decoder="deconv")
+    if case.compile:
+        network.compile_parts()
+    return network.to(case.device)
+
+
+def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
+    """Forward and backward pass of the heads; there is no optimizer."""
+    batch, plan = case.data(), network.plan(network.heads)
+    weights = ((1.0 + case.noise(0)) / TAU).softmax(dim=1)  # [N,K]
+
+    def step() -> Tensor:
+        network.zero_grad()
+        targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
+        share = network.weights(targets).reciprocal().unsqueeze(1)
+        bf16 = case.precision == "bf16"
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=bf16):
+            losses = network(batch.images, plan, targets)
+        assert isinstance(losses, Tensor)
+        losses = losses * share
+        (weights * losses).sum().backward()
+        return losses.detach()
+
+    return step

@@ -1,0 +1,196 @@
+"""Measures a recipe on planted problems, whose true groups are known, against these groups."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from accelerate import Accelerator
+from sklearn.metrics import adjusted_rand_score
+from tqdm import tqdm
+
+from data_pipelines.reading.collate import Batch
+from data_pipelines.synthetic.planted import NUM_FEATURES, NUM_HIDDEN, NUM_INPUTS, PlantedProblem
+from model.tasks.spec import TaskSpec
+from trainer.config.config import Config, apply_override, parse_config
+from trainer.engines.accelerator import make_accelerator
+from trainer.errors import UserError
+from trainer.json_file import write_json
+from trainer.recipes.groups import groups_of_labels
+from trainer.run import train_run
+
+_EVAL_BATCHES, _EVAL_BATCH = 8, 1024
+_FIRST_EVAL_BATCH = 10**9  # of the problem's stream, beyond every training step
+
+
+class PlantedData:
+    """`trainer.run_data.RunData` of a planted problem."""
+
+    def __init__(self, problem: PlantedProblem, config: Config) -> None:
+        self.tasks = tuple(TaskSpec(name, "binary") for name in problem.tasks)
+        self.train_samples: int | None = None
+        self.eval_samples = _EVAL_BATCHES * _EVAL_BATCH
+        self.digest = f"planted-{config.run.seed}"
+        self.dataset = "planted"
+        self._problem = problem
+        self._micro_batch = config.data.global_batch // config.optim.accumulation
+        self._accumulation = config.optim.accumulation
+
+    def steps_per_epoch(self) -> int:
+        """There are no epochs.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("run.epochs: a planted problem has no end, give run.steps instead")
+
+    def train_batches(
+        self, start_step: int, end_step: int, *, rank: int, world_size: int
+    ) -> Iterator[Batch]:
+        """Every rank draws batches of its own."""
+        size = self._micro_batch // world_size
+        for number in range(start_step * self._accumulation, end_step * self._accumulation):
+            yield self._problem.batch(number * world_size + rank, size)
+
+    def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
+        """The same samples in every evaluation."""
+        for number in range(rank, _EVAL_BATCHES, world_size):
+            yield self._problem.batch(_FIRST_EVAL_BATCH + number, _EVAL_BATCH)
+
+
+@dataclass(frozen=True)
+class PlantedResult:
+    """How a recipe did on one problem.
+
+    Attributes:
+        error: Mean test error of the tasks.
+        true_error: That of the true grouping, trained the same way.
+        ari: Adjusted Rand index of the recipe's groups against the truth.
+        branches: Branches that have tasks at the end.
+        seconds: That the recipe took.
+    """
+
+    seed: int
+    error: float
+    true_error: float
+    ratio: float
+    ari: float
+    branches: int
+    seconds: float
+
+
+def measure_grouping(
+    num_tasks: int,
+    num_groups: int,
+    num_branches: int,
+    seeds: Sequence[int],
+    recipe: str,
+    *,
+    steps: int = 2000,
+    batch: int = 256,
+    overrides: Iterable[str] = (),
+    progress: bool = True,
+) -> list[PlantedResult]:
+    """Train the recipe and the true grouping on one problem for each seed.
+
+    Args:
+        overrides: `section.key=value` for the recipe's runs.
+
+    Raises:
+        UserError: There are fewer tasks than groups, or the configuration is not allowed.
+    """
+    if num_tasks < num_groups:
+        raise UserError(f"--groups is {num_groups}, must be at most --tasks, {num_tasks}")
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in tqdm(seeds, desc=recipe, unit="problem", disable=not progress):
+            problem = PlantedProblem(num_tasks, num_groups, seed)
+            place = Path(folder) / str(seed)
+            own = planted_config(place / "run", num_branches, seed, recipe, steps, batch, overrides)
+            error, labels, seconds = _train(own, problem)
+            truth = [int(group) for group in problem.groups]
+            groups = write_groups(place / "true.json", problem)
+            true = planted_config(
+                place / "true",
+                num_groups,
+                seed,
+                "fixed",
+                steps,
+                batch,
+                [f"grouping.groups={groups}"],
+            )
+            true_error, _, _ = _train(true, problem)
+            results.append(
+                PlantedResult(
+                    seed,
+                    error,
+                    true_error,
+                    error / true_error,
+                    float(adjusted_rand_score(truth, labels)),
+                    len(set(labels)),
+                    seconds,
+                )
+            )
+    return results
+
+
+def write_groups(path: Path, problem: PlantedProblem) -> Path:
+    """Write the true groups of a problem as `grouping.groups` takes them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    groups = groups_of_labels([int(group) for group in problem.groups])
+    write_json(path, {"groups": [[problem.tasks[task] for task in group] for group in groups]})
+    return path
+
+
+def planted_config(
+    out: Path,
+    num_branches: int,
+    seed: int,
+    recipe: str,
+    steps: int,
+    batch: int,
+    overrides: Iterable[str] = (),
+) -> Config:
+    """The configuration of a run on a planted problem: branches as wide as a group's features."""
+    tree: dict[str, Any] = {
+        "run": {"out": str(out), "steps": steps, "seed": seed, "checkpoint_every": steps},
+        "data": {"shards": "planted", "size": [1, 1], "global_batch": batch, "workers": 0},
+        "model": {
+            "branches": num_branches,
+            "encoder": {
+                "name": "mlp",
+                "options": {"widths": [NUM_INPUTS, NUM_HIDDEN, NUM_FEATURES]},
+            },
+        },
+        "grouping": {"recipe": recipe},
+        "pruning": {"threshold": min(0.05, 0.5 / num_branches)},
+        "optim": {"name": "adam", "schedule": "constant"},
+        "log": {"every": steps, "tensorboard": False, "progress": False},
+    }
+    if recipe == "published":  # as published, nothing is pruned before the end
+        tree["pruning"] |= {"start": 1.0, "finish": 1.0}
+    for override in overrides:
+        apply_override(tree, override)
+    return parse_config(tree, "the planted problem")
+
+
+def _train(config: Config, problem: PlantedProblem) -> tuple[float, list[int], float]:
+    """The mean test error, the branch of every task, and the seconds that it took."""
+    start = time.perf_counter()
+    accelerator: Accelerator = make_accelerator(config)
+    session, metrics = train_run(config, accelerator, PlantedData(problem, config))
+    labels = [branch for _, branch in sorted(session.learner.chosen_heads())]
+    error = fmean(values["error"] for values in metrics.values())
+    return error, labels, time.perf_counter() - start
+
+
+def as_json(results: Sequence[PlantedResult]) -> dict[str, Any]:
+    """The results, and the mean over the seeds of all but the seed."""
+    rows = [asdict(result) for result in results]
+    mean = {name: fmean(row[name] for row in rows) for name in rows[0] if name != "seed"}
+    return {"seeds": rows, "mean": mean}

@@ -1,0 +1,161 @@
+"""Measures this project's training step against the published one, and against the machine.
+
+Legend: N tasks, K branches.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import torch
+
+from model.network import MultiTaskNetwork
+from trainer.bench.case import Step, StepCase, our_step
+from trainer.bench.floor import measure_rates, timed
+from trainer.bench.published import load_naive, naive_step
+from trainer.errors import UserError
+from trainer.monitoring.flops import flop_counter
+from trainer.monitoring.throughput import count_flops
+
+Variant = Literal["ours", "naive"]
+
+_STATUS = Path("/proc/self/status")
+_MIB = 2**20
+_MEMORY_STEPS = 3
+_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of the losses in the first step
+
+
+def measure_step(case: StepCase, repeats: int) -> dict[str, Any]:
+    """Make paired steps of both in this process, and weigh each in a process of its own.
+
+    Returns:
+        `ours_ms`, `naive_ms` (medians), `ratio`, `floor_ms`, `over_floor` (ours), `ours_peak_mb`,
+        `naive_peak_mb`, `memory_ratio`, `loss_difference`, what the floor is made of, and the case.
+
+    Raises:
+        UserError: The published step is missing, or the losses differ.
+    """
+    load_naive()
+    peaks = {variant: _in_own_process(case, variant) for variant in ("ours", "naive")}
+    with our_step(case) as (ours, network):
+        naive, _ = naive_step(case, network)
+        difference = _check_losses(case, ours, naive)
+        ours_ms, naive_ms = _paired(case, ours, naive, repeats)
+        flops = step_flops(case, network, ours)
+        weights = num_weights(case, network)
+    rates = measure_rates(case.device, case.dtype)
+    floor_ms = rates.floor_ms(flops, weights, optimizer=case.encoder != "none")
+    return {
+        "ours_ms": ours_ms,
+        "naive_ms": naive_ms,
+        "ratio": naive_ms / ours_ms,
+        "floor_ms": floor_ms,
+        "over_floor": ours_ms / floor_ms,
+        "ours_peak_mb": peaks["ours"],
+        "naive_peak_mb": peaks["naive"],
+        "memory_ratio": peaks["ours"] / peaks["naive"],
+        "loss_difference": difference,
+        "matmul_gflops": rates.flops / 1e9,
+        "copy_gbps": rates.traffic / 1e9,
+        "flops": flops,
+        "weights": weights,
+        "case": asdict(case),
+        "machine": _machine(case),
+    }
+
+
+def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
+    """The largest relative difference of the losses of the first step.
+
+    Raises:
+        UserError: It is too large: one of the two steps computes something else.
+    """
+    own, published = ours(), naive()
+    difference = float(((own - published).abs() / published.abs().clamp_min(1e-3)).max())
+    allowed = _TOLERANCE[case.precision]
+    if not difference <= allowed:
+        raise UserError(
+            f"the losses of both steps differ by {difference:.2g}, allowed is {allowed:g}"
+        )
+    return difference
+
+
+def _paired(case: StepCase, ours: Step, naive: Step, repeats: int) -> tuple[float, float]:
+    """Median milliseconds of both, taken in turns.
+
+    A training makes steps of one kind only. So each is timed after a step of its own kind, which
+    finds caches and heap as the other one has left them.
+    """
+    times: dict[Variant, list[float]] = {"ours": [], "naive": []}
+    steps: dict[Variant, Step] = {"ours": ours, "naive": naive}
+    for _ in range(repeats):
+        for variant, step in steps.items():
+            step()
+            times[variant].append(timed(step, case.device))
+    return median(times["ours"]) * 1e3, median(times["naive"]) * 1e3
+
+
+def num_weights(case: StepCase, network: MultiTaskNetwork) -> int:
+    """Trained parameters."""
+    trained = network.banks if case.encoder == "none" else network
+    return sum(parameter.numel() for parameter in trained.parameters())
+
+
+def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
+    """Operations of forward and backward pass."""
+    if case.encoder != "none":
+        return count_flops(network, network.plan(network.heads), case.data())
+    with flop_counter() as counter:
+        ours()
+    return counter.get_total_flops()
+
+
+def _in_own_process(case: StepCase, variant: Variant) -> float:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_peak_mb, case, variant).result()
+
+
+def _peak_mb(case: StepCase, variant: Variant) -> float:
+    """Memory of some steps in MiB, with weights and moments but not what was there before."""
+    before = _resident("VmRSS") if case.device.type == "cpu" else 0
+    if variant == "ours":
+        with our_step(case) as (step, _):
+            _run(step)
+    else:
+        _run(naive_step(case)[0])
+    if case.device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / _MIB
+    return (_resident("VmHWM") - before) / _MIB
+
+
+def _run(step: Step) -> None:
+    for _ in range(_MEMORY_STEPS):
+        step()
+
+
+def _resident(which: str) -> int:
+    """Bytes of this process: those it has (`VmRSS`), or the most it ever had (`VmHWM`).
+
+    Raises:
+        UserError: The system does not tell.
+    """
+    if not _STATUS.is_file():
+        raise UserError(f"{_STATUS} is missing: memory on the CPU can be measured on Linux only")
+    lines = _STATUS.read_text().splitlines()
+    (kilobytes,) = [line.split()[1] for line in lines if line.startswith(f"{which}:")]
+    return int(kilobytes) * 1024
+
+
+def _machine(case: StepCase) -> str:
+    if case.device.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return f"{threads}, {platform.machine()}, torch {torch.__version__}"

@@ -1,0 +1,115 @@
+"""The command `dmtg compare`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from tqdm import tqdm
+
+from trainer.commands.output import AsJson, finish, print_json
+from trainer.compare.cells import Cell, plan_cells, run_cell
+from trainer.errors import UserError
+
+DEFAULT_RECIPES = "default,published,random,multitask,single_task,tag,grad_tag"
+_STOPPED = 75  # exit code: start again to go on
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="YAML file that all runs share.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the runs, tables and plot.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[section.key=value]...", help="For all runs.")
+    ] = None,
+    recipes: Annotated[str, typer.Option(help="Grouping recipes, by commas.")] = DEFAULT_RECIPES,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every recipe.")] = 3,
+    seed_base: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    launch: Annotated[
+        Path | None, typer.Option(help="A file of accelerate_configs/; else one plain process.")
+    ] = None,
+    only: Annotated[int | None, typer.Option(min=0, help="Train this cell and stop.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a failed run; exit with 1 at the end.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train several recipes with several seeds, then print and save tables and a plot.
+
+    Finished runs are not trained again. In a job array give every job its own --only, and at the
+    end start once more without it for the tables. Exit codes: 1 a run failed, 75 a run was stopped
+    by SIGUSR1 or run.max_minutes and has saved.
+    """
+    names = [name.strip() for name in recipes.split(",")]
+    numbers = range(seed_base, seed_base + seeds)
+    cells = plan_cells(config, names, numbers, out, overrides or [])
+    if launch is not None and not launch.is_file():
+        raise UserError(f"--launch {launch}: no such file")
+    if only is not None and only >= len(cells):
+        raise UserError(f"--only: found {only}; allowed: 0 to {len(cells) - 1}")
+    if show:
+        _list(cells, as_json)
+        return
+    records = _train(cells if only is None else [cells[only]], launch, keep_going)
+    failed = any(record["status"] == "failed" for record in records)
+    if any(record["status"] == "stopped" for record in records):
+        raise typer.Exit(_STOPPED)
+    if only is not None and not failed:
+        finish(as_json, {key: records[0][key] for key in ("recipe", "seed", "status", "seconds")})
+    elif len(records) == len(cells):
+        shared = shlex.join([str(config), *(overrides or [])])
+        _report(records, out, f"Runs of `{shared}`, seeds {numbers[0]} to {numbers[-1]}.", as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list(cells: Sequence[Cell], as_json: bool) -> None:
+    rows = [
+        {
+            "cell": cell.index,
+            "recipe": cell.recipe,
+            "seed": cell.seed,
+            "status": cell.load()["status"],
+            "folder": str(cell.folder),
+        }
+        for cell in cells
+    ]
+    if as_json:
+        print_json({"cells": rows})
+        return
+    for row in rows:
+        typer.echo("  ".join(str(value) for value in row.values()))
+
+
+def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list[dict[str, Any]]:
+    """The records of the cells, up to one that was stopped, or failed unless all are wanted."""
+    records = []
+    with tqdm(cells, unit="run") as bar:
+        for cell in bar:
+            bar.set_description(f"{cell.recipe}, seed {cell.seed}")
+            records.append(run_cell(cell, launch))
+            if records[-1]["status"] == "failed":
+                bar.write(f"error: {records[-1]['message']}", file=sys.stderr)
+                if not keep_going:
+                    break
+            elif records[-1]["status"] == "stopped":
+                break
+    return records
+
+
+def _report(records: list[dict[str, Any]], out: Path, about: str, as_json: bool) -> None:
+    from trainer.compare.report import print_tables, save_comparison
+
+    results, tables = save_comparison(records, out, about)
+    print_tables(tables, Console(width=None if sys.stdout.isatty() else 160))
+    files = [str(out / f"compare.{kind}") for kind in ("md", "json", "png")]
+    if as_json:
+        print_json({"files": files, "recipes": [asdict(result) for result in results]})
+    else:
+        typer.echo("\n".join(files))

@@ -1,0 +1,125 @@
+"""The tables of a comparison: in the terminal, as Markdown, as JSON, and the plot beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from model.metrics import metric_for
+from model.tasks.spec import TaskSpec
+from trainer.compare.plot import draw_comparison
+from trainer.compare.table import REFERENCE, RecipeResult, Spread, specs_of, tabulate
+from trainer.json_file import write_json
+
+Rows = list[list[str]]  # the first one is the header
+
+_NOTES = (
+    "Mean ± sample standard deviation over the seeds. A gain is relative to the mean of the runs "
+    f"of `{REFERENCE}`; seconds are those of the whole process, a search included; parameters are "
+    "those of the pruned model; agreement is the mean adjusted Rand index of two seeds' groupings."
+)
+
+
+def save_comparison(
+    records: Sequence[Mapping[str, Any]], out: Path, about: str
+) -> tuple[list[RecipeResult], list[Rows]]:
+    """Write `compare.json`, `compare.md` and, if any cell is finished, `compare.png`.
+
+    Args:
+        records: Of the cells.
+        out: Folder of the comparison.
+        about: A sentence that says what was compared.
+
+    Returns:
+        The results by recipe, and their tables.
+    """
+    results, specs = tabulate(records), specs_of(records)
+    tables = [recipe_rows(results)]
+    picture = ""
+    if specs:
+        tables.append(task_rows(results, specs))
+        draw_comparison(results, out / "compare.png")
+        picture = "\n\n![comparison](compare.png)"
+    write_json(
+        out / "compare.json",
+        {"about": about, "recipes": [asdict(r) for r in results], "cells": list(records)},
+        indent=1,
+    )
+    text = f"# Comparison of grouping recipes\n\n{about} {_NOTES}{picture}"
+    (out / "compare.md").write_text(to_markdown(tables, text), encoding="utf-8")
+    return results, tables
+
+
+def shown(spread: Spread | None, digits: int = 4) -> str:
+    """A mean and its deviation to that many digits of the mean, `-` where there is none."""
+    if spread is None:
+        return "-"
+    mean = f"{spread.mean:.{digits}g}"
+    return mean if spread.std is None else f"{mean} ± {spread.std:.2g}"
+
+
+def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
+    """One row for every recipe; columns without any number are left out."""
+    columns = {
+        "recipe": [result.recipe for result in results],
+        "seeds": [_seeds(result) for result in results],
+        "total error": [shown(result.total_error) for result in results],
+        f"gain over {REFERENCE}, %": [shown(result.gain, 3) for result in results],
+        "training loss": [shown(result.train_loss) for result in results],
+        "seconds": [shown(result.seconds, 3) for result in results],
+        "parameters": [_count(result.parameters) for result in results],
+        "groups": [_count(result.groups) for result in results],
+        "agreement (ARI)": [
+            "-" if result.agreement is None else f"{result.agreement:.2f}" for result in results
+        ],
+    }
+    filled = {name: column for name, column in columns.items() if set(column) != {"-"}}
+    return [list(filled), *(list(row) for row in zip(*filled.values(), strict=True))]
+
+
+def task_rows(results: Sequence[RecipeResult], specs: Sequence[TaskSpec]) -> Rows:
+    """One row for every task with its primary metric, and a column for every recipe."""
+    rows = [["task", "metric", *(result.recipe for result in results)]]
+    for spec in specs:
+        metric = metric_for(spec)
+        name = f"{metric.primary} {'↑' if metric.higher_is_better else '↓'}"
+        values = [shown(result.tasks.get(spec.name), 3) for result in results]
+        rows.append([spec.name, name, *values])
+    return rows
+
+
+def _seeds(result: RecipeResult) -> str:
+    return f"{result.done} ({result.failed} failed)" if result.failed else str(result.done)
+
+
+def _count(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if len(set(spread.values)) == 1:
+        return f"{spread.mean:,.0f}"
+    digits = 1 if spread.mean < 100 else 0
+    return f"{spread.mean:,.{digits}f} ± {spread.std:,.{digits}f}"
+
+
+def print_tables(tables: Sequence[Rows], console: Console) -> None:
+    """Print each as a table."""
+    for header, *rows in tables:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        console.print(table)
+
+
+def to_markdown(tables: Sequence[Rows], introduction: str) -> str:
+    """The introduction and the tables below it."""
+    parts = [introduction]
+    for header, *rows in tables:
+        lines = [header, ["---"] * len(header), *rows]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,51 @@
+"""What a finished run says about its recipe, read from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from model.bundle import groups_of
+from model.network import MultiTaskNetwork
+from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.errors import UserError
+from trainer.recipes.learner import hard_heads
+from trainer.report.picture import read_metrics
+from trainer.run_folder import RunFolder
+
+_LAST = 0.1  # share of the training records that the training loss is the mean of
+
+
+def read_result(run: Path) -> dict[str, Any]:
+    """Read a finished run.
+
+    Returns:
+        As JSON can hold them: the `tasks`, the `metrics` of the final evaluation, the mean
+        `train_loss` at the end, the `groups` of task names, and the `parameters` of the model with
+        one head per task.
+
+    Raises:
+        UserError: The folder holds no whole checkpoint or no evaluation of it.
+    """
+    folder = RunFolder(run)
+    newest = newest_checkpoint(folder.checkpoints)
+    if newest is None:
+        raise UserError(f"{run}: no whole checkpoint in {folder.checkpoints}")
+    checkpoint = load_checkpoint(newest)
+    records = read_metrics(run)
+    step = checkpoint.progress.step
+    evaluations = [r for r in records if r["kind"] == "eval" and r["step"] == step]
+    if not evaluations:
+        raise UserError(f"{run}: metrics.jsonl has no evaluation of step {step}, the last one")
+    network = MultiTaskNetwork.from_config(checkpoint.progress.network)
+    heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
+    pruned = network.subset(heads)
+    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    return {
+        "tasks": [task.to_dict() for task in network.tasks],
+        "metrics": evaluations[-1]["metrics"],
+        "train_loss": fmean(losses[-max(1, round(_LAST * len(losses))) :]),
+        "groups": groups_of(pruned),
+        "parameters": sum(parameter.numel() for parameter in pruned.parameters()),
+    }

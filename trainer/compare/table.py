@@ -1,0 +1,158 @@
+"""What the cells of a comparison found, by recipe: means and deviations over the seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import fmean, stdev
+from typing import Any
+
+from sklearn.metrics import adjusted_rand_score
+
+from model.metrics import metric_for
+from model.tasks.spec import TaskSpec
+from trainer.scoring.summary import summarise
+
+REFERENCE = "single_task"  # the recipe that gains are over
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over the seeds.
+
+    Attributes:
+        std: Sample standard deviation; None for a single seed.
+    """
+
+    mean: float
+    std: float | None
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """The spread of the values that exist; None where none does."""
+        found = tuple(value for value in values if value is not None)
+        if not found:
+            return None
+        return cls(fmean(found), stdev(found) if len(found) > 1 else None, found)
+
+
+@dataclass(frozen=True)
+class RecipeResult:
+    """A recipe's finished cells.
+
+    Attributes:
+        done: Number of finished cells.
+        failed: Number of cells that failed.
+        total_error: 100 times the sum of the tasks' error rates, of the tasks that have one.
+        train_loss: Mean loss at the end of training.
+        gain: Mean over the tasks of the gain over `REFERENCE`, in percent.
+        seconds: From start to end of the processes, a search included.
+        parameters: Of the model with one head per task.
+        groups: Number of branches of that model.
+        agreement: Mean adjusted Rand index of the groupings of two seeds; None for one seed.
+        tasks: Per task its primary metric.
+        gains: Per task its gain over `REFERENCE`, in percent.
+    """
+
+    recipe: str
+    done: int
+    failed: int
+    total_error: Spread | None
+    train_loss: Spread | None
+    gain: Spread | None
+    seconds: Spread | None
+    parameters: Spread | None
+    groups: Spread | None
+    agreement: float | None
+    tasks: dict[str, Spread]
+    gains: dict[str, Spread]
+
+
+def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
+    """Sum up the cells' records by recipe, in the order in which the recipes first occur.
+
+    The reference of the gains is the mean over the seeds of `REFERENCE`, if that is among the
+    recipes; a task whose reference is zero or does not exist has no gain.
+    """
+    recipes = list(dict.fromkeys(record["recipe"] for record in records))
+    done = {
+        recipe: [r for r in records if r["recipe"] == recipe and r["status"] == "done"]
+        for recipe in recipes
+    }
+    reference = _mean_metrics(done.get(REFERENCE, []))
+    return [
+        _of_recipe(
+            recipe,
+            done[recipe],
+            sum(r["recipe"] == recipe and r["status"] == "failed" for r in records),
+            reference,
+        )
+        for recipe in recipes
+    ]
+
+
+def specs_of(records: Sequence[Mapping[str, Any]]) -> list[TaskSpec]:
+    """The tasks of the finished cells; empty if there is none."""
+    done = [record for record in records if record["status"] == "done"]
+    return [TaskSpec.from_dict(task) for task in done[0]["tasks"]] if done else []
+
+
+def _mean_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Per task the primary metric's mean over the cells, where one can be relative to it."""
+    reference: dict[str, dict[str, float]] = {}
+    for spec in specs_of(cells):
+        primary = metric_for(spec).primary
+        values = [cell["metrics"].get(spec.name, {}).get(primary) for cell in cells]
+        spread = Spread.of(values)
+        if spread is not None and math.isfinite(spread.mean) and spread.mean > 0:
+            reference[spec.name] = {primary: spread.mean}
+    return reference
+
+
+def _of_recipe(
+    recipe: str,
+    cells: Sequence[Mapping[str, Any]],
+    failed: int,
+    reference: Mapping[str, Mapping[str, float]],
+) -> RecipeResult:
+    specs = specs_of(cells)
+    compared = [spec for spec in specs if spec.name in reference]
+    totals = [summarise(specs, cell["metrics"]).total_error for cell in cells]
+    summaries = [summarise(compared, cell["metrics"], reference) for cell in cells]
+    tasks: dict[str, Spread] = {}
+    gains: dict[str, Spread] = {}
+    for spec in specs:
+        primary = metric_for(spec).primary
+        metric = Spread.of([c["metrics"].get(spec.name, {}).get(primary) for c in cells])
+        gain = Spread.of([summary.gains.get(spec.name) for summary in summaries])
+        if metric is not None:
+            tasks[spec.name] = metric
+        if gain is not None:
+            gains[spec.name] = gain
+    return RecipeResult(
+        recipe=recipe,
+        done=len(cells),
+        failed=failed,
+        total_error=Spread.of(totals),
+        train_loss=Spread.of([cell["train_loss"] for cell in cells]),
+        gain=Spread.of([summary.normalized_gain for summary in summaries]),
+        seconds=Spread.of([cell["seconds"] for cell in cells]),
+        parameters=Spread.of([cell["parameters"] for cell in cells]),
+        groups=Spread.of([len(cell["groups"]) for cell in cells]),
+        agreement=_agreement(cells),
+        tasks=tasks,
+        gains=gains,
+    )
+
+
+def _agreement(cells: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean adjusted Rand index over the pairs of cells."""
+    labels = []
+    for cell in cells:
+        group_of = {name: number for number, names in enumerate(cell["groups"]) for name in names}
+        labels.append([group_of[task["name"]] for task in cell["tasks"]])
+    indices = [adjusted_rand_score(a, b) for a, b in combinations(labels, 2)]
+    return fmean(indices) if indices else None

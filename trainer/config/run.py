@@ -1,0 +1,82 @@
+"""The section `run` of a configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from trainer.config.section import PositiveFloat, PositiveInt, Section
+
+
+def _window(text: str) -> tuple[int, int]:
+    start, end = text.split(":")
+    return int(start), int(end)
+
+
+def _check_window(text: str) -> str:
+    if re.fullmatch(r"[0-9]+:[0-9]+", text):
+        start, end = _window(text)
+        if start < end:
+            return text
+    raise ValueError(f"found {text!r}; allowed is START:END, two step numbers, as in 100:105")
+
+
+class RunSection(Section):
+    """Where a run lives and how long it lasts.
+
+    Of the checkpoints, made every `checkpoint_every` steps, the `keep_last` newest are kept, and
+    for good those of steps that are multiples of `keep_every`. With `async_checkpoint` the
+    training goes on while one is written. After `max_minutes` it saves and stops as after a
+    signal, to be continued by another start.
+    `profile: START:END` writes a trace of the steps after START up to END.
+    Ranks wait for each other at most `timeout_seconds`. A process without progress for
+    `stall_seconds`, whatever it waits for, ends the run.
+    """
+
+    out: Path
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    max_minutes: PositiveFloat | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    resume: Literal["never", "auto"] = "never"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    timeout_seconds: PositiveFloat = 600.0
+    stall_seconds: PositiveFloat = 1800.0
+    checkpoint_every: PositiveInt = 1000
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    async_checkpoint: bool = True
+    profile: Annotated[str, AfterValidator(_check_window)] | None = None
+    profile_ranks: Literal["first", "all"] = "first"
+
+    @property
+    def profile_window(self) -> tuple[int, int] | None:
+        """START and END of `profile`."""
+        return None if self.profile is None else _window(self.profile)
+
+    @model_validator(mode="after")
+    def _one_length(self) -> RunSection:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of run.steps and run.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_are_made(self) -> RunSection:
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every is {self.keep_every}; must be a multiple of checkpoint_every, "
+                f"{self.checkpoint_every}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stall_last(self) -> RunSection:
+        if self.stall_seconds <= self.timeout_seconds:
+            raise ValueError(
+                f"stall_seconds is {self.stall_seconds:g}; must be above timeout_seconds, "
+                f"{self.timeout_seconds:g}: a rank that waits for another makes no progress"
+            )
+        return self

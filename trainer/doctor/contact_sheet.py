@@ -1,0 +1,120 @@
+"""A picture of samples and their labels, a row a sample and a column a task."""
+# Shapes: C channels, H, W.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from data_pipelines.reading.collate import Batch
+from model.tasks.spec import TaskSpec
+from trainer.doctor.rules import rule_of
+from trainer.report.drawing import Picture, draw, value_range
+
+_CELL = 160  # pixels a side
+_MARGIN, _HEADER, _LINE = 6, 22, 13
+_TEXT_WIDTH = 210
+_LINES = _CELL // _LINE  # of text in a column
+_MAX_COLUMNS = 4  # of text
+_BLANK = (235, 235, 235)
+
+
+def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) -> None:
+    """Write the sheet: the image, every dense label in natural colours, the scalars as text.
+
+    Invalid pixels are black; a label that is missing says so.
+
+    Args:
+        samples: A batch for each sample, in the host's memory.
+        tasks: Tasks of the batches.
+        path: PNG file.
+    """
+    dense = [task for task in tasks if task.dense]
+    scalars = [task for task in tasks if not task.dense]
+    text_columns = min(-(-len(scalars) // _LINES), _MAX_COLUMNS)
+    width = _MARGIN + (1 + len(dense)) * (_CELL + _MARGIN) + text_columns * _TEXT_WIDTH
+    height = _HEADER + len(samples) * (_CELL + _HEADER)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.font = ImageFont.load_default(11)
+    for column, name in enumerate(["image", *(task.name for task in dense)]):
+        pen.text((_MARGIN + column * (_CELL + _MARGIN), 5), name, fill="black")
+    for row, sample in enumerate(samples):
+        top = _HEADER + row * (_CELL + _HEADER)
+        _paste(sheet, np.moveaxis(sample.images[0].numpy(), 0, -1), 0, top)
+        _caption(pen, _MARGIN, top, sample.keys[0])
+        for column, task in enumerate(dense, start=1):
+            _draw_label(sheet, pen, sample, task, (column, top))
+        left = _MARGIN + (1 + len(dense)) * (_CELL + _MARGIN)
+        for number, line in enumerate(_lines(sample, scalars)[: _LINES * _MAX_COLUMNS]):
+            place = (left + number // _LINES * _TEXT_WIDTH, top + number % _LINES * _LINE)
+            pen.text(place, line[:34], fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def _draw_label(
+    sheet: Image.Image,
+    pen: ImageDraw.ImageDraw,
+    sample: Batch,
+    task: TaskSpec,
+    place: tuple[int, int],
+) -> None:
+    column, top = place
+    left = _MARGIN + column * (_CELL + _MARGIN)
+    if not sample.valid[task.name][0]:
+        pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=_BLANK)
+        pen.text((left + _CELL // 2, top + _CELL // 2), "missing", fill="grey", anchor="mm")
+        return
+    label = sample.labels[task.name][0].numpy()  # [C,H,W]
+    mask = rule_of(task).valid_pixels(label)
+    picture, caption = _picture(task, label, mask)
+    _paste(sheet, picture, column, top)
+    _caption(pen, left, top, caption)
+
+
+def _caption(pen: ImageDraw.ImageDraw, left: int, top: int, text: str) -> None:
+    """Write below a cell what fits in its width."""
+    fitting = next(n for n in range(len(text), -1, -1) if pen.textlength(text[:n]) <= _CELL)
+    pen.text((left, top + _CELL + 3), text[:fitting], fill="black")
+
+
+def _picture(task: TaskSpec, label: np.ndarray, mask: np.ndarray) -> tuple[Picture, str]:
+    """The label in colour and the range that its colours span."""
+    if not mask.any():
+        return np.zeros((*mask.shape, 3), np.uint8), "all invalid"
+    if task.kind == "dense_classification":
+        ids = np.where(mask, label[0], 0)
+        picture = draw(task, ids).copy()
+        caption = f"{len(np.unique(ids[mask]))} classes"
+    else:
+        natural = label.astype(np.float64) * task.unit_scale + task.unit_offset
+        # The range of the colours is taken from what is drawn: no invalid value may be in it
+        picture = draw(task, np.where(mask, natural, natural[:, mask].mean())).copy()
+        low, high = value_range(task, natural[0, mask])
+        caption = f"{low:.3g} to {high:.3g} {task.unit}".rstrip()
+    picture[~mask] = 0
+    return picture, caption
+
+
+def _paste(sheet: Image.Image, picture: Picture, column: int, top: int) -> None:
+    cell = Image.fromarray(np.ascontiguousarray(picture)).resize((_CELL, _CELL))
+    sheet.paste(cell, (_MARGIN + column * (_CELL + _MARGIN), top))
+
+
+def _lines(sample: Batch, scalars: Sequence[TaskSpec]) -> list[str]:
+    lines = []
+    for task in scalars:
+        if not sample.valid[task.name][0]:
+            lines.append(f"{task.name}: missing")
+            continue
+        value = float(sample.labels[task.name][0])
+        if task.kind == "regression":
+            text = f"{value * task.unit_scale + task.unit_offset:.4g} {task.unit}".rstrip()
+        else:
+            text = task.classes[int(value)] if task.classes else str(int(value))
+        lines.append(f"{task.name}: {text}")
+    return lines

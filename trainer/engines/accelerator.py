@@ -1,0 +1,128 @@
+"""Starts accelerate for whatever launched this process: alone, or in a group of any engine."""
+
+from __future__ import annotations
+
+import functools
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+)
+
+from trainer.config.config import Config
+from trainer.engines import rendezvous
+from trainer.engines.fsdp import hidden_from_accelerate, shards
+from trainer.errors import UserError
+
+_new_group = torch.distributed.new_group
+# Numbers that ZeRO sums at once. Its own default sets 2 GB aside on every GPU, and sends nothing
+# before the backward pass of most networks is over.
+REDUCE_BUCKET = 25_000_000
+_PRECISIONS = {None: None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator for whatever launched this process.
+
+    Raises:
+        UserError: Several processes were started without a distributed engine, the engine or the
+            precision cannot be used here, or the global batch does not divide into micro-batches.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    on_cpu = not torch.cuda.is_available()
+    precision = _PRECISIONS[config.run.precision]
+    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
+    # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them. Gradients
+    # lie where they are summed, not there and in a copy.
+    handlers: list[Any] = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ]
+    if world_size > 1:
+        timeout = timedelta(seconds=config.run.timeout_seconds)
+        _limit_waiting(timeout)
+        backend = "gloo" if on_cpu else None
+        handlers.append(InitProcessGroupKwargs(backend, rendezvous.URL, timeout))
+    if on_cpu and with_deepspeed:
+        _use_plain_gloo()
+    shards()  # what it refuses is refused before anything starts
+    with hidden_from_accelerate():
+        accelerator = Accelerator(
+            cpu=on_cpu and not with_deepspeed,
+            mixed_precision=precision,
+            gradient_accumulation_steps=config.optim.accumulation,
+            kwargs_handlers=handlers,
+            step_scheduler_with_optimizer=False,
+        )
+    if world_size > 1 and accelerator.distributed_type == DistributedType.NO:
+        raise UserError(
+            f"{world_size} processes were launched but accelerate formed no group; use one of "
+            "accelerate_configs/ (on CPU: those that end in _cpu)"
+        )
+    micro_batch = _micro_batch(config, accelerator.num_processes)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        _configure_deepspeed(accelerator, config, micro_batch)
+    return accelerator
+
+
+def _limit_waiting(timeout: timedelta) -> None:
+    """Bound every collective, also those of groups that are made later without a word on it.
+
+    DeepSpeed makes such groups for ZeRO 1 and 2; by torch's default they would wait 10 minutes on
+    NCCL and 30 on gloo. NCCL's own watchdog is to notice by the same time that it is stuck.
+    """
+    torch.distributed.new_group = functools.partial(_new_group, timeout=timeout)
+    seconds = str(max(1, round(timeout.total_seconds())))
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
+
+
+def _use_plain_gloo() -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives when it starts on a CPU.
+
+    The compiler runs behind a lock file; a process that is killed meanwhile leaves it locked, and
+    every later start waits for it without an end.
+    """
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _micro_batch(config: Config, num_processes: int) -> int:
+    parts = num_processes * config.optim.accumulation
+    if config.data.global_batch % parts:
+        raise UserError(
+            f"data.global_batch is {config.data.global_batch}; it must be a multiple of "
+            f"processes x optim.accumulation = {num_processes} x {config.optim.accumulation}"
+        )
+    return config.data.global_batch // parts
+
+
+def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
+    from transformers.integrations import unset_hf_deepspeed_config
+
+    # Weights are drawn or read whole and sharded by `prepare`; under ZeRO 3, from_pretrained
+    # would shard them at once.
+    unset_hf_deepspeed_config()
+    settings = accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["train_micro_batch_size_per_gpu"] = micro_batch
+    settings["gradient_accumulation_steps"] = config.optim.accumulation
+    settings["gradient_clipping"] = config.optim.clip or 0.0
+    settings["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET
+    # Where the moments are offloaded torch's own fused Adam updates them: DeepSpeed's is compiled
+    # when it is first used.
+    settings["zero_force_ds_cpu_optimizer"] = False
+    precision = accelerator.mixed_precision
+    if precision != "no":
+        # fp32 parameters and moments, sharded, with low-precision arithmetic: exact updates, and
+        # batch normalisation works on every device (DeepSpeed's own bf16 casts the parameters).
+        for section in ("bf16", "fp16"):
+            settings[section] = {"enabled": False}
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[precision]
+        settings["torch_autocast"] = {"enabled": True, "dtype": dtype}

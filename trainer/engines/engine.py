@@ -1,0 +1,158 @@
+"""The one adapter between the loop and accelerate: one process, DDP, FSDP2, ZeRO 1, 2, 3."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+from model.network import MultiTaskNetwork
+from trainer.config.config import Config
+from trainer.engines.fsdp import shard, shards, whole
+from trainer.engines.optim import base_optimizer, build_optimizer
+
+
+def _can_synchronise(accelerator: Accelerator) -> bool:
+    """Whether batch statistics can be those of all ranks: torch can on GPUs only."""
+    return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+
+
+class Engine:
+    """A network and its optimizer, prepared for training by accelerate.
+
+    Args:
+        accelerator: Of the run.
+        module: The network; what needs no gradient is not trained.
+        config: Of the run.
+        undecayed: As `build_optimizer` takes it.
+
+    Attributes:
+        network: What the loop calls; forward goes through DDP's or DeepSpeed's hooks.
+        module: The plain `MultiTaskNetwork` inside it.
+        sharded: Whether FSDP2 shards its parameters.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: MultiTaskNetwork,
+        config: Config,
+        undecayed: Collection[str] = (),
+    ) -> None:
+        self.accelerator = accelerator
+        self._clip = config.optim.clip
+        self._skips = config.optim.skip_nonfinite > 0
+        module.checkpoint_branches = config.model.checkpoint_branches
+        if config.model.compile:
+            module.compile_parts()
+        # Elsewhere the statistics are averaged, see `average_buffers`.
+        if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        self.module: Any = module
+        self.sharded = shards() and accelerator.num_processes > 1
+        if self.sharded:
+            # Not trained, for accelerate, means without DDP around it.
+            self.network = accelerator.prepare_model(module, evaluation_mode=True)
+            shard(self.network, accelerator.device.type)
+        optimizer = build_optimizer(module, config.optim, undecayed)
+        self._skipped = False
+        self._base_lr = [group["lr"] for group in optimizer.param_groups]
+        if self.sharded:
+            self.optimizer = accelerator.prepare(optimizer)
+        else:
+            self.network, self.optimizer = accelerator.prepare(module, optimizer)
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
+        if self.accelerator.distributed_type != DistributedType.DEEPSPEED:
+            return 0
+        return self.network.zero_optimization_stage()
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of fp16; None in other precisions."""
+        if self.zero_stage:
+            return self.network.optimizer.torch_autocast_gradscaler
+        return self.accelerator.scaler
+
+    def set_learning_rate(self, factor: float) -> None:
+        """Scale every group's learning rate by `factor`."""
+        for group, lr in zip(
+            base_optimizer(self.optimizer).param_groups, self._base_lr, strict=True
+        ):
+            group["lr"] = lr * factor
+
+    @contextlib.contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Context of one micro-batch: gradients travel, and the step happens, on the last one."""
+        with self.accelerator.accumulate(self.network):
+            if self.sharded:
+                self.network.set_requires_gradient_sync(self.accelerator.sync_gradients)
+            yield
+
+    def backward(self, objective: Tensor) -> None:
+        """Back-propagate, and update the weights if this is the step's last micro-batch.
+
+        The engine divides by the number of micro-batches and averages over ranks.
+        """
+        self.accelerator.backward(objective)  # under DeepSpeed it clips and steps, too
+        finite = True
+        clips = self._clip is not None or self._skips
+        if self.accelerator.sync_gradients and clips and self.zero_stage == 0:
+            limit = math.inf if self._clip is None else self._clip
+            norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
+            finite = not self._skips or self.scaler is not None or bool(whole(norm).isfinite())
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._skipped = not finite
+
+    @property
+    def step_was_skipped(self) -> bool:
+        """Whether the last step left weights and moments alone; the same on every rank.
+
+        ZeRO does so where the gradient is not finite, the others with `optim.skip_nonfinite`, and
+        in fp16 the loss scaler.
+        """
+        if self.zero_stage:
+            return bool(self.network.optimizer.overflow)
+        return self._skipped or self.optimizer.step_was_skipped
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, equal to the last bit on each of them."""
+        return self.accelerator.reduce(tensor, reduction="sum")
+
+    def running_statistics(self) -> list[Tensor]:
+        """The saved buffers that layers in training mode change in each forward pass."""
+        saved = self.module.state_dict().keys()
+        return [
+            buffer
+            for prefix, layer in self.module.named_modules()
+            if layer.training
+            for name, buffer in layer.named_buffers(prefix, recurse=False)
+            if name in saved
+        ]
+
+    @torch.no_grad()
+    def average_buffers(self) -> None:
+        """Make the running statistics of the layers in training mode the mean over the ranks."""
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = [b for b in self.running_statistics() if b.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([b.flatten() for b in buffers])
+        mean = self.accelerator.reduce(flat, reduction="mean")
+        for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def release(self) -> None:
+        """Let go of the prepared network, so that another one can be prepared in its place."""
+        self.network, self.optimizer = self.accelerator.free_memory(self.network, self.optimizer)

@@ -1,0 +1,175 @@
+"""Watches how a run goes: times of all ranks, progress, `timing.jsonl` and `status.json`."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from data_pipelines.reading.collate import Batch
+from model.heads.layout import Plan
+from model.network import MultiTaskNetwork
+from trainer.config.config import Config
+from trainer.monitoring.status import StatusFile
+from trainer.monitoring.throughput import StepFlops, peak_tflops
+from trainer.monitoring.timing import StepTimer, gather_times, rounded, summarize
+from trainer.monitoring.timing_file import TimingFile
+
+logger = logging.getLogger(__name__)
+
+_STATUS_SECONDS = 1.0  # between two writes of a status that differs only in numbers
+_STRETCHES = 20  # between two writes, from which the time left is estimated
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the last steps were, over all ranks.
+
+    Attributes:
+        record: What `timing.jsonl` has of them. A step's time is without evaluations, checkpoints
+            and other pauses.
+    """
+
+    record: dict[str, Any]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples of all ranks."""
+        return self.record["samples_per_second"]
+
+    def scalars(self) -> dict[str, float]:
+        """What is drawn in TensorBoard."""
+        record = self.record
+        drawn = {
+            "speed/samples_per_second": record["samples_per_second"],
+            "speed/samples_per_second_per_process": record["samples_per_second_per_process"],
+            "speed/step_seconds": record["step_seconds"],
+            "speed/data_seconds": record["data_seconds"]["max"],
+            "speed/share_of_peak": record["share_of_peak"],
+            "memory/process_gib": record["process_gib"]["max"],
+            "memory/device_gib": record["device_gib"]["max"],
+        }
+        if record["slowest"] is not None:
+            drawn["speed/slowest_rank"] = record["slowest"]["rank"]
+        return {name: value for name, value in drawn.items() if value is not None}
+
+
+class Monitor:
+    """The times and the status of a run; every rank makes one and calls it in the same places.
+
+    Args:
+        config: Of the run.
+        accelerator: Of the run.
+        steps_per_epoch: None where the data has no end.
+
+    Attributes:
+        timer: What the loop tells where a step begins and ends.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, steps_per_epoch: int | None
+    ) -> None:
+        self.timer = StepTimer(accelerator.device)
+        self._accelerator = accelerator
+        self._global_batch = config.data.global_batch
+        self._steps_per_epoch = steps_per_epoch
+        self._hosts: list[str] = gather_object([socket.gethostname()])
+        self._flops = StepFlops()
+        self._peak = config.log.peak_tflops or peak_tflops(
+            accelerator.device, accelerator.mixed_precision
+        )
+        self._status = StatusFile(config.run.out)
+        self._timing = TimingFile(config.run.out) if accelerator.is_main_process else None
+        self._stretches: deque[tuple[float, int]] = deque(maxlen=_STRETCHES)
+        self._written = 0.0
+
+    def begin(self, step: int, num_steps: int) -> None:
+        """Note the start, from so many steps done."""
+        if self._timing is not None:
+            self._timing.append(step, "start", {"hosts": self._hosts})
+            self._status.write("starting", step=step, num_steps=num_steps, **self.progress(step))
+
+    def progress(self, step: int) -> dict[str, int | float]:
+        """How far a run of so many steps is, the same at every start of it."""
+        progress: dict[str, int | float] = {"samples": step * self._global_batch}
+        if self._steps_per_epoch is not None:
+            progress["epoch"] = round(step / self._steps_per_epoch, 4)
+        return progress
+
+    def report(
+        self,
+        step: int,
+        num_steps: int,
+        network: tuple[MultiTaskNetwork, Plan, Sequence[Batch]],
+        shown: dict[str, Any],
+    ) -> Pace | None:
+        """Measure the steps since the last report; every rank must call it, right after a step.
+
+        Args:
+            step: Steps done.
+            num_steps: Steps of the whole run.
+            network: What made the step: the module, the plan and the micro-batches.
+            shown: What else goes into `status.json`.
+
+        Returns:
+            The pace; None on all but the main process.
+        """
+        own = self.timer.take()
+        # On every rank, or all would wait for the main process within their next step.
+        flops = self._flops.of(*network)
+        times = gather_times(self._accelerator, own)
+        if self._timing is None:
+            return None
+        record = self.progress(step) | summarize(times, self._hosts)
+        seconds = record["step_seconds"]
+        rate = self._global_batch / seconds
+        record |= {
+            "samples_per_second": rounded(rate),
+            "samples_per_second_per_process": rounded(rate / len(self._hosts)),
+            **self._arithmetic(flops, seconds),
+        }
+        record["hours"] = self._timing.append(step, "steps", record)
+        if time.monotonic() - self._written >= _STATUS_SECONDS or step == num_steps:
+            self._update(step, num_steps, record | shown)
+        return Pace(record)
+
+    def _arithmetic(self, flops: int | None, seconds: float) -> dict[str, float | None]:
+        """Speed of a process that needs so many seconds for so many operations; None: unknown."""
+        if flops is None:
+            return {"tflops_per_process": None, "share_of_peak": None}
+        speed = flops / seconds / 1e12
+        share = None if self._peak is None else rounded(speed / self._peak)
+        return {"tflops_per_process": rounded(speed), "share_of_peak": share}
+
+    @contextmanager
+    def evaluating(self, step: int) -> Iterator[None]:
+        """Note that the run evaluates, after so many steps."""
+        if self._timing is not None:
+            self._status.write("evaluating", step=step)
+        yield
+        if self._timing is not None:
+            self._status.write("running")
+
+    def _update(self, step: int, num_steps: int, values: dict[str, Any]) -> None:
+        self._written = time.monotonic()
+        self._stretches.append((self._written, step))
+        (since, first), count = self._stretches[0], len(self._stretches) - 1
+        seconds = self._written - since
+        self._status.write(
+            "running",
+            step=step,
+            num_steps=num_steps,
+            progress=step / num_steps,
+            eta_seconds=(num_steps - step) * seconds / (step - first) if count else None,
+            interval_seconds=seconds / count if count else None,
+            world_size=len(self._hosts),
+            **values,
+        )

@@ -1,0 +1,193 @@
+"""`status.json` of a run: one small file that a monitor can read at any moment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+from trainer.errors import UserError
+from trainer.health.preemption import Preempted
+
+logger = logging.getLogger(__name__)
+
+State = Literal["starting", "running", "evaluating", "finished", "preempted", "failed"]
+ENDED = ("finished", "preempted", "failed")
+
+_NAME = "status.json"
+_PATIENCE = 300.0  # seconds without an update that are no sign of trouble
+
+_runs: list[Path] = []  # that this process is in: one, and within it perhaps a search
+
+
+class StatusFile:
+    """Replaced as a whole at every write, so that a reader never sees half of it.
+
+    A fault in writing it is logged and never ends the run.
+
+    Args:
+        out: Folder of the run; nothing is written while there is no such folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._path = out / _NAME
+        self._values: dict[str, Any] | None = None
+        self._warned = False
+
+    def write(self, state: State, **values: object) -> None:
+        """Set some values and keep the others; for the main process.
+
+        Args:
+            state: What the run is doing.
+            values: Anything that JSON can hold; a number that is not finite becomes null.
+        """
+        of_this_start = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "checkpoint": self._checkpoint(),
+            "cause": None,
+            "error": None,
+        }
+        self._replace({"state": state, **of_this_start, **values})
+
+    def fail(self, message: str) -> None:
+        """Note why the run ended; for any process, of which the first is heard."""
+        if self._read().get("state") not in ENDED:
+            self._replace({"state": "failed", "error": message})
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _checkpoint(self) -> str | None:
+        """The name of the newest checkpoint."""
+        try:
+            return (self._path.parent / "checkpoints" / "latest").read_text(encoding="utf-8")
+        except OSError:
+            return None
+
+    def _replace(self, values: dict[str, Any]) -> None:
+        if not self._path.parent.is_dir():
+            return
+        if self._values is None:
+            self._values = self._read()
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._values |= {**values, "updated": now}
+        # Of this process alone: two that fail at once must not write into one file. It is not
+        # synced, which costs too much for what is replaced within seconds.
+        partial = self._path.with_name(f".{_NAME}.{socket.gethostname()}.{os.getpid()}")
+        try:
+            partial.write_text(json.dumps(_finite(self._values), indent=1), encoding="utf-8")
+            os.replace(partial, self._path)
+        except OSError as error:
+            if not self._warned:
+                logger.warning("%s cannot be written: %s", self._path, error.strerror)
+            self._warned = True
+            with suppress(OSError):
+                partial.unlink()
+
+
+@contextmanager
+def reported(out: Path, *, main: bool) -> Iterator[None]:
+    """Keep the status of a run when it starts and when it ends.
+
+    An error leaves it as it is: what is the cause, and not a consequence, is found by whoever
+    catches it, to be given to `note_failure`.
+
+    Args:
+        out: Folder of the run, which this process may write into.
+        main: Whether this is the main process.
+    """
+    _runs.append(out)
+    if main:
+        StatusFile(out).write("starting")
+    try:
+        yield
+    except Preempted as stop:
+        if main:
+            StatusFile(out).write("preempted", cause=stop.cause)
+        _runs.remove(out)
+        raise
+    if main:
+        StatusFile(out).write("finished", eta_seconds=0.0)
+    _runs.remove(out)
+
+
+def note_failure(message: str) -> None:
+    """Note in the status of the runs that this process has not ended why they failed."""
+    for out in _runs:
+        StatusFile(out).fail(message)
+
+
+def read_status(out: Path) -> dict[str, Any]:
+    """What `status.json` of a run says, and how old it is.
+
+    While the run searches its groups, this is the status of the search.
+
+    Returns:
+        The values of the file with `age_seconds`, and with `stale`: why nobody may be writing it
+        any more, or None.
+
+    Raises:
+        UserError: There is no status, or it cannot be read.
+    """
+    status = _load(out / _NAME)
+    if status is None or status["state"] == "starting":
+        search = _load(out / "search" / _NAME)
+        if search is not None and search["state"] not in ENDED:
+            status = search
+    if status is None:
+        raise UserError(f"{out}: holds no {_NAME}; no run has been started in this folder")
+    updated = datetime.fromisoformat(status["updated"])
+    age = (datetime.now(timezone.utc) - updated).total_seconds()
+    return {**status, "age_seconds": round(age, 1), "stale": _stale(status, age)}
+
+
+def _load(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _stale(status: dict[str, Any], age: float) -> str | None:
+    if status["state"] in ENDED:
+        return None
+    if status["host"] == socket.gethostname() and not _alive(status["pid"]):
+        return f"process {status['pid']} is gone"
+    # Evaluation and saving take longer than a stretch of steps.
+    allowed = max(_PATIENCE, 10 * (status.get("interval_seconds") or 0.0))
+    return f"no update for {age:.0f} s, expected within {allowed:.0f} s" if age > allowed else None
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold
+    """The value with null in place of every number that JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return value

@@ -1,0 +1,101 @@
+"""The arithmetic of a step, and the share of the device's peak that a run reaches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from data_pipelines.reading.collate import Batch
+from model.heads.layout import Plan
+from model.network import MultiTaskNetwork
+from trainer.monitoring.flops import flop_counter
+
+logger = logging.getLogger(__name__)
+
+# Dense bf16 and fp16 matrix products with fp32 sums, TFLOP/s, from the makers' data sheets. A name
+# comes before those that are part of it.
+_PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "GH200": 989.0,
+    "A100": 312.0,
+    "A800": 312.0,
+    "L40S": 362.0,
+    "A40": 149.7,
+    "A30": 165.0,
+    "A10": 125.0,
+    "L4": 121.0,
+    "V100": 125.0,
+    "T4": 65.0,
+    "MI300X": 1307.0,
+}
+
+
+def peak_tflops(device: torch.device, precision: str) -> float | None:
+    """The peak of a device; None where it is not known.
+
+    Args:
+        precision: Of accelerate: `bf16` or `fp16`; the peak in others depends on settings.
+    """
+    if device.type != "cuda" or precision not in ("bf16", "fp16"):
+        return None
+    return peak_of_name(torch.cuda.get_device_name(device))
+
+
+def peak_of_name(name: str) -> float | None:
+    """The peak in TFLOP/s of a device of this name; None if it is not in the table."""
+    words = name.replace("-", " ")
+    return next((peak for part, peak in _PEAK_TFLOPS.items() if f" {part} " in f" {words} "), None)
+
+
+class StepFlops:
+    """Counts the floating-point operations of a step, anew when they may have changed."""
+
+    def __init__(self) -> None:
+        self._counted: tuple[object, ...] | None = None
+        self._count: int | None = None
+
+    def of(
+        self, module: MultiTaskNetwork, plan: Plan, micro_batches: Sequence[Batch]
+    ) -> int | None:
+        """Operations of this process in a step, or None where they cannot be counted.
+
+        Args:
+            module: The network.
+            plan: The heads that are computed.
+            micro_batches: Of the step.
+        """
+        # All heads of a task cost the same, whatever the branch, and so do all branches.
+        tasks = tuple(sorted(task for task, _ in plan.heads))
+        trained = tuple(parameter.requires_grad for parameter in module.parameters())
+        counted = (tasks, len(plan.branches), trained, len(micro_batches))
+        if counted != self._counted:
+            self._counted = counted
+            try:
+                self._count = len(micro_batches) * count_flops(module, plan, micro_batches[0])
+            except Exception as error:  # an encoder of any library, and only a number is at stake
+                logger.info("the operations of a step cannot be counted: %s", error)
+                self._count = None
+        return self._count
+
+
+def count_flops(module: MultiTaskNetwork, plan: Plan, batch: Batch) -> int:
+    """Operations of a forward and a backward pass, of which a multiplication and addition are two.
+
+    They are counted on a copy without storage: nothing is computed, and neither the weights, which
+    an engine may have cut into parts, nor the random numbers of the run are touched.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        copy = MultiTaskNetwork.from_config(module.config())
+        for own, original in zip(copy.parameters(), module.parameters(), strict=True):
+            own.requires_grad_(original.requires_grad)
+        shapes = batch.to("meta")
+        targets = copy.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
+        with flop_counter() as counter:
+            copy(shapes.images, copy.plan(plan.heads), targets).sum().backward()
+    return counter.get_total_flops()

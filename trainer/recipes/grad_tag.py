@@ -1,0 +1,108 @@
+"""Affinity of tasks by the direction of their projected gradients, and its clusters.
+
+In the manner of Grad-TAG (Li, Sharma and Zhang 2024, arXiv 2409.06091): the gradients that the
+tasks have in one trained network of all tasks are projected to a few hundred numbers, and a
+linear model of the losses says how the tasks act on each other.
+
+Legend: N tasks, S size of a projection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_pipelines.reading.collate import Batch
+from trainer.recipes.groups import Groups, groups_of_labels
+from trainer.recipes.mean_affinity import add_affinity
+from trainer.recipes.task_losses import TaskLosses
+from trainer.session import Session
+
+_LATE = 0.5  # share of the run after which the network counts as trained
+_LEAST = 1e-3  # affinity of tasks that do not go together: the graph must not fall apart
+
+
+def observe_gradients(session: Session, micro_batches: list[Batch]) -> None:
+    """Add the similarities of this step to the run's mean, every `grouping.search.every` steps.
+
+    The batch is the first micro-batch of the step.
+    """
+    search = session.config.grouping.search
+    if session.step % search.every or session.step < _LATE * session.num_steps:
+        return
+    add_affinity(session, *gradient_similarity(session, micro_batches[0], search.projection))
+
+
+def gradient_similarity(session: Session, batch: Batch, size: int) -> tuple[Tensor, Tensor]:
+    """Cosines between the tasks' projected gradients in the shared parameters.
+
+    To first order a step along task i's gradient lowers task j's loss in proportion to the product
+    of both gradients; the cosine leaves their lengths, the tasks' scales, out.
+
+    Returns:
+        Cosines [N,N], and which pairs are known: those with labels of both tasks in the batch.
+    """
+    task_losses = TaskLosses(session, batch)
+    losses = task_losses.own(task_losses.shared)
+    seed = session.config.run.seed
+    sketch = Sketch([p.numel() for p in task_losses.shared], size, seed, losses.device)
+    rows = [sketch(task_losses.gradient(losses, task)) for task in range(len(losses))]
+    projected = F.normalize(session.engine.sum_over_ranks(torch.stack(rows)), dim=1)  # [N,S]
+    labelled = task_losses.labelled
+    return projected @ projected.T, labelled[:, None] & labelled[None, :]
+
+
+class Sketch:
+    """A count sketch: every coordinate is added, with a random sign, to one of S numbers.
+
+    Inner products are kept in the mean, with a relative deviation of about 1/sqrt(S); no matrix of
+    coordinates by S is made.
+
+    Args:
+        lengths: Number of coordinates of every part of a vector.
+        size: S.
+        seed: Of places and signs.
+        device: Where the vectors lie.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], size: int, seed: int, device: torch.device | str
+    ) -> None:
+        self._size = size
+        generator = torch.Generator().manual_seed(seed)
+        # Place and sign in one number: from S on, places stand for a negative sign.
+        self._places = [
+            torch.randint(2 * size, (n,), generator=generator, dtype=torch.int32).to(device)
+            for n in lengths
+        ]
+
+    def __call__(self, parts: Sequence[Tensor]) -> Tensor:
+        """Project a vector, given in parts of any shapes, to [S]."""
+        sums = torch.zeros(2 * self._size, device=self._places[0].device)
+        for places, part in zip(self._places, parts, strict=True):
+            sums.index_add_(0, places, part.flatten().float())
+        return sums[: self._size] - sums[self._size :]
+
+
+def cluster(affinity: np.ndarray, num_groups: int) -> Groups:
+    """Spectral clusters of the tasks; tasks that pull apart have no affinity.
+
+    Args:
+        affinity: Cosines [N,N].
+        num_groups: At most so many groups are made.
+    """
+    num_tasks = len(affinity)
+    if num_groups >= num_tasks:
+        return groups_of_labels(range(num_tasks))
+    if num_groups == 1:
+        return groups_of_labels([0] * num_tasks)
+    graph = np.clip((affinity + affinity.T) / 2, _LEAST, None)
+    np.fill_diagonal(graph, 1.0)
+    # The assignment by QR needs no random start.
+    spectral = SpectralClustering(num_groups, affinity="precomputed", assign_labels="cluster_qr")
+    return groups_of_labels(spectral.fit_predict(graph).tolist())

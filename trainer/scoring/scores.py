@@ -1,0 +1,130 @@
+"""Scores an exported model on shards, beside the best constant prediction of every task."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from data_pipelines.reading.collate import Batch
+from data_pipelines.reading.loader import eval_loader
+from data_pipelines.shards.manifest import Manifest, check_shards
+from data_pipelines.shards.sources import Location, open_folder
+from model.bundle import PrunedModel, load_pruned
+from model.metrics import metric_for
+from trainer.build import label_requests
+from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
+from trainer.scoring.summary import Summary, check_reference, summarise
+
+_TRAINING_SAMPLES = 2048  # enough labels for a median, a mean or the most frequent class
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task's primary metric, that of the best constant prediction and the gain in percent."""
+
+    task: str
+    group: int
+    metric: str
+    value: float
+    constant: float
+    higher_is_better: bool
+    gain: float | None = None
+
+    @property
+    def beats_constant(self) -> bool:
+        """Whether the model is strictly better than the constant."""
+        if self.higher_is_better:
+            return self.value > self.constant
+        return self.value < self.constant
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A score per task, all metrics of the model, and what sums them up."""
+
+    scores: list[Score]
+    metrics: Metrics
+    summary: Summary
+
+
+def score_model(
+    model_path: Path,
+    shards: Location,
+    *,
+    reference: Metrics | None = None,
+    split: str = "val",
+    train_split: str = "train",
+    batch: int = 64,
+    workers: int = 0,
+) -> Evaluation:
+    """Evaluate an exported model on a split.
+
+    Args:
+        shards: Folder of the shards, a path or a URL.
+        reference: Task to metric to value of a model to compare with.
+        train_split: Where the constants are learned, from samples spread evenly over it.
+
+    Raises:
+        BundleError, DataError, UserError: Model, shards or reference cannot be used.
+    """
+    model = load_pruned(model_path)
+    if reference is not None:
+        check_reference(model.tasks, reference)
+    folder = open_folder(shards)
+    manifest = Manifest.load(folder)
+    for name in (split, train_split):
+        check_shards(folder, manifest.split(name))
+
+    def batches(name: str, limit: int | None = None) -> DataLoader[Batch]:
+        return eval_loader(
+            folder,
+            manifest,
+            label_requests(model.tasks),
+            model.image_size,
+            batch_size=batch,
+            split=name,
+            limit=limit,
+            workers=workers,
+        )
+
+    metrics = evaluate_pruned(model.network, batches(split))
+    training = batches(train_split, limit=_TRAINING_SAMPLES)
+    constants = evaluate_constants(model.network, training, batches(split))
+    summary = summarise(model.tasks, metrics, reference)
+    return Evaluation(_scores(model, metrics, constants, summary), metrics, summary)
+
+
+def _scores(
+    model: PrunedModel, metrics: Metrics, constants: Metrics, summary: Summary
+) -> list[Score]:
+    group_of = {name: number for number, names in enumerate(model.groups) for name in names}
+    scores = []
+    for task in model.tasks:
+        metric = metric_for(task)
+        values, constant = metrics.get(task.name, {}), constants.get(task.name, {})
+        scores.append(
+            Score(
+                task.name,
+                group_of[task.name],
+                metric.primary,
+                values.get(metric.primary, math.nan),
+                constant.get(metric.primary, math.nan),
+                metric.higher_is_better,
+                summary.gains.get(task.name),
+            )
+        )
+    return sorted(scores, key=lambda score: (score.group, score.task))
+
+
+def scores_json(scores: list[Score]) -> list[dict[str, object]]:
+    """The scores as JSON can hold them; a value that does not exist is null."""
+    return [
+        {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in {**asdict(score), "beats_constant": score.beats_constant}.items()
+        }
+        for score in scores
+    ]

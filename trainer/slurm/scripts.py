@@ -1,0 +1,205 @@
+"""Job scripts for Slurm: those of accelerate_configs/slurm/, filled in."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config.config import Config
+from trainer.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+_TEMPLATES = ROOT / "accelerate_configs" / "slurm"
+_MARGIN = 20  # seconds between the time for the save and the end of the job
+_TIME = re.compile(
+    r"(?:(?P<days>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?"  # days-hours[:minutes[:seconds]]
+    r"|(?P<H>\d+):(?P<M>\d+):(?P<S>\d+)|(?P<min>\d+)(?::(?P<sec>\d+))?)"
+)
+_UNITS = {
+    "days": 86400,
+    "h": 3600,
+    "H": 3600,
+    "m": 60,
+    "M": 60,
+    "min": 60,
+    "s": 1,
+    "S": 1,
+    "sec": 1,
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks Slurm for.
+
+    Attributes:
+        time: As Slurm writes it.
+        grace: Seconds before the end of it at which the run is asked to save.
+        more: Further options of sbatch, without the leading dashes: `constraint=a100`.
+
+    Raises:
+        UserError: The time is none, or over before the run is asked to save.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int | None = None
+    time: str = "24:00:00"
+    grace: int = 120
+    account: str | None = None
+    partition: str | None = None
+    more: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seconds = _seconds(self.time)
+        if seconds is None:
+            raise UserError(
+                f"--time: found {self.time!r}; allowed: minutes, minutes:seconds, "
+                "hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds"
+            )
+        if seconds <= self.grace or self.grace <= _MARGIN:
+            raise UserError(
+                f"--grace: found {self.grace}; must be above {_MARGIN} s and below --time, "
+                f"{seconds} s"
+            )
+
+    def directives(self) -> dict[str, str]:
+        """Options of sbatch by name."""
+        values = {
+            "nodes": self.nodes,
+            "gpus-per-node": self.gpus_per_node or None,
+            "cpus-per-task": self.cpus_per_task,
+            "time": self.time,
+            "signal": f"B:USR1@{self.grace}",
+            "account": self.account,
+            "partition": self.partition,
+        }
+        own = {name: str(value) for name, value in values.items() if value is not None}
+        return own | {name: value for name, _, value in (text.partition("=") for text in self.more)}
+
+    def variables(self) -> dict[str, str]:
+        """Variables of the templates by name."""
+        return {"SAVE_SECONDS": str(self.grace - _MARGIN)}
+
+
+def _seconds(time: str) -> int | None:
+    found = _TIME.fullmatch(time)
+    if found is None:
+        return None
+    return sum(_UNITS[unit] * int(value) for unit, value in found.groupdict().items() if value)
+
+
+def train_script(
+    config: Config,
+    source: Path,
+    overrides: Sequence[str],
+    resources: Resources,
+    launch: Path,
+    setup: str | None = None,
+    **variables: str,
+) -> str:
+    """The script of a job that trains.
+
+    Args:
+        config: What `source` and `overrides` amount to.
+        source: Its YAML file.
+        launch: A file of accelerate_configs/.
+        setup: Shell commands that come first; None takes the environment of this process.
+        variables: More of the template's, by name.
+
+    Raises:
+        UserError: The global batch does not divide among the processes.
+    """
+    processes = int(variables.get("PROCESSES_PER_NODE") or resources.gpus_per_node or 1)
+    parts = resources.nodes * processes * config.optim.accumulation
+    if config.data.global_batch % parts:
+        raise UserError(
+            f"data.global_batch is {config.data.global_batch}; it must be a multiple of nodes x "
+            f"processes of a node x optim.accumulation = {resources.nodes} x {processes} x "
+            f"{config.optim.accumulation}"
+        )
+    values = {
+        "CONFIG": str(source.resolve()),
+        "OUT": str(config.run.out),
+        "OVERRIDES": shlex.join(overrides),
+        "REPO": str(ROOT),
+        "ACCELERATE_CONFIG": str(launch.resolve()),
+        "SETUP": _own_environment() if setup is None else setup,
+        **variables,
+    }
+    return _fill("train.sbatch", resources.directives(), resources.variables() | values)
+
+
+def compare_script(
+    arguments: Sequence[str],
+    cells: int,
+    resources: Resources,
+    setup: str | None = None,
+    **variables: str,
+) -> str:
+    """The script of a job array with one run of a comparison in every task.
+
+    Args:
+        arguments: Of `dmtg compare`.
+        cells: Runs of the comparison.
+        setup: As in `train_script`.
+        variables: As in `train_script`.
+    """
+    setup = _own_environment() if setup is None else setup
+    values = {"COMPARE": shlex.join(arguments), "SETUP": setup, **variables}
+    directives = {"array": f"0-{cells - 1}", **resources.directives()}
+    return _fill("compare.sbatch", directives, resources.variables() | values)
+
+
+def _own_environment() -> str:
+    return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+
+
+def _fill(template: str, directives: Mapping[str, str], variables: Mapping[str, str]) -> str:
+    """A template with its lines `#SBATCH --name=` and `NAME=${NAME:-...}` replaced, or added to."""
+    path = _TEMPLATES / template
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{path}: {error.strerror}; it lies in a checkout of this project"
+        ) from None
+    left = {"chdir": str(Path.cwd()), **directives}
+
+    def directive(line: re.Match[str]) -> str:
+        name = line[1]
+        return f"#SBATCH --{name}={left.pop(name)}" if name in left else line[0]
+
+    text = re.sub(r"^#SBATCH --([\w-]+)=.*$", directive, text, flags=re.MULTILINE)
+    added = "".join(f"#SBATCH --{name}{value and f'={value}'}\n" for name, value in left.items())
+    start = text.index("\n#SBATCH") + 1
+    text = text[:start] + added + text[start:]
+    for name, value in variables.items():
+        default = re.search(rf"^{name}=\$\{{{name}:-.*$", text, flags=re.MULTILINE)
+        assert default is not None, f"{template} has no variable {name}"
+        text = text.replace(default[0], f"{name}={shlex.quote(value)}", 1)
+    return text
+
+
+def submit(script: Path) -> str:
+    """Hand a script to sbatch.
+
+    Returns:
+        The number of the job.
+
+    Raises:
+        UserError: There is no sbatch here, or it refused the job.
+    """
+    sbatch = shutil.which("sbatch")
+    if sbatch is None:
+        raise UserError("--submit: no sbatch on this machine; submit from a login node of Slurm")
+    done = subprocess.run([sbatch, "--parsable", str(script)], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"--submit: sbatch refused {script}: {done.stderr.strip()}")
+    return done.stdout.strip().partition(";")[0]
