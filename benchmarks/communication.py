@@ -69,12 +69,12 @@ def count(precision: str, out: Path) -> None:
     accelerator = make_accelerator(config)
     engine = Engine(accelerator, build_network(config, tasks), config)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    plan = engine.module.plan([(task, task % 2) for task in range(len(tasks))])
+    selection = engine.module.select([(task, task % 2) for task in range(len(tasks))])
 
     def step() -> None:
         for _ in range(ACCUMULATION):
             with engine.accumulate():
-                outputs = engine.network(images, plan)
+                outputs = engine.network(images, selection)
                 engine.backward(sum(value.square().mean() for value in outputs.values()))
 
     step()

@@ -42,7 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 TIMED_STEPS = 10
 PROFILED_STEPS = 5
 STEP = "a step of the case"
-FIRST_STEP = 10  # from here on the default recipe collects the network's signals in every step
+FIRST_STEP = 10  # from here on the default recipe collects the network's statistics in every step
 LARGE = 900_000_000  # only ZeRO's buffers, which are known, are larger; a CPU never touches them
 
 REPEATS = (3, 2)  # of one process, and of two
@@ -74,7 +74,7 @@ def run_steps(model: str, precision: str, accumulation: int, out: Path) -> None:
             with record_function(STEP):
                 step()
         gc.collect()
-    session.step = 0  # the time is that of steps which collect no signals, as most do
+    session.step = 0  # the time is that of steps which collect no statistics, as most do
     alone = accelerator.num_processes == 1
     before = predicted_seconds(session) if alone else 0.0
     seconds = [step() for _ in range(TIMED_STEPS)]
@@ -166,7 +166,7 @@ def predict(model: str, engine: str, precision: str, accumulation: int) -> dict[
     with torch.device("meta"):
         network = build_network(config, TASKS[model])
     micro_batch = config.data.global_batch // processes // accumulation
-    cost = step_cost(network, network.heads, micro_batch, precision, signals=True)
+    cost = step_cost(network, network.heads, micro_batch, precision, gradient_statistics=True)
     name = "ddp" if engine == "cpu" else engine.removesuffix("_cpu")
     sizes = NetworkBytes.of(network, precision)
     memory = engine_memory(name, sizes, cost, processes, accumulation, bucket=0)
@@ -186,7 +186,7 @@ def compare(case: Case) -> dict[str, Any]:
     # What gloo's threads still hold when a run begins stays until it ends: the least counts.
     measured = {key: min(run[key] for run in runs) for key in runs[0]}
     errors = {key: predicted[key] / measured[key] - 1 for key in predicted}
-    if case[0] != "mlp":  # where weights are small beside what a run keeps of signals and labels
+    if case[0] != "mlp":  # where weights are small beside what a run keeps of statistics and labels
         del errors["resting"]
     if "predicted_seconds" in measured:
         pairs = [run["predicted_seconds"] / run["seconds"] - 1 for run in runs]

@@ -132,7 +132,7 @@ def _losses(session: Session, problem: PlantedProblem, number: int) -> Tensor:
     """The losses [N,K] of all heads on a batch."""
     module, batch = session.engine.module, problem.batch(number, BATCH)
     targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    return module(batch.images, module.plan(module.heads), targets) / BATCH
+    return module(batch.images, module.select(module.heads), targets) / BATCH
 
 
 def _weights_gradient(session: Session, losses: Tensor, weights: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def operations(network: MultiTaskNetwork, size: tuple[int, int]) -> dict[str, fl
 
     def forward(heads: list[tuple[int, int]]) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(images, network.plan(heads))
+            network(images, network.select(heads))
         return counter.get_total_flops()
 
     with torch.no_grad(), FlopCounterMode(display=False) as trunk:

@@ -104,8 +104,8 @@ def _open(path: Path, network: MultiTaskNetwork) -> _Source:
 def _heads_of(network: MultiTaskNetwork) -> dict[str, _HeadState]:
     layout = HeadLayout(network.tasks, network.num_branches, network.heads)
     heads = {}
-    for bank, rows in layout.rows.items():
-        state = network.banks[bank].state_dict()
+    for stack, rows in layout.rows.items():
+        state = network.stacked_heads[stack].state_dict()
         for (task, _), row in rows.items():
             tensors = {key: value[row] for key, value in state.items()}
             heads[network.tasks[task].name] = _HeadState(network.tasks[task], tensors)
@@ -164,8 +164,11 @@ def _take_heads(
     """
     fresh = []
     layout = HeadLayout(network.tasks, network.num_branches, network.heads)
-    for bank, rows in layout.rows.items():
-        stacked = {key: state[f"banks.{bank}.{key}"] for key in network.banks[bank].state_dict()}
+    for stack, rows in layout.rows.items():
+        stacked = {
+            key: state[f"stacked_heads.{stack}.{key}"]
+            for key in network.stacked_heads[stack].state_dict()
+        }
         for (task, branch), row in rows.items():
             spec, source = network.tasks[task], sources[branch]
             if spec.name not in source.heads:

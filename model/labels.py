@@ -16,11 +16,11 @@ from model.tasks.targets import TargetBuilder, Targets
 
 
 class TaskLabels(nn.Module):
-    """The tasks of a network, which share banks, and their labels.
+    """The tasks of a network, which share stacked heads, and their labels.
 
     Args:
         tasks: The N tasks.
-        members: Per bank the tasks of one signature.
+        members: Per stack the tasks of one signature.
         image_size: H and W.
     """
 
@@ -40,19 +40,19 @@ class TaskLabels(nn.Module):
         }
         self._register_label_rows()
 
-    def bank_spec(self, name: str) -> TaskSpec:
-        """Return a task of the bank; all of them agree in kind, outputs and loss."""
+    def stack_spec(self, name: str) -> TaskSpec:
+        """Return a task of the stack; all of them agree in kind, outputs and loss."""
         return self.tasks[self._members[name][0]]
 
     def _register_label_rows(self) -> None:
-        """Keep on the device which rows of `valid` and of `scalars` belong to each bank."""
+        """Keep on the device which rows of `valid` and of `scalars` belong to each stack."""
         scalar_row = {
             task: row
             for row, task in enumerate(t for t in range(self.num_tasks) if not self.tasks[t].dense)
         }
         for name, members in self._members.items():
             self.register_buffer(f"tasks_{name}", torch.tensor(members), persistent=False)
-            if not self.bank_spec(name).dense:
+            if not self.stack_spec(name).dense:
                 rows = torch.tensor([scalar_row[task] for task in members])
                 self.register_buffer(f"scalars_{name}", rows, persistent=False)
 
@@ -60,7 +60,7 @@ class TaskLabels(nn.Module):
     def targets(
         self, scalars: Tensor, dense: Mapping[str, Tensor], valid: Tensor
     ) -> dict[str, Targets]:
-        """Turn raw labels into targets, per bank.
+        """Turn raw labels into targets, per stack.
 
         Args:
             scalars: fp32 [N_s,B], the rows being the tasks that are not dense, in task order.
@@ -73,7 +73,7 @@ class TaskLabels(nn.Module):
         targets = {}
         for name, members in self._members.items():
             raw: Tensor | list[Tensor]
-            if self.bank_spec(name).dense:
+            if self.stack_spec(name).dense:
                 raw = [self._checked(dense[self.tasks[task].name], task) for task in members]
             else:
                 raw = scalars.index_select(0, self.get_buffer(f"scalars_{name}"))
@@ -95,18 +95,18 @@ class TaskLabels(nn.Module):
         """Return per task the sum of its samples' loss weights, fp32 [N]."""
         tasks = [self.get_buffer(f"tasks_{name}") for name in targets]
         sums = [
-            sample_weights(self.bank_spec(name).loss, own).sum(dim=1)
+            sample_weights(self.stack_spec(name).loss, own).sum(dim=1)
             for name, own in targets.items()
         ]
         total = torch.zeros(self.num_tasks, device=sums[0].device)
         return total.index_copy(0, torch.cat(tasks), torch.cat(sums))
 
     @property
-    def signal_tasks(self) -> Tensor:
-        """The task of every residual of `model.grouping.gradient_statistics`, long [R]: a task's follow each other."""
+    def residual_tasks(self) -> Tensor:
+        """The task of every residual of the gradient statistics, long [R]; ordered by task."""
         return torch.cat(
             [
-                self.get_buffer(f"tasks_{name}").repeat_interleave(self.bank_spec(name).outputs)
+                self.get_buffer(f"tasks_{name}").repeat_interleave(self.stack_spec(name).outputs)
                 for name in self._members
             ]
         )

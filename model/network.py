@@ -16,11 +16,11 @@ from typing_extensions import Self
 from model.encoders import Encoder, build_encoder
 from model.freezing import Freezable
 from model.gradient_scale import scale_gradient
-from model.grouping.gradient_statistics import LastLayerTap, Signals, branch_signals
-from model.grouping.head_sampling import Draw
+from model.grouping.gradient_statistics import ActivationHook, GradientStatistics, branch_statistics
+from model.grouping.head_sampling import HeadSample
 from model.heads.head_losses import Predictions, head_losses
-from model.heads.layout import Head, HeadLayout, Plan
-from model.heads.stack import Decoder, build_bank
+from model.heads.layout import Head, HeadLayout, HeadSelection
+from model.heads.stack import Decoder, build_stacked_heads
 from model.labels import TaskLabels
 from model.recompute import call, recomputed
 from model.subset import Cuttable
@@ -40,7 +40,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         image_size: H and W.
         heads: Pairs (task, branch); None means all N*K.
         dense_widths: Channels of the stages of the decoder `resize`.
-        decoder: Of the dense tasks, see `build_bank`.
+        decoder: Of the dense tasks, see `build_stacked_heads`.
         gradient_scale: Factors of the gradients into the trunk and into each branch, see
             `gradient_factors`; a subset keeps them.
         image_mean: Per channel of an image scaled to 0..1; None means ImageNet's for pictures,
@@ -99,10 +99,15 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
         self.checkpoint_branches = False
-        self.banks = nn.ModuleDict(
+        self.stacked_heads = nn.ModuleDict(
             {
-                name: build_bank(
-                    self.bank_spec(name), len(rows), encoder, self.image_size, decoder, dense_widths
+                name: build_stacked_heads(
+                    self.stack_spec(name),
+                    len(rows),
+                    encoder,
+                    self.image_size,
+                    decoder,
+                    dense_widths,
                 )
                 for name, rows in layout.rows.items()
             }
@@ -116,7 +121,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         for name, rows in self._layout.rows.items():
             first: dict[int, int] = {}
             source = torch.tensor([first.setdefault(task, row) for (task, _), row in rows.items()])
-            for parameter in self.banks[name].parameters():
+            for parameter in self.stacked_heads[name].parameters():
                 parameter.copy_(parameter.index_select(0, source))
 
     def compile_parts(self) -> None:
@@ -124,80 +129,85 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         for part in (self.trunk, *self.branches):
             part.compile()
 
-    def plan(self, heads: Iterable[Head]) -> Plan:
-        """Plan the computation of some heads; make a new plan after moving to another device.
+    def select(self, heads: Iterable[Head]) -> HeadSelection:
+        """Select for computation some heads; make a new selection after moving to another device.
 
         Raises:
             ValueError: If a head does not exist.
         """
-        return self._layout.plan(heads, self.image_mean.device)
+        return self._layout.select(heads, self.image_mean.device)
 
-    def plan_draw(self, draw: Draw) -> Plan:
-        """Plan the computation of the heads of one step, as `plan` does.
+    def select_sample(self, head_sample: HeadSample) -> HeadSelection:
+        """Select for computation the heads of one step, as `selection` does.
 
         Raises:
             ValueError: If a head does not exist.
         """
-        return self._layout.plan_matrix(draw.chosen, self.image_mean.device, draw.branches)
+        return self._layout.select_matrix(
+            head_sample.chosen, self.image_mean.device, head_sample.branches
+        )
 
     def forward(
         self,
         images: Tensor,
-        plan: Plan,
+        selection: HeadSelection,
         targets: Mapping[str, Targets] | None = None,
         *,
         per_sample: bool = False,
-        signals: bool = False,
-    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, Signals]:
-        """Compute the heads of the plan.
+        gradient_statistics: bool = False,
+    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, GradientStatistics]:
+        """Compute the heads of the selection.
 
         Args:
             images: uint8 [B,3,H,W]; floats of as many channels as the encoder takes where that is
                 not made for pictures.
-            plan: From `plan` or `plan_draw`; without targets it must hold one head for every task.
+            selection: From `select` or `select_sample`; without targets one head for every task.
             targets: From `targets`.
             per_sample: Whether losses are kept apart by sample.
-            signals: Whether to return `model.grouping.gradient_statistics` too, whose residuals are of `signal_tasks`.
+            gradient_statistics: Whether to return the gradient statistics too, with residuals in
+                the order of `residual_tasks`.
 
         Returns:
             With targets the sums of the sample losses, fp32 [N,K] (or all of them [N,K,B]), zero
-            where there is no head in the plan, and the signals if they are asked for; else per
-            task its prediction, fp32 [B,C] or [B,C,H,W].
+            where there is no head in the selection, and the gradient statistics if they are asked
+            for; else per task its prediction, fp32 [B,C] or [B,C,H,W].
 
         Raises:
-            ValueError: If the images have another size or the plan does not fit.
+            ValueError: If the images have another size or the selection does not fit.
         """
         image_shape = (len(self.image_mean), *self.image_size)
         if images.shape[1:] != image_shape:
             expected = ", ".join(map(str, image_shape))
             raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
-        tap = LastLayerTap(self.branches)
-        with tap if signals else nullcontext():
-            maps = self._feature_maps(images, plan, tapped=signals)
+        hook = ActivationHook(self.branches)
+        with hook if gradient_statistics else nullcontext():
+            maps = self._feature_maps(images, selection, hooked=gradient_statistics)
         predictions = {
-            name: self.banks[name](
-                maps if self.bank_spec(name).dense else self._pooled(maps), own.heads
+            name: self.stacked_heads[name](
+                maps if self.stack_spec(name).dense else self._pooled(maps), own.heads
             )
-            for name, own in plan.banks.items()
+            for name, own in selection.stacked_heads.items()
         }
         if targets is None:
-            return self._one_per_task(predictions, plan)
-        loss_of = {name: self.bank_spec(name).loss for name in plan.banks}
+            return self._one_per_task(predictions, selection)
+        loss_of = {name: self.stack_spec(name).loss for name in selection.stacked_heads}
         shape = (self.num_tasks, self.num_branches)
-        losses = head_losses(loss_of, predictions, plan, targets, shape, per_sample=per_sample)
-        for index in plan.idle:  # engines want a gradient of every branch, on all ranks alike
+        losses = head_losses(loss_of, predictions, selection, targets, shape, per_sample=per_sample)
+        for index in selection.idle:  # engines want a gradient of every branch, on all ranks alike
             idle = maps[index]
-            assert idle is not None, "a plan's branches are computed"
+            assert idle is not None, "a selection's branches are computed"
             nothing = (0.0 * idle).nan_to_num(0.0, 0.0, 0.0)  # also where it has overflowed
             losses = losses + nothing.sum(dtype=torch.float32)
-        if not signals:
+        if not gradient_statistics:
             return losses
-        return losses, branch_signals(loss_of, predictions, targets, plan, tap)
+        return losses, branch_statistics(loss_of, predictions, targets, selection, hook)
 
-    def _feature_maps(self, images: Tensor, plan: Plan, *, tapped: bool) -> list[Tensor | None]:
-        """Return per branch its map [B,C,h,w], or None where the plan does not need it.
+    def _feature_maps(
+        self, images: Tensor, selection: HeadSelection, *, hooked: bool
+    ) -> list[Tensor | None]:
+        """Return per branch its map [B,C,h,w], or None where the selection does not need it.
 
-        What is compiled knows nothing of a tap, so that tapped branches run as they are written.
+        What is compiled knows nothing of a hook, so that hooked branches run as they are written.
         """
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = self.trunk(_channels_last(inputs))
@@ -205,8 +215,8 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         shared = scale_gradient(shared, into_trunk)
         run = recomputed if self.checkpoint_branches and self.training else call
         return [
-            scale_gradient(run(branch, shared, compiled=not tapped), into_branch)
-            if index in plan.branches
+            scale_gradient(run(branch, shared, compiled=not hooked), into_branch)
+            if index in selection.branches
             else None
             for index, branch in enumerate(self.branches)
         ]
@@ -217,20 +227,22 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
             return [None if m is None else _flattened(m) for m in maps]
         return [None if m is None else m.mean(dim=(2, 3)) for m in maps]
 
-    def _one_per_task(self, predictions: Predictions, plan: Plan) -> dict[str, Tensor]:
-        if sorted(task for task, _ in plan.heads) != list(range(self.num_tasks)):
+    def _one_per_task(
+        self, predictions: Predictions, selection: HeadSelection
+    ) -> dict[str, Tensor]:
+        if sorted(task for task, _ in selection.heads) != list(range(self.num_tasks)):
             raise ValueError(
-                f"plan holds {len(plan.heads)} heads, must hold one for each of "
+                f"selection holds {len(selection.heads)} heads, must hold one for each of "
                 f"{self.num_tasks} tasks where no targets are given"
             )
         flat = [
             row.float()
-            for name in plan.banks
+            for name in selection.stacked_heads
             for prediction in predictions[name]
             if prediction is not None
             for row in prediction
         ]
-        found = {task: row for (task, _), row in zip(plan.heads, flat, strict=True)}
+        found = {task: row for (task, _), row in zip(selection.heads, flat, strict=True)}
         return {self.tasks[task].name: found[task] for task in range(self.num_tasks)}
 
     def config(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from model.heads.layout import Head, HeadLayout, used_branches
 
 
 class Cuttable(nn.Module):
-    """A network of branches and banks that its configuration can rebuild with fewer heads."""
+    """A network of branches and stacked heads that its configuration can rebuild smaller."""
 
     _layout: HeadLayout
     image_mean: Tensor
@@ -42,7 +42,7 @@ class Cuttable(nn.Module):
 
     def subset_config(self, heads: Iterable[Head]) -> dict[str, Any]:
         """Return `config()` of what `subset` returns, without a look at the weights."""
-        kept = self._layout.plan(heads, self.image_mean.device)
+        kept = self._layout.select(heads, self.image_mean.device)
         branches = {old: new for new, old in enumerate(kept.branches)}
         return {
             **self.config(),
@@ -64,7 +64,7 @@ class Cuttable(nn.Module):
         for name, tensor in state.items():
             part, _, rest = name.partition(".")
             key, _, attribute = rest.partition(".")
-            if part == "banks":
+            if part == "stacked_heads":
                 index = torch.tensor(rows[key], dtype=torch.long, device=tensor.device)
                 cut[name] = tensor.index_select(0, index)
             elif part != "branches":

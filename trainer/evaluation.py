@@ -58,11 +58,11 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
         heads: One (task, branch) per task.
     """
     module, device = engine.module, engine.accelerator.device
-    plan, sums = module.plan(heads), MetricSums(module.tasks, device)
+    selection, sums = module.select(heads), MetricSums(module.tasks, device)
     engine.network.eval()
     for host_batch in batches:
         batch = host_batch.to(device)
-        sums.update(engine.network(batch.images, plan), task_targets(module, batch))
+        sums.update(engine.network(batch.images, selection), task_targets(module, batch))
     engine.network.train()
     return sums.compute(engine.sum_over_ranks(sums.vector))
 
@@ -70,9 +70,9 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
 @torch.no_grad()
 def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metrics:
     """Evaluate a network with one head per task in this process."""
-    plan, sums = network.plan(network.heads), MetricSums(network.tasks)
+    selection, sums = network.select(network.heads), MetricSums(network.tasks)
     for batch in batches:
-        sums.update(network(batch.images, plan), task_targets(network, batch))
+        sums.update(network(batch.images, selection), task_targets(network, batch))
     return sums.compute(sums.vector)
 
 

@@ -117,8 +117,8 @@ def _differences(
     """
     absolute = relative = 0.0
     for batch in batches:
-        expected = full(batch.images, full.plan(heads))
-        found = pruned(batch.images, pruned.plan(pruned.heads))
+        expected = full(batch.images, full.select(heads))
+        found = pruned(batch.images, pruned.select(pruned.heads))
         for name, value in expected.items():
             difference = (found[name] - value).abs().max()
             absolute = max(absolute, float(difference))

@@ -113,7 +113,7 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
 def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -> None:
     grouping, step = session.learner.grouping, session.step
     objectives = objective.tolist()  # [N]
-    trained = sorted({task for task, _ in session.plan.heads})
+    trained = sorted({task for task, _ in session.selection.heads})
     per_task = {session.tasks[task].name: objectives[task] for task in trained}
     values = {
         "loss": sum(per_task.values()) / len(per_task),
@@ -124,7 +124,7 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
         **session.faults.record(),
         **session.guard.record(),
     }
-    network = (session.engine.module, session.plan, micro_batches)
+    network = (session.engine.module, session.selection, micro_batches)
     pace = session.monitor.report(step, session.num_steps, network, {**values, "losses": per_task})
     progress = session.monitor.progress(step)
     session.log.write(step, "train", **progress, **values, losses=per_task)
@@ -154,7 +154,7 @@ def _prune(session: Session) -> None:
             len(session.engine.module.heads),
             len(kept),
         )
-    session.refresh_plan()
+    session.refresh_selection()
 
 
 def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:

@@ -70,7 +70,7 @@ def phase_lr(config: Config, phase: Phase) -> float:
 def freeze(network: MultiTaskNetwork, phase: Phase, section: FinetuneSection) -> frozenset[str]:
     """Freeze what a phase does not train.
 
-    The heads of other groups in a bank that this one needs cannot be frozen by themselves, because
+    The heads of other groups in a stack that this one needs cannot be frozen by themselves, because
     they lie in the same tensors. Their gradient is zero, and without weight decay they stay as they
     are.
 
@@ -80,11 +80,15 @@ def freeze(network: MultiTaskNetwork, phase: Phase, section: FinetuneSection) ->
     if phase.branches is None:
         return frozenset()
     heads = phase.heads(network.heads)
-    trained = network.plan(heads).banks
-    parts = [network.banks[name] for name in network.banks if name not in trained]
+    trained = network.select(heads).stacked_heads
+    parts = [network.stacked_heads[name] for name in network.stacked_heads if name not in trained]
     parts += [b for index, b in enumerate(network.branches) if index not in phase.branches]
     if section.freeze_trunk:
         parts.append(network.trunk)
     network.freeze(parts)
     rest = set(network.heads) - set(heads)
-    return frozenset(f"banks.{name}." for name in network.plan(rest).banks) if rest else frozenset()
+    return (
+        frozenset(f"stacked_heads.{name}." for name in network.select(rest).stacked_heads)
+        if rest
+        else frozenset()
+    )

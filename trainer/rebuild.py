@@ -58,13 +58,13 @@ def enter_phase(session: Session) -> None:
     state = NamedState(read_state(session.engine).weights)
     _replace(session, MultiTaskNetwork.from_config(config), state)
     session.plateau = build_plateau(session.config, session.data, phase, session.accelerator.device)
-    session.refresh_plan()
+    session.refresh_selection()
     session.log.expect(session.num_steps)
     session.log.write(session.step, "finetune", branches=list(phase.branches), until=phase.end)
     logger.info(
         "step %d: fine-tuning %d tasks on branches %s until step %d",
         session.step,
-        len(session.plan.heads),
+        len(session.selection.heads),
         list(phase.branches),
         phase.end,
     )

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from model.heads.layout import Plan, used_branches
+from model.heads.layout import HeadSelection, used_branches
 from model.tasks.spec import TaskSpec
 from trainer.assembly import build_engine, build_learner, build_plateau
 from trainer.checkpoints.checkpoint import Checkpoint, Progress
@@ -45,7 +45,7 @@ class Session:
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
         plateau: What the learning rate follows in the schedule `plateau`.
-        plan: How the engine's network computes the live heads that are trained, or of the last
+        selection: How the engine's network computes the live heads that are trained, or of the last
             step those that were sampled.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
@@ -69,7 +69,7 @@ class Session:
     phases: tuple[Phase, ...]
     phase: Phase
     plateau: Plateau | None
-    plan: Plan
+    selection: HeadSelection
     observed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -105,10 +105,10 @@ class Session:
         self.folder.release()
         self.engine.release()
 
-    def refresh_plan(self) -> None:
+    def refresh_selection(self) -> None:
         """Lay out heads and phases anew, after heads were switched off or the phase has changed."""
         heads = self.learner.grouping.heads()
-        self.plan = self.engine.module.plan(self.phase.heads(heads))
+        self.selection = self.engine.module.select(self.phase.heads(heads))
         self.phases = list_phases(
             self.config.finetune, self.search_steps, self.finetune_steps, used_branches(heads)
         )
@@ -184,7 +184,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         phases,
         phase,
         plateau,
-        engine.module.plan(phase.heads(heads)),
+        engine.module.select(phase.heads(heads)),
         _observed(checkpoint, accelerator.device) if checkpoint else {},
     )
 

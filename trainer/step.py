@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
-from model.grouping.gradient_statistics import Signals
-from model.grouping.head_sampling import Draw
+from model.grouping.gradient_statistics import GradientStatistics
+from model.grouping.head_sampling import HeadSample
 from model.tasks.targets import Targets
 from trainer.engines.engine import Engine
 from trainer.session import Session
@@ -34,8 +34,8 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     _seed_step(session)
     engine, learner, guard = session.engine, session.learner, session.guard
     module = engine.module
-    statistics = engine.running_statistics() if guard.allowed else []
-    before = [value.clone() for value in statistics]
+    buffers = engine.running_statistics() if guard.allowed else []
+    before = [value.clone() for value in buffers]
     factor = session.learning_rate_factor(session.step)
     engine.set_learning_rate(factor)
     targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in micro_batches]
@@ -44,12 +44,12 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     share = torch.where(labelled > 0, 1.0 / labelled.clamp_min(1e-12), 0.0)  # [N]
     num_samples = sum(len(batch.images) for batch in micro_batches)
     weights = learner.weights(session.step, num_samples)  # [N,K], or [N,K,S]
-    draw, factors = _choose_heads(session, weights)
-    losses, signals = _backward(session, micro_batches, targets, share, factors)
-    estimates = losses if draw is None else draw.losses(losses, own_labels * share)
+    head_sample, factors = _choose_heads(session, weights)
+    losses, statistics = _backward(session, micro_batches, targets, share, factors)
+    estimates = losses if head_sample is None else head_sample.losses(losses, own_labels * share)
     gradient = learner.grouping.logit_gradient(weights, estimates)
-    if draw is not None:
-        gradient = torch.where(draw.known, gradient, 0.0)
+    if head_sample is not None:
+        gradient = torch.where(head_sample.known, gradient, 0.0)
     objective = weights.detach() * estimates
     if weights.ndim == 3:
         losses, objective = losses.sum(dim=2), objective.sum(dim=2)
@@ -58,28 +58,28 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     if _is_left_out(engine, losses):
         guard.leave_out(session.step, losses, own)
         learner.leave_out(session.step)
-        for value, old in zip(statistics, before, strict=True):
+        for value, old in zip(buffers, before, strict=True):
             value.copy_(old)
         return losses, objective.sum(dim=1)
     guard.watch(session.step, losses, own)
-    for collected in signals:
-        learner.collect(collected, module.signal_tasks)
+    for collected in statistics:
+        learner.collect(collected, module.residual_tasks)
     known = torch.where(labelled[:, None] > 0, losses, torch.nan)
-    if draw is not None:
-        known = torch.where(draw.factor > 0, known, torch.nan)
-        learner.watch(known, draw)
-    learner.update(session.step, gradient, known, factor, draw)
+    if head_sample is not None:
+        known = torch.where(head_sample.factor > 0, known, torch.nan)
+        learner.watch(known, head_sample)
+    learner.update(session.step, gradient, known, factor, head_sample)
     engine.average_buffers()
     return losses, objective.sum(dim=1)
 
 
-def _choose_heads(session: Session, weights: Tensor) -> tuple[Draw | None, Tensor]:
+def _choose_heads(session: Session, weights: Tensor) -> tuple[HeadSample | None, Tensor]:
     """Plan the step's heads, if these are not all, and weigh their losses in the objective."""
-    draw = session.learner.draw(session.step)
-    if draw is None:
+    head_sample = session.learner.sample_heads(session.step)
+    if head_sample is None:
         return None, weights
-    session.plan = session.engine.module.plan_draw(draw)
-    return draw, draw.weights(weights.detach())
+    session.selection = session.engine.module.select_sample(head_sample)
+    return head_sample, head_sample.weights(weights.detach())
 
 
 def _backward(
@@ -88,7 +88,7 @@ def _backward(
     targets: list[dict[str, Targets]],
     share: Tensor,
     weights: Tensor,
-) -> tuple[Tensor, list[Signals]]:
+) -> tuple[Tensor, list[GradientStatistics]]:
     """Forward and backward of all micro-batches, with the last of which the engine steps.
 
     Args:
@@ -97,29 +97,29 @@ def _backward(
         weights: Of the heads' losses in the objective, [N,K] or [N,K,S].
 
     Returns:
-        This rank's losses in the shape of the weights, and the signals that the learner wants.
+        This rank's losses in the shape of the weights, and the statistics that the learner wants.
     """
     engine = session.engine
     # The engine averages over micro-batches and ranks, the objective is a sum over them.
     parts = len(micro_batches) * session.accelerator.num_processes
     losses = torch.zeros_like(weights)
-    signals: list[Signals] = []
+    statistics: list[GradientStatistics] = []
     first = 0
     for batch, target in zip(micro_batches, targets, strict=True):
         last = first + len(batch.images)
         own_weights = weights if weights.ndim == 2 else weights[..., first:last]
         with engine.accumulate():
             with session.monitor.timer.forward():
-                own = _head_losses(session, batch, target, signals, per_sample=weights.ndim == 3)
+                own = _head_losses(session, batch, target, statistics, per_sample=weights.ndim == 3)
             own = own * share.view(-1, *[1] * (own.ndim - 1))
             objective = (own_weights.detach() * own).sum() * parts
-            engine.backward(session.guard.spoil(objective, own))
+            engine.backward(session.guard.propagate_nonfinite(objective, own))
         if weights.ndim == 2:
             losses = losses + own.detach()
         else:
             losses[..., first:last] = own.detach()
         first = last
-    return losses, signals
+    return losses, statistics
 
 
 def _seed_step(session: Session) -> None:
@@ -142,16 +142,16 @@ def _head_losses(
     session: Session,
     batch: Batch,
     targets: dict[str, Targets],
-    signals: list[Signals],
+    statistics: list[GradientStatistics],
     *,
     per_sample: bool,
 ) -> Tensor:
-    """The loss sums of the heads, [N,K] or [N,K,B]; `signals` takes those the learner wants."""
+    """The loss sums of the heads, [N,K] or [N,K,B]; `statistics` takes those the learner wants."""
     engine, learner = session.engine, session.learner
     if not learner.collects(session.step):
-        return engine.network(batch.images, session.plan, targets, per_sample=per_sample)
+        return engine.network(batch.images, session.selection, targets, per_sample=per_sample)
     losses, own = engine.network(
-        batch.images, session.plan, targets, per_sample=per_sample, signals=True
+        batch.images, session.selection, targets, per_sample=per_sample, gradient_statistics=True
     )
-    signals.append({name: engine.sum_over_ranks(value) for name, value in own.items()})
+    statistics.append({name: engine.sum_over_ranks(value) for name, value in own.items()})
     return losses

@@ -16,7 +16,7 @@ from data_pipelines.synthetic.attributes import (
 )
 from data_pipelines.synthetic.labels import DENSE_LABELS, dense_labels
 from data_pipelines.synthetic.raycast import Hits, cast
-from data_pipelines.synthetic.scene import Scene, draw_plan, draw_scene
+from data_pipelines.synthetic.scene import Scene, draw_layout, draw_scene
 from data_pipelines.synthetic.shading import render
 
 SPLITS = ("train", "val")
@@ -57,14 +57,14 @@ def make_sample(job: Job) -> EncodedSample:
 
 def visible_scene(rng: np.random.Generator, size: int) -> tuple[Scene, Hits]:
     """The first drawn scene whose size x size picture shows all that its labels speak of."""
-    plan = draw_plan(rng)
+    layout = draw_layout(rng)
     for _ in range(_SCENE_TRIES):
-        scene = draw_scene(rng, plan)
+        scene = draw_scene(rng, layout)
         if scene is not None:
             hits = cast(scene, size)
             if shows_its_labels(scene, hits):
                 return scene, hits
-    raise AssertionError(f"no visible scene for {plan} in {_SCENE_TRIES} attempts")
+    raise AssertionError(f"no visible scene for {layout} in {_SCENE_TRIES} attempts")
 
 
 def _stream(job: Job, stream: int) -> np.random.Generator:

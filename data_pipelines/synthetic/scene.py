@@ -98,7 +98,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SceneLayout:
     """What is decided once per sample, so that redrawing a scene cannot skew its labels."""
 
     shapes: tuple[str, ...]
@@ -106,27 +106,27 @@ class Plan:
     lamp_side: int  # -1 left of the camera, +1 right
 
 
-def draw_plan(rng: np.random.Generator) -> Plan:
+def draw_layout(rng: np.random.Generator) -> SceneLayout:
     """Number and shapes of the solids, whether there is a window, the lamp's side."""
     count = int(rng.integers(1, MAX_SOLIDS + 1))
     shapes = tuple(SHAPES[i] for i in rng.integers(0, len(SHAPES), count))
-    return Plan(shapes, bool(rng.random() < 0.5), int(rng.choice((-1, 1))))
+    return SceneLayout(shapes, bool(rng.random() < 0.5), int(rng.choice((-1, 1))))
 
 
-def draw_scene(rng: np.random.Generator, plan: Plan) -> Scene | None:
-    """One attempt at a scene for `plan`; None when the solids found no free place."""
-    room = _draw_room(rng, plan)
+def draw_scene(rng: np.random.Generator, layout: SceneLayout) -> Scene | None:
+    """One attempt at a scene for `layout`; None when the solids found no free place."""
+    room = _draw_room(rng, layout)
     camera = _draw_camera(rng, room)
-    solids = _place_solids(rng, plan, room, camera)
+    solids = _place_solids(rng, layout, room, camera)
     if solids is None:
         return None
-    return Scene(room, solids, camera, _draw_lamp(rng, plan, room, camera))
+    return Scene(room, solids, camera, _draw_lamp(rng, layout, room, camera))
 
 
-def _draw_room(rng: np.random.Generator, plan: Plan) -> Room:
+def _draw_room(rng: np.random.Generator, layout: SceneLayout) -> Room:
     width, height, depth = rng.uniform(3.8, 7.0), rng.uniform(2.4, 3.4), rng.uniform(3.4, 9.0)
     window = None
-    if plan.window:
+    if layout.window:
         half = rng.uniform(0.45, 0.9)
         middle = rng.uniform(-width / 2 + half + 0.2, width / 2 - half - 0.2)
         bottom = rng.uniform(0.8, 1.2)
@@ -156,10 +156,10 @@ def _draw_camera(rng: np.random.Generator, room: Room) -> Camera:
 
 
 def _place_solids(
-    rng: np.random.Generator, plan: Plan, room: Room, camera: Camera
+    rng: np.random.Generator, layout: SceneLayout, room: Room, camera: Camera
 ) -> tuple[Solid, ...] | None:
     solids: list[Solid] = []
-    for shape in plan.shapes:
+    for shape in layout.shapes:
         for _ in range(_PLACEMENT_TRIES):
             solid = _draw_solid(rng, shape, room, camera)
             if _is_free(solid, solids, room):
@@ -212,10 +212,10 @@ def _is_free(solid: Solid, others: list[Solid], room: Room) -> bool:
     return bool(inside and fits and apart)
 
 
-def _draw_lamp(rng: np.random.Generator, plan: Plan, room: Room, camera: Camera) -> Lamp:
+def _draw_lamp(rng: np.random.Generator, layout: SceneLayout, room: Room, camera: Camera) -> Lamp:
     right, _, forward = camera.axes()
     ahead = np.array([forward[0], 0.0, forward[2]])
-    position = camera.position + plan.lamp_side * rng.uniform(1.0, 2.2) * right
+    position = camera.position + layout.lamp_side * rng.uniform(1.0, 2.2) * right
     position += rng.uniform(0.8, 2.4) * ahead
     position = np.clip(position, room.low + 0.35, room.high - 0.35)
     position[1] = room.high[1] - rng.uniform(0.15, 0.5)

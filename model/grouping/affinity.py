@@ -1,4 +1,4 @@
-"""Which tasks belong together: affinities from the signals of a warm-up, and their clusters.
+"""Which tasks belong together: affinities from the statistics of a warm-up, and their clusters.
 
 Tasks that need the same features have residuals whose correlations with the features lie in one
 low-dimensional subspace. The affinity of two tasks is the RV coefficient of these correlations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import SpectralClustering
 from torch import Tensor
 
-from model.grouping.gradient_statistics import Signals
+from model.grouping.gradient_statistics import GradientStatistics
 
 _RIDGE = 0.01  # share of the mean variance added to every direction before whitening
 _SHARPNESS = 4  # power of the affinities: separates close from distant neighbours
@@ -29,18 +29,18 @@ _COHESION = 2.0
 Affinity = NDArray[np.float64]
 
 
-def task_affinity(signals: Signals, tasks: Tensor, num_tasks: int) -> Affinity:
+def task_affinity(statistics: GradientStatistics, tasks: Tensor, num_tasks: int) -> Affinity:
     """Return the affinity of every pair of tasks, from 0 to 1, mean over the branches.
 
     Args:
-        signals: Sums over samples, as `model.grouping.gradient_statistics.signal_sums` gives them, stacked over K.
+        statistics: Sums over samples from `statistic_sums`, stacked over K.
         tasks: The task of every residual, long [R].
 
     Returns:
         [N,N], symmetric; zero beside a task that had no label.
     """
     # What is not finite says nothing: of a run that diverges the losses will tell.
-    sums = {name: value.double().cpu().nan_to_num(0, 0, 0) for name, value in signals.items()}
+    sums = {name: value.double().cpu().nan_to_num(0, 0, 0) for name, value in statistics.items()}
     count = sums["count"].view(-1, 1, 1)
     mean = sums["features"] / count  # [K,P,F]
     products = sums["products"] - sums["residuals"] @ mean

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from model.heads.head_losses import Predictions
-from model.heads.layout import Plan
+from model.heads.layout import HeadSelection
 from model.losses.losses import sample_losses
 from model.rows import take
 from model.tasks.targets import Targets
@@ -29,10 +29,10 @@ from model.tasks.targets import Targets
 _GRID = 4  # positions on a side: enough to tell left from right, few enough to average over
 _MAX_FEATURES = 256
 
-Signals = dict[str, Tensor]
+GradientStatistics = dict[str, Tensor]
 
 
-class LastLayerTap:
+class ActivationHook:
     """Notes the input of the linear layer or convolution that each module ran last."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -40,7 +40,7 @@ class LastLayerTap:
         self._handles: list[RemovableHandle] = []
         self._inputs: dict[int, Tensor] = {}
 
-    def __enter__(self) -> LastLayerTap:
+    def __enter__(self) -> ActivationHook:
         for index, module in enumerate(self._modules):
             for layer in module.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -79,50 +79,50 @@ class LastLayerTap:
 
 
 @torch.no_grad()
-def branch_signals(
+def branch_statistics(
     loss_of: Mapping[str, str],
     predictions: Predictions,
     targets: Mapping[str, Targets],
-    plan: Plan,
-    tap: LastLayerTap,
-) -> Signals:
-    """Return the `signal_sums` of one batch, stacked over the K branches.
+    selection: HeadSelection,
+    hook: ActivationHook,
+) -> GradientStatistics:
+    """Return the `statistic_sums` of one batch, stacked over the K branches.
 
     A head that is not computed adds nothing. As long as a task's heads are as likely to be
     computed as each other, that changes no affinity but for noise: these do not see scale.
 
     Args:
-        loss_of: The loss of every bank.
-        predictions: Of the heads of the plan, with one or more for every task.
-        plan: Of all branches.
-        tap: Open while the branches were computed.
+        loss_of: The loss of every stack.
+        predictions: Of the heads of the selection, with one or more for every task.
+        selection: Of all branches.
+        hook: Open while the branches were computed.
     """
     places = _residual_places(predictions, targets)
     branches = []
-    for branch in range(len(plan.branches)):
-        features = tap.features(branch)
+    for branch in range(len(selection.branches)):
+        features = hook.features(branch)
         grid = (features.shape[1], features.shape[2])
         rows = [features.new_zeros(0, len(features), math.prod(grid))]
         own_places = [features.new_zeros(0, dtype=torch.long)]
         # Exact sums in any precision of the network.
         with torch.autocast(features.device.type, enabled=False):
-            for name, bank in plan.banks.items():
-                tasks = bank.tasks[branch]
+            for name, stack in selection.stacked_heads.items():
+                tasks = stack.tasks[branch]
                 if tasks is not None:
                     own = predictions[name][branch], targets[name].select(tasks)
                     rows.append(residuals(loss_of[name], *own, grid))
                     own_places.append(take(places[name], tasks).flatten())
-            sums = signal_sums(features.flatten(1, 2), torch.cat(rows))
+            sums = statistic_sums(features.flatten(1, 2), torch.cat(rows))
         num_residuals = sum(own.numel() for own in places.values())
         for name in ("residuals", "products"):
             everything = sums[name].new_zeros(num_residuals, sums[name].shape[1])
             sums[name] = everything.index_copy(0, torch.cat(own_places), sums[name])
         branches.append(sums)
-    return stack_signals(branches)
+    return stack_statistics(branches)
 
 
 def _residual_places(predictions: Predictions, targets: Mapping[str, Targets]) -> dict[str, Tensor]:
-    """Return per bank the places of its tasks' residuals among all R, long [n,O]."""
+    """Return per stack the places of its tasks' residuals among all R, long [n,O]."""
     places, first = {}, 0
     for name, own in predictions.items():
         outputs = next(p.shape[2] for p in own if p is not None)
@@ -156,7 +156,7 @@ def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, 
     return cells.transpose(1, 2).flatten(0, 1)
 
 
-def signal_sums(features: Tensor, rows: Tensor) -> Signals:
+def statistic_sums(features: Tensor, rows: Tensor) -> GradientStatistics:
     """Return the sums over the samples of one branch.
 
     Args:
@@ -189,6 +189,6 @@ def _projection(features: Tensor) -> Tensor:
     return random.to(features.device) / math.sqrt(_MAX_FEATURES)
 
 
-def stack_signals(branches: Sequence[Mapping[str, Tensor]]) -> Signals:
+def stack_statistics(branches: Sequence[Mapping[str, Tensor]]) -> GradientStatistics:
     """Stack the sums of K branches along a new first axis."""
     return {name: torch.stack([own[name] for own in branches]) for name in branches[0]}

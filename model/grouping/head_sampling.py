@@ -30,7 +30,7 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Draw:
+class HeadSample:
     """The heads of one step, the same on every process, and how they stand for all.
 
     Attributes:
@@ -122,7 +122,7 @@ class HeadSampler:
         self._inclusion = inclusion
         self._branches = tuple(inclusion.any(axis=0).nonzero()[0].tolist())
 
-    def draw(self, step: int) -> Draw:
+    def sample_heads(self, step: int) -> HeadSample:
         """Choose the heads of a step: a function of seed, step and inclusion probabilities."""
         key, counter = [self._seed, _STREAM], [0, 0, step, 0]
         generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -131,7 +131,7 @@ class HeadSampler:
         inverse = np.divide(1.0, self._inclusion, where=chosen, out=np.zeros_like(self._inclusion))
         factor = torch.from_numpy(inverse.astype(np.float32))
         factor = factor.to(self._device, non_blocking=True)
-        return Draw(chosen, self._branches, factor, self._baseline())
+        return HeadSample(chosen, self._branches, factor, self._baseline())
 
     def _baseline(self) -> Tensor:
         """The mean losses; of a head without any, the mean of its task's others."""
@@ -139,9 +139,9 @@ class HeadSampler:
         others = self._mean.sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp_min(1)
         return torch.where(seen, self._mean, others)
 
-    def watch(self, losses: Tensor, draw: Draw) -> None:
+    def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
         """Take the losses [N,K] of a step into the baseline; NaN where there is none."""
-        self._mean = running_mean(self._mean, losses, _KEPT, draw.factor)
+        self._mean = running_mean(self._mean, losses, _KEPT, head_sample.factor)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold, all [N,K]."""

@@ -1,8 +1,8 @@
-"""A bank of the published decoders, which upsample by transposed convolutions.
+"""A stack of the published decoders, which upsample by transposed convolutions.
 
 As in `model.heads.linear_and_resize`, every parameter and buffer has the heads as its leading axis.
 
-Legend: M heads of the bank, m heads of one branch, B batch, C channels, O outputs,
+Legend: M heads of the stack, m heads of one branch, B batch, C channels, O outputs,
 h, w feature size, H, W image size.
 """
 

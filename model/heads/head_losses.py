@@ -1,4 +1,4 @@
-"""From the predictions of the banks to the losses of all heads.
+"""From the predictions of the stacked heads to the losses of all heads.
 
 Legend: N tasks, K branches, B batch.
 """
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.heads.layout import Plan
+from model.heads.layout import HeadSelection
 from model.losses.losses import sample_losses
 from model.tasks.targets import Targets
 
-Predictions = Mapping[str, Sequence[Any]]  # per bank and branch a tensor [m,B,...], or None
+Predictions = Mapping[str, Sequence[Any]]  # per stack and branch a tensor [m,B,...], or None
 
 
 def head_losses(
     loss_of: Mapping[str, str],
     predictions: Predictions,
-    plan: Plan,
+    selection: HeadSelection,
     targets: Mapping[str, Targets],
     shape: tuple[int, int],
     *,
@@ -30,16 +30,16 @@ def head_losses(
     """Return the sums of the sample losses [N,K], or all of them [N,K,B]; zero without a head.
 
     Args:
-        loss_of: The loss of every bank, as `sample_losses` takes it.
-        predictions: Of the heads of the plan.
+        loss_of: The loss of every stack, as `sample_losses` takes it.
+        predictions: Of the heads of the selection.
         shape: N and K.
     """
     losses = [
         sample_losses(loss_of[name], prediction, targets[name].select(rows))
-        for name, own in plan.banks.items()
+        for name, own in selection.stacked_heads.items()
         for prediction, rows in zip(predictions[name], own.tasks, strict=True)
         if rows is not None
     ]
     cells = torch.cat(losses if per_sample else [own.sum(dim=1) for own in losses])
     matrix = torch.zeros((shape[0] * shape[1], *cells.shape[1:]), device=cells.device)
-    return matrix.index_copy(0, plan.cells, cells).unflatten(0, shape)
+    return matrix.index_copy(0, selection.cells, cells).unflatten(0, shape)

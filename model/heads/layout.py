@@ -1,4 +1,4 @@
-"""Where the heads lie: which bank holds a head, in which row, and what a forward pass computes.
+"""Where the heads lie: which stack holds a head, in which row, and what a forward pass computes.
 
 Legend: N tasks, K branches.
 """
@@ -20,28 +20,28 @@ Head = tuple[int, int]  # (task, branch)
 
 
 @dataclass(frozen=True)
-class BankPlan:
-    """What one bank computes, per branch: rows of the bank, and rows of its tasks' targets."""
+class StackSelection:
+    """What one stack computes, per branch: rows of the stack, and rows of its tasks' targets."""
 
     heads: tuple[Rows | None, ...]
     tasks: tuple[Rows | None, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class HeadSelection:
     """Which heads a forward pass computes, laid out so that it need not wait for the device.
 
     Attributes:
         heads: The heads in the order in which they are computed.
         branches: The branches that are computed, ascending.
-        banks: Per bank what it computes; banks that compute nothing are left out.
+        stacked_heads: Per stack what it computes; stacked_heads that compute nothing are left out.
         cells: Index of every head in a flattened [N,K] matrix, long.
         idle: Branches that are computed although none of the heads needs them.
     """
 
     heads: tuple[Head, ...]
     branches: tuple[int, ...]
-    banks: dict[str, BankPlan]
+    stacked_heads: dict[str, StackSelection]
     cells: Tensor
     idle: tuple[int, ...] = ()
 
@@ -52,15 +52,15 @@ def used_branches(heads: Iterable[Head]) -> tuple[int, ...]:
 
 
 class HeadLayout:
-    """The heads of a network, one bank per signature of its tasks.
+    """The heads of a network, one stack per signature of its tasks.
 
     Args:
         heads: None means every task on every branch.
 
     Attributes:
-        members: Per bank, in order of the signatures, its tasks.
-        heads: All heads, sorted by bank, branch and task.
-        rows: Per bank the row of each of its heads.
+        members: Per stack, in order of the signatures, its tasks.
+        heads: All heads, sorted by stack, branch and task.
+        rows: Per stack the row of each of its heads.
 
     Raises:
         ValueError: If there are no tasks, two of one name, a head that cannot be, or a task
@@ -105,7 +105,7 @@ class HeadLayout:
         self._tables = {name: self._table(name) for name in self.rows}
 
     def _table(self, name: str) -> NDArray[np.int64]:
-        """The row of every head of a bank by branch and place of the task, -1 where none is."""
+        """The row of every head of a stack by branch and place of the task, -1 where none is."""
         place = {task: index for index, task in enumerate(self.members[name])}
         table = np.full((self.num_branches, len(place)), -1, dtype=np.int64)
         for (task, branch), row in self.rows[name].items():
@@ -113,15 +113,15 @@ class HeadLayout:
         return table
 
     def kept_rows(self, heads: Iterable[Head]) -> dict[str, list[int]]:
-        """Return per bank the rows of these heads, ascending."""
+        """Return per stack the rows of these heads, ascending."""
         chosen = set(heads)
         return {
             name: [row for head, row in rows.items() if head in chosen]
             for name, rows in self.rows.items()
         }
 
-    def plan(self, heads: Iterable[Head], device: torch.device) -> Plan:
-        """Plan the computation of some of the heads.
+    def select(self, heads: Iterable[Head], device: torch.device) -> HeadSelection:
+        """Select for computation some of the heads.
 
         Raises:
             ValueError: If a head does not exist.
@@ -132,12 +132,12 @@ class HeadLayout:
             raise _missing(missing[0])
         chosen = np.zeros((self.num_tasks, self.num_branches), dtype=bool)
         chosen[tuple(np.array(sorted(listed), dtype=np.int64).reshape(-1, 2).T)] = True
-        return self.plan_matrix(chosen, device)
+        return self.select_matrix(chosen, device)
 
-    def plan_matrix(
+    def select_matrix(
         self, chosen: NDArray[np.bool_], device: torch.device, branches: Iterable[int] = ()
-    ) -> Plan:
-        """Plan the computation of the heads that are true in a matrix, fast enough for every step.
+    ) -> HeadSelection:
+        """Select for computation the heads that are true in a matrix, fast enough for every step.
 
         Args:
             chosen: [N,K].
@@ -146,7 +146,7 @@ class HeadLayout:
         Raises:
             ValueError: If a head does not exist.
         """
-        banks, heads = {}, []
+        stacked_heads, heads = {}, []
         for name, table in self._tables.items():
             members = self._members[name]
             branch, position = chosen[members].T.nonzero()  # by branch, then by task
@@ -158,7 +158,7 @@ class HeadLayout:
             if not len(rows):
                 continue
             bounds = np.searchsorted(branch, np.arange(1, self.num_branches))
-            banks[name] = BankPlan(
+            stacked_heads[name] = StackSelection(
                 tuple(as_rows(np.split(rows, bounds), device)),
                 tuple(as_rows(np.split(position, bounds), device)),
             )
@@ -167,14 +167,14 @@ class HeadLayout:
         (cells,) = to_device([tasks * self.num_branches + own], device)
         used = set(own.tolist())
         idle = tuple(sorted(set(branches) - used))
-        return Plan(
+        return HeadSelection(
             tuple(zip(tasks.tolist(), own.tolist(), strict=True)),
             tuple(sorted(used.union(idle))),
-            banks,
+            stacked_heads,
             cells,
             idle,
         )
 
 
 def _missing(head: Head) -> ValueError:
-    return ValueError(f"plan holds head {head}, must hold heads of the network only")
+    return ValueError(f"selection holds head {head}, must hold heads of the network only")

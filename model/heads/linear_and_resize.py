@@ -1,9 +1,9 @@
-"""Banks of task heads: all heads of one signature are one module, computed in a few operations.
+"""Stacks of task heads: all heads of one signature are one module, computed in a few operations.
 
-Every parameter and buffer of a bank has the heads as its leading axis, so that keeping some heads
-is an `index_select(0, rows)` on each of them. A bank is called once per step for all branches.
+Every parameter and buffer of a stack has the heads as its leading axis, so that keeping some heads
+is an `index_select(0, rows)` on each of them. A stack is called once per step for all branches.
 
-Legend: M heads of the bank, m heads of one branch, B batch, C channels, D features, O outputs,
+Legend: M heads of the stack, m heads of one branch, B batch, C channels, D features, O outputs,
 h, w feature size, H, W image size.
 """
 

@@ -15,7 +15,7 @@ from model.tasks.spec import TaskSpec
 Decoder = Literal["resize", "deconv"]
 
 
-def build_bank(
+def build_stacked_heads(
     spec: TaskSpec,
     num_heads: int,
     encoder: Encoder,

@@ -26,10 +26,10 @@ class Recorder:
     def install(self) -> None:
         recorder = self
 
-        def update(learner, step, gradient, losses, factor, draw):
+        def update(learner, step, gradient, losses, factor, head_sample):
             recorder.gradients.append(gradient.detach().cpu().numpy().copy())
             recorder.factors.append(factor)
-            recorder._update(learner, step, gradient, losses, factor, draw)
+            recorder._update(learner, step, gradient, losses, factor, head_sample)
             logits = learner.grouping.logits.detach()
             assert str(logits.dtype) == "torch.float32"
             recorder.logits.append(logits.cpu().numpy().copy())

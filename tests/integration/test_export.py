@@ -69,8 +69,8 @@ def test_the_exported_model_gives_the_full_models_argmax_outputs(unpruned, rooms
     assert pruned.groups == [[TASKS[t] for t in own] for own in by_branch.values()]
     with torch.no_grad():
         for batch in batches(rooms, full.tasks):
-            expected = full(batch.images, full.plan(list(enumerate(best))))
-            found = pruned.network(batch.images, pruned.network.plan(pruned.network.heads))
+            expected = full(batch.images, full.select(list(enumerate(best))))
+            found = pruned.network(batch.images, pruned.network.select(pruned.network.heads))
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_an_export_that_does_not_agree_leaves_no_file(unpruned, tmp_path, monkey
     def spoilt(path):
         model = load_pruned(path)
         with torch.no_grad():
-            next(model.network.banks["binary_1_bce"].parameters()).add_(0.5)
+            next(model.network.stacked_heads["binary_1_bce"].parameters()).add_(0.5)
         return model
 
     monkeypatch.setattr(export, "load_pruned", spoilt)

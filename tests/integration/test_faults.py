@@ -38,13 +38,13 @@ def test_divergence_after_good_checkpoints(rooms_config, train_here, monkeypatch
 
     step = loop.train_step
 
-    def spoil(session, micro_batches):
+    def propagate_nonfinite(session, micro_batches):
         if session.step == 5:
             with torch.no_grad():
-                session.engine.module.banks["regression_1_mse"].weight.fill_(torch.inf)
+                session.engine.module.stacked_heads["regression_1_mse"].weight.fill_(torch.inf)
         return step(session, micro_batches)
 
-    monkeypatch.setattr(loop, "train_step", spoil)
+    monkeypatch.setattr(loop, "train_step", propagate_nonfinite)
     config = rooms_config(*OPTIONS)
     with pytest.raises(NonFiniteLossError, match=r"in step 5: \['camera_pitch'\]"):
         train_here(config)

@@ -217,7 +217,7 @@ def _heads_alone(case: StepCase) -> MultiTaskNetwork:
 
 def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
     """Forward and backward pass of the heads; there is no optimizer."""
-    batch, plan = case.data(), network.plan(network.heads)
+    batch, selection = case.data(), network.select(network.heads)
     weights = ((1.0 + case.noise(0)) / TAU).softmax(dim=1)  # [N,K]
 
     def step() -> Tensor:
@@ -226,7 +226,7 @@ def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
         share = network.weights(targets).reciprocal().unsqueeze(1)
         bf16 = case.precision == "bf16"
         with torch.autocast(case.device.type, torch.bfloat16, enabled=bf16):
-            losses = network(batch.images, plan, targets)
+            losses = network(batch.images, selection, targets)
         assert isinstance(losses, Tensor)
         losses = losses * share
         (weights * losses).sum().backward()

@@ -106,8 +106,8 @@ def _copy_weights(published: Any, network: MultiTaskNetwork) -> None:  # noqa: A
     for encoder, original in zip(published.encoders, network.branches, strict=True):
         for target, value in zip(encoder.parameters(), original.parameters(), strict=True):
             target.copy_(value)
-    (bank,) = network.banks.values()
-    parameters = dict(bank.named_parameters())
+    (stack,) = network.stacked_heads.values()
+    parameters = dict(stack.named_parameters())
     for row, (task, branch) in enumerate(network.heads):
         own = {name: value[row] for name, value in parameters.items()}
         for target, name in zip(

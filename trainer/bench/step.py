@@ -104,14 +104,14 @@ def _paired(case: StepCase, ours: Step, naive: Step, repeats: int) -> tuple[floa
 
 def num_weights(case: StepCase, network: MultiTaskNetwork) -> int:
     """Trained parameters."""
-    trained = network.banks if case.encoder == "none" else network
+    trained = network.stacked_heads if case.encoder == "none" else network
     return sum(parameter.numel() for parameter in trained.parameters())
 
 
 def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
     """Operations of forward and backward pass."""
     if case.encoder != "none":
-        return count_flops(network, network.plan(network.heads), case.data())
+        return count_flops(network, network.select(network.heads), case.data())
     with flop_counter() as counter:
         ours()
     return counter.get_total_flops()

@@ -53,13 +53,13 @@ def hidden_from_accelerate() -> Iterator[None]:
 def shard(network: MultiTaskNetwork, device_type: str) -> None:
     """Shard the parameters of a network over all ranks, in place.
 
-    The trunk, each branch and each bank are gathered as one when they are called, while the others
+    The trunk, each branch and each stack are gathered as one when they are called, while the others
     stay cut.
     """
     # Features go on as views; nothing writes into them in place, which is what torch warns of.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
-    units = [network.trunk, *network.branches, *network.banks.values()]
+    units = [network.trunk, *network.branches, *network.stacked_heads.values()]
     for unit in units:
         if any(True for _ in unit.parameters()):
             fully_shard(unit, mesh=mesh)

@@ -26,7 +26,7 @@ def build_optimizer(
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
-        part = "heads" if name.startswith("banks.") else "encoder"
+        part = "heads" if name.startswith("stacked_heads.") else "encoder"
         leaf = name.rpartition(".")[2]
         normalises = "norm" in name or leaf.startswith(("gain", "shift"))
         decayed = not (

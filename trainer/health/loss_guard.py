@@ -50,7 +50,7 @@ class LossGuard:
         self._bad_tasks = torch.zeros(len(tasks), dtype=torch.bool, device=accelerator.device)
         self._own_bad = self._bad_tasks
 
-    def spoil(self, objective: Tensor, losses: Tensor) -> Tensor:
+    def propagate_nonfinite(self, objective: Tensor, losses: Tensor) -> Tensor:
         """The objective of a micro-batch, NaN with NaN gradients where a loss is not finite.
 
         All ranks then have such gradients, and every engine leaves weights and moments alone.

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from data_pipelines.reading.collate import Batch
-from model.heads.layout import Plan
+from model.heads.layout import HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
 from trainer.monitoring.status import StatusFile
@@ -108,7 +108,7 @@ class Monitor:
         self,
         step: int,
         num_steps: int,
-        network: tuple[MultiTaskNetwork, Plan, Sequence[Batch]],
+        network: tuple[MultiTaskNetwork, HeadSelection, Sequence[Batch]],
         shown: dict[str, Any],
     ) -> Pace | None:
         """Measure the steps since the last report; every rank must call it, right after a step.
@@ -116,7 +116,7 @@ class Monitor:
         Args:
             step: Steps done.
             num_steps: Steps of the whole run.
-            network: What made the step: the module, the plan and the micro-batches.
+            network: What made the step: the module, the selection and the micro-batches.
             shown: What else goes into `status.json`.
 
         Returns:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from data_pipelines.reading.collate import Batch
-from model.heads.layout import Plan
+from model.heads.layout import HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.monitoring.flops import flop_counter
 
@@ -61,30 +61,30 @@ class StepFlops:
         self._count: int | None = None
 
     def of(
-        self, module: MultiTaskNetwork, plan: Plan, micro_batches: Sequence[Batch]
+        self, module: MultiTaskNetwork, selection: HeadSelection, micro_batches: Sequence[Batch]
     ) -> int | None:
         """Operations of this process in a step, or None where they cannot be counted.
 
         Args:
             module: The network.
-            plan: The heads that are computed.
+            selection: The heads that are computed.
             micro_batches: Of the step.
         """
         # All heads of a task cost the same, whatever the branch, and so do all branches.
-        tasks = tuple(sorted(task for task, _ in plan.heads))
+        tasks = tuple(sorted(task for task, _ in selection.heads))
         trained = tuple(parameter.requires_grad for parameter in module.parameters())
-        counted = (tasks, len(plan.branches), trained, len(micro_batches))
+        counted = (tasks, len(selection.branches), trained, len(micro_batches))
         if counted != self._counted:
             self._counted = counted
             try:
-                self._count = len(micro_batches) * count_flops(module, plan, micro_batches[0])
+                self._count = len(micro_batches) * count_flops(module, selection, micro_batches[0])
             except Exception as error:  # an encoder of any library, and only a number is at stake
                 logger.info("the operations of a step cannot be counted: %s", error)
                 self._count = None
         return self._count
 
 
-def count_flops(module: MultiTaskNetwork, plan: Plan, batch: Batch) -> int:
+def count_flops(module: MultiTaskNetwork, selection: HeadSelection, batch: Batch) -> int:
     """Operations of a forward and a backward pass, of which a multiplication and addition are two.
 
     They are counted on a copy without storage: nothing is computed, and neither the weights, which
@@ -97,5 +97,5 @@ def count_flops(module: MultiTaskNetwork, plan: Plan, batch: Batch) -> int:
         shapes = batch.to("meta")
         targets = copy.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
         with flop_counter() as counter:
-            copy(shapes.images, copy.plan(plan.heads), targets).sum().backward()
+            copy(shapes.images, copy.select(selection.heads), targets).sum().backward()
     return counter.get_total_flops()

@@ -69,15 +69,15 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
     pruned.checkpoint_branches = network.checkpoint_branches
     planner = Planner(config, machine, micro_batch, precision, samples)
     computed = network.heads if groups else _computed(config, network)
-    signals = config.grouping.recipe == "default"
+    gradient_statistics = config.grouping.recipe == "default"
     stages = {
-        "before": planner.stage(network, computed, signals=signals),
-        "after": planner.stage(pruned, pruned.heads, signals=False),
+        "before": planner.stage(network, computed, gradient_statistics=gradient_statistics),
+        "after": planner.stage(pruned, pruned.heads, gradient_statistics=False),
     }
     fits = tuple(e for e in ENGINES if stages["before"].memory[e].total <= machine.usable)
     advice: tuple[str, ...] = ()
     if not fits:
-        advice = planner.advice(network, computed, signals=signals)
+        advice = planner.advice(network, computed, gradient_statistics=gradient_statistics)
     return Forecast(
         micro_batch,
         precision,

@@ -49,8 +49,11 @@ class NetworkBytes:
 
         low = precision in LOW_PRECISION
         branches = [size(branch) for branch in network.branches]
-        trunk, banks = size(network.trunk), [size(bank) for bank in network.banks.values()]
-        parts = sorted([trunk, *branches, *banks], reverse=True)
+        trunk, stacked_heads = (
+            size(network.trunk),
+            [size(stack) for stack in network.stacked_heads.values()],
+        )
+        parts = sorted([trunk, *branches, *stacked_heads], reverse=True)
         return cls(
             weights=size(network),
             buffers=sum(b.numel() * b.element_size() for b in network.buffers()),

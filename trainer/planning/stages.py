@@ -95,10 +95,17 @@ class Planner:
     precision: str
     samples: int | None
 
-    def stage(self, network: MultiTaskNetwork, computed: Sequence[Head], *, signals: bool) -> Stage:
+    def stage(
+        self, network: MultiTaskNetwork, computed: Sequence[Head], *, gradient_statistics: bool
+    ) -> Stage:
         """What a network needs of which so many heads are computed."""
         cost = step_cost(
-            network, computed, self.micro_batch, self.precision, signals=signals, device="cuda"
+            network,
+            computed,
+            self.micro_batch,
+            self.precision,
+            gradient_statistics=gradient_statistics,
+            device="cuda",
         )
         times = self._times(network, computed, cost)
         steps = None if self.samples is None else self.samples // self.config.data.global_batch
@@ -142,7 +149,7 @@ class Planner:
         return times
 
     def advice(
-        self, network: MultiTaskNetwork, computed: Sequence[Head], *, signals: bool
+        self, network: MultiTaskNetwork, computed: Sequence[Head], *, gradient_statistics: bool
     ) -> tuple[str, ...]:
         """What would make the run fit: smaller micro-batches, or activations computed twice."""
         accumulation = self.config.optim.accumulation
@@ -156,7 +163,12 @@ class Planner:
                     continue
                 size = self.micro_batch // factor
                 cost = step_cost(
-                    network, computed, size, self.precision, signals=signals, device="cuda"
+                    network,
+                    computed,
+                    size,
+                    self.precision,
+                    gradient_statistics=gradient_statistics,
+                    device="cuda",
                 )
                 memory = self._memory(network, cost, factor * accumulation)
                 fits = [e for e in ENGINES if memory[e].total <= self.machine.usable]

@@ -161,7 +161,7 @@ def step_cost(
     micro_batch: int,
     precision: str,
     *,
-    signals: bool = False,
+    gradient_statistics: bool = False,
     device: str = "cpu",
 ) -> StepCost:
     """The cost of forward and backward of one micro-batch, of a copy without storage.
@@ -171,7 +171,7 @@ def step_cost(
         heads: That are computed.
         micro_batch: B.
         precision: fp32, bf16 or fp16.
-        signals: Whether the network's signals are asked for, too.
+        gradient_statistics: Whether the network's gradient_statistics are asked for, too.
         device: cpu or cuda, on which some layers keep more.
     """
     with torch.device("meta"):
@@ -185,7 +185,7 @@ def step_cost(
             if isinstance(module, PooledStem):
                 module.in_parts = device == "cpu"
         # What is fake here must be made here: indices of heads and rows of labels, too.
-        plan = copy.plan(heads)
+        selection = copy.select(heads)
         tracker = AllocationTracker(copy.parameters())
         batch = empty_batch(network.tasks, micro_batch, image_shape)
         held = (batch.images, batch.scalars, batch.valid_rows, *batch.dense.values())
@@ -194,8 +194,10 @@ def step_cost(
             targets = copy.targets(batch.scalars, batch.dense, batch.valid_rows)
             before = tracker.alive
             with autocast(precision, "cpu"):
-                found = copy(batch.images, plan, targets, signals=signals)
-            losses = found[0] if signals else found
+                found = copy(
+                    batch.images, selection, targets, gradient_statistics=gradient_statistics
+                )
+            losses = found[0] if gradient_statistics else found
             del found
             objective = (torch.ones_like(losses) * losses).sum()
             activations, copies = tracker.alive - before, tracker.copies

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from model.heads.layout import Head, Plan
+from model.heads.layout import Head, HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.config.sections import OptimSection
 from trainer.engines.optim import build_optimizer
@@ -101,12 +101,12 @@ def measure_time(
     """
     real = MultiTaskNetwork.from_config(network.config()).to(device)
     real.checkpoint_branches = network.checkpoint_branches
-    plan, size, growing = real.plan(heads), 1, True
+    selection, size, growing = real.select(heads), 1, True
     while growing:
-        seconds = _pass_seconds(real, plan, size, precision)
+        seconds = _pass_seconds(real, selection, size, precision)
         growing = size < micro_batch and 4 * seconds < _MOST_SECONDS
         size = min(micro_batch, 4 * size) if growing else size
-    passes = [_pass_seconds(real, plan, size, precision) for _ in range(_REPEATS)]
+    passes = [_pass_seconds(real, selection, size, precision) for _ in range(_REPEATS)]
     ratio = 1.0
     if size < micro_batch:
         flops = [step_cost(network, heads, n, precision).flops for n in (micro_batch, size)]
@@ -116,7 +116,9 @@ def measure_time(
     return MeasuredTime(ratio * statistics.median(passes), statistics.median(updates[1:]))
 
 
-def _pass_seconds(network: MultiTaskNetwork, plan: Plan, size: int, precision: str) -> float:
+def _pass_seconds(
+    network: MultiTaskNetwork, selection: HeadSelection, size: int, precision: str
+) -> float:
     device = network.image_mean.device
     shape = (len(network.image_mean), *network.image_size)
     batch = empty_batch(network.tasks, size, shape).to(device)
@@ -125,7 +127,7 @@ def _pass_seconds(network: MultiTaskNetwork, plan: Plan, size: int, precision: s
     def make_pass() -> None:
         targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
         with autocast(precision, device.type):
-            losses = network(batch.images, plan, targets)
+            losses = network(batch.images, selection, targets)
         losses.sum().backward()
 
     return _timed(make_pass, device)

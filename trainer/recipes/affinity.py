@@ -19,16 +19,18 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from model.grouping.affinity import group_tasks, task_affinity
-from model.grouping.gradient_statistics import Signals
+from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.grouping import Grouping
-from model.grouping.head_sampling import Draw, running_mean
+from model.grouping.head_sampling import HeadSample, running_mean
 from trainer.config.config import Config
 from trainer.recipes.learner import GroupLearner
 
 logger = logging.getLogger(__name__)
 
 _IGNORED_SHARE = 0.25  # of the warm-up, in which the features change fastest
-_MOST_SIGNALS = 200  # steps whose signals are summed: enough, and at most a small share of the run
+_MAX_COLLECTED_STEPS = (
+    200  # steps whose statistics are summed: enough, and at most a small share of the run
+)
 _HELD_SHARE = 0.1  # of the time from warm-up to finish, in which tasks stay where they start
 _COLDEST = 1e-3
 
@@ -51,9 +53,9 @@ class AffinityGroups(GroupLearner):
             _HELD_SHARE * (self.finish_step - self.warmup_end)
         )
         self.start_step = max(self.start_step, self._held_until)
-        self._first_signal = int(_IGNORED_SHARE * self.warmup_end)
-        self._signal_every = -(-(self.warmup_end - self._first_signal) // _MOST_SIGNALS)
-        self._signals: Signals = {}
+        self._first_collected = int(_IGNORED_SHARE * self.warmup_end)
+        self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
+        self._statistics: GradientStatistics = {}
         self._tasks = torch.empty(0, dtype=torch.long)
         self._average = torch.zeros_like(self.grouping.logits.detach())
         with torch.no_grad():
@@ -70,17 +72,19 @@ class AffinityGroups(GroupLearner):
         return self.grouping.probabilities()
 
     def collects(self, step: int) -> bool:
-        """Whether the network's signals are wanted in `step`."""
-        offset = step - self._first_signal
-        in_time = 0 <= offset < self.warmup_end - self._first_signal
-        return in_time and not self.finished and offset % self._signal_every == 0
+        """Whether the network's statistics are wanted in `step`."""
+        offset = step - self._first_collected
+        in_time = 0 <= offset < self.warmup_end - self._first_collected
+        return in_time and not self.finished and offset % self._collect_every == 0
 
-    def collect(self, signals: Signals, tasks: Tensor) -> None:
-        """Add the signals of a step, summed over ranks."""
+    def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
+        """Add the statistics of a step, summed over ranks."""
         self._tasks = tasks
-        if self._signals:
-            signals = {name: self._signals[name] + value for name, value in signals.items()}
-        self._signals = signals
+        if self._statistics:
+            statistics = {
+                name: self._statistics[name] + value for name, value in statistics.items()
+            }
+        self._statistics = statistics
 
     def update(
         self,
@@ -88,7 +92,7 @@ class AffinityGroups(GroupLearner):
         gradient: Tensor,  # noqa: ARG002
         losses: Tensor,
         factor: float,  # noqa: ARG002
-        draw: Draw | None = None,
+        head_sample: HeadSample | None = None,
     ) -> None:
         """Average the losses; set the logits from the affinities once and from the losses then."""
         done = step + 1
@@ -97,7 +101,7 @@ class AffinityGroups(GroupLearner):
         if done == self.warmup_end:
             self._start_groups()
             return
-        gap = 1.0 if draw is None else draw.factor
+        gap = 1.0 if head_sample is None else head_sample.factor
         self._average = running_mean(self._average, losses, self._section.average, gap)
         self.updates += 1
         if done > self._held_until:
@@ -126,7 +130,7 @@ class AffinityGroups(GroupLearner):
 
     def _start_groups(self) -> None:
         num_tasks, num_branches = self.grouping.logits.shape
-        affinity = task_affinity(self._signals, self._tasks, num_tasks)
+        affinity = task_affinity(self._statistics, self._tasks, num_tasks)
         decided = [
             group_tasks(affinity, num_branches, estimate=self._section.branches == "estimate")
         ]
@@ -140,7 +144,7 @@ class AffinityGroups(GroupLearner):
         logits[:, num_groups:] = -1e4
         logits[torch.arange(num_tasks, device=self._device), labels] = odds
         self._set_logits(logits)
-        self._signals = {}
+        self._statistics = {}
 
     def prunes_at(self, step: int) -> bool:
         """Whether heads may be switched off; at the end of the warm-up those of no group are."""
@@ -152,10 +156,12 @@ class AffinityGroups(GroupLearner):
         return super()._kept(step)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Logits, mask and averaged losses [N,K]; in the warm-up the signals so far."""
-        collected = {f"signals.{name}": value for name, value in self._signals.items()}
+        """Logits, mask and averaged losses [N,K]; in the warm-up the statistics so far."""
+        collected = {
+            f"gradient_statistics.{name}": value for name, value in self._statistics.items()
+        }
         if collected:
-            collected["signal_tasks"] = self._tasks
+            collected["residual_tasks"] = self._tasks
         return {**super().tensors(), "average": self._average, **collected}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
@@ -163,10 +169,10 @@ class AffinityGroups(GroupLearner):
         super().load(tensors, updates)
         tensors = {name: value.to(self._device) for name, value in tensors.items()}
         self._average = tensors["average"]
-        prefix = "signals."
-        self._signals = {
+        prefix = "gradient_statistics."
+        self._statistics = {
             name.removeprefix(prefix): value
             for name, value in tensors.items()
             if name.startswith(prefix)
         }
-        self._tasks = tensors.get("signal_tasks", self._tasks)
+        self._tasks = tensors.get("residual_tasks", self._tasks)

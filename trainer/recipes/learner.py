@@ -10,9 +10,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from model.grouping.gradient_statistics import Signals
+from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.grouping import Grouping
-from model.grouping.head_sampling import Draw, HeadSampler
+from model.grouping.head_sampling import HeadSample, HeadSampler
 from model.grouping.pruning import harden, prune
 from model.heads.layout import Head, used_branches
 from trainer.config.config import Config
@@ -66,13 +66,13 @@ class GroupLearner(ABC):
     def weights(self, step: int, num_samples: int) -> Tensor:
         """The weights z of the heads in `step`, [N,K] or for every sample [N,K,S]."""
 
-    def draw(self, step: int) -> Draw | None:
+    def sample_heads(self, step: int) -> HeadSample | None:
         """The heads that `step` computes, the same on every rank; None where it is all of them."""
         if self._sampler is None or self._most_live <= self._sampler.size:
             return None
         if step % _REFRESH == 0:
             self._refresh()
-        return self._sampler.draw(step)
+        return self._sampler.sample_heads(step)
 
     def _refresh(self) -> None:
         if self._sampler is not None:
@@ -85,7 +85,7 @@ class GroupLearner(ABC):
         gradient: Tensor,
         losses: Tensor,
         factor: float,
-        draw: Draw | None = None,
+        head_sample: HeadSample | None = None,
     ) -> None:
         """Learn from a step; the same on every rank.
 
@@ -94,24 +94,24 @@ class GroupLearner(ABC):
             losses: Of all heads over the global batch [N,K]; NaN for a task without labels and for
                 a head that was not computed.
             factor: Of the learning rate in this step.
-            draw: From `draw`, of this step.
+            head_sample: From `sample_heads`, of this step.
         """
 
-    def watch(self, losses: Tensor, draw: Draw) -> None:
+    def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
         """Remember the losses of a step for the estimates of the next; see `update`."""
         if self._sampler is not None:
-            self._sampler.watch(losses, draw)
+            self._sampler.watch(losses, head_sample)
 
     def leave_out(self, step: int) -> None:  # noqa: ARG002 - for those that count steps
         """Note, in place of `update`, that nothing can be learned from a step."""
         return
 
     def collects(self, step: int) -> bool:  # noqa: ARG002 - of those that do
-        """Whether `collect` wants the network's signals in `step`."""
+        """Whether `collect` wants the network's statistics in `step`."""
         return False
 
-    def collect(self, signals: Signals, tasks: Tensor) -> None:
-        """Take the signals of a step, summed over ranks, and the task of every residual."""
+    def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
+        """Take the statistics of a step, summed over ranks, and the task of every residual."""
         raise NotImplementedError
 
     def prunes_at(self, step: int) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from model.grouping.grouping import Grouping, gumbel_noise
-from model.grouping.head_sampling import Draw
+from model.grouping.head_sampling import HeadSample
 from trainer.config.config import Config
 from trainer.engines.optim import MOMENTS, logits_optimizer
 from trainer.engines.schedules import temperature
@@ -31,7 +31,7 @@ class PublishedGroups(GroupLearner):
         return temperature(self._config.grouping.temperature, step, self.finish_step)
 
     def weights(self, step: int, num_samples: int) -> Tensor:
-        """A draw of the sampler, with noise that is a function of seed, step and rank."""
+        """Weights from the sampler, with noise that is a function of seed, step and rank."""
         section, logits = self._config.grouping, self.grouping.logits
         if self.finished:
             return self.grouping.alive.float()
@@ -46,7 +46,7 @@ class PublishedGroups(GroupLearner):
         gradient: Tensor,
         losses: Tensor,  # noqa: ARG002
         factor: float,
-        draw: Draw | None = None,  # noqa: ARG002
+        head_sample: HeadSample | None = None,  # noqa: ARG002
     ) -> None:
         """Step the logits along the gradient of objective and entropy term."""
         if self.finished:

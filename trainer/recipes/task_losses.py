@@ -30,7 +30,7 @@ class TaskLosses:
         self._session, self._images = session, batch.images
         module = session.engine.module
         named = {name: p.detach() for name, p in module.named_parameters()}
-        self._heads = {name: p for name, p in named.items() if name.startswith("banks.")}
+        self._heads = {name: p for name, p in named.items() if name.startswith("stacked_heads.")}
         self._names = [name for name in named if name not in self._heads]
         self.shared = [named[name].requires_grad_() for name in self._names]
         self._targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
@@ -48,7 +48,7 @@ class TaskLosses:
         module = session.engine.module
         values = dict(zip(self._names, shared, strict=True))
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        arguments = (self._images, session.plan, self._targets)
+        arguments = (self._images, session.selection, self._targets)
         losses = functional_call(module, {**values, **self._heads, **buffers}, arguments)
         return losses.sum(dim=1) * self._share
 

@@ -19,7 +19,7 @@ def test_compiled_parts_learn_the_same_under_the_same_names():
     labels = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
     for network in (plain, compiled):
         targets = network.targets(labels, {}, torch.ones(1, 4, dtype=torch.bool))
-        network(images, network.plan(network.heads), targets).sum().backward()
+        network(images, network.select(network.heads), targets).sum().backward()
     assert list(compiled.state_dict()) == list(plain.state_dict())
     for name, buffer in plain.named_buffers():
         torch.testing.assert_close(compiled.get_buffer(name), buffer)
@@ -42,13 +42,13 @@ def test_signals_between_compiled_passes(checkpoint_branches):
     found = []
     for network in (plain, compiled):
         network.checkpoint_branches = checkpoint_branches
-        plan = network.plan(network.heads)
+        selection = network.select(network.heads)
         targets = network.targets(labels, {}, torch.ones(1, 4, dtype=torch.bool))
-        network(images, plan, targets).sum().backward()
-        losses, signals = network(images, plan, targets, signals=True)
+        network(images, selection, targets).sum().backward()
+        losses, statistics = network(images, selection, targets, gradient_statistics=True)
         losses.sum().backward()
-        network(images, plan, targets).sum().backward()
-        found.append(signals)
+        network(images, selection, targets).sum().backward()
+        found.append(statistics)
     assert found[0].keys() == found[1].keys() and found[0]
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)

@@ -34,7 +34,7 @@ def losses_and_gradients(network):
     targets = network.targets(
         torch.ones(5, 4), {"depth": torch.ones(4, 1, *SIZE)}, torch.ones(6, 4, dtype=torch.bool)
     )
-    losses = network(images.to(torch.uint8), network.plan(network.heads), targets)
+    losses = network(images.to(torch.uint8), network.select(network.heads), targets)
     losses.sum().backward()
     return losses.detach(), {name: p.grad for name, p in network.named_parameters()}
 
@@ -63,7 +63,7 @@ def test_gradients_are_those_without_scaling_times_the_factors(scale):
     assert torch.equal(losses, plain_losses)
     into_trunk = 1 / math.sqrt(3)
     into_branch = 1 / math.sqrt(6 if scale == "paper" else 3)
-    factors = {"banks": 1.0, "branches": into_branch, "trunk": into_branch * into_trunk}
+    factors = {"stacked_heads": 1.0, "branches": into_branch, "trunk": into_branch * into_trunk}
     for name, gradient in gradients.items():
         expected = plain[name] * factors[name.partition(".")[0]]
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
@@ -80,5 +80,5 @@ def test_a_subset_keeps_the_factors_of_the_start():
     _, plain = losses_and_gradients(plain_network)
     for name, gradient in gradients.items():
         part = name.partition(".")[0]
-        factor = {"banks": 1, "branches": 6**-0.5, "trunk": 18**-0.5}[part]
+        factor = {"stacked_heads": 1, "branches": 6**-0.5, "trunk": 18**-0.5}[part]
         torch.testing.assert_close(gradient, plain[name] * factor, rtol=1e-4, atol=1e-6, msg=name)

@@ -77,7 +77,7 @@ def images():
 def outputs(made, branch=None):
     """Predictions of every task by its head on a branch, or by its only head."""
     heads = [h for h in made.heads if branch is None or h[1] == branch]
-    return made.eval()(images(), made.plan(heads))
+    return made.eval()(images(), made.select(heads))
 
 
 def same(found, expected):
@@ -110,7 +110,7 @@ def test_every_branch_computes_what_the_file_does_wherever_it_is_split(encoder, 
 def test_branch_k_starts_as_file_k_and_only_with_its_tasks(save, caplog):
     files = [network([CUBE, CONE], 1, 1), network([BALL], 1, 2)]
     made = network([BALL, CUBE], 2, 3)
-    fresh = copy.deepcopy(made.banks.state_dict())
+    fresh = copy.deepcopy(made.stacked_heads.state_dict())
     with caplog.at_level(logging.INFO):
         start_from(made, [save(file, str(n)) for n, file in enumerate(files)])
     found = [outputs(made, branch) for branch in (0, 1)]
@@ -120,7 +120,7 @@ def test_branch_k_starts_as_file_k_and_only_with_its_tasks(save, caplog):
     for head in ((0, 0), (1, 1)):  # ball on the branch of cubes, cube on that of balls
         for key, value in fresh.items():
             row = rows[head]
-            assert torch.equal(made.banks.state_dict()[key][row], value[row])
+            assert torch.equal(made.stacked_heads.state_dict()[key][row], value[row])
     assert "heads that start fresh: ball on branch 0, cube on branch 1" in caplog.text
     assert "cone of it not used" in caplog.text
 

@@ -55,24 +55,24 @@ def draw_batch(seed=0, share_valid=0.7):
 
 
 def head_module(network, task, branch):
-    """The head as plain torch modules, reading the rows of its bank."""
+    """The head as plain torch modules, reading the rows of its stack."""
     spec = TASKS[task]
     name = "_".join(map(str, spec.signature))
     row = [h for h in network.heads if TASKS[h[0]].signature == spec.signature].index(
         (task, branch)
     )
-    bank = network.banks[name]
+    stack = network.stacked_heads[name]
     if not spec.dense:
-        weight, bias = bank.weight[row], bank.bias[row]
+        weight, bias = stack.weight[row], stack.bias[row]
         return lambda maps: maps.flatten(1) @ weight.T + bias
 
     def decode(maps):
-        maps = F.conv2d(maps, bank.weight0[row], padding=1)
+        maps = F.conv2d(maps, stack.weight0[row], padding=1)
         mean, variance = maps.mean((1, 2, 3), True), maps.var((1, 2, 3), False, keepdim=True)
         maps = (maps - mean) / (variance + 1e-5).sqrt()
-        maps = maps * bank.gain0[row][:, None, None] + bank.shift0[row][:, None, None]
+        maps = maps * stack.gain0[row][:, None, None] + stack.shift0[row][:, None, None]
         maps = nn.Upsample(scale_factor=2, mode="bilinear")(F.relu(maps))
-        maps = F.conv2d(maps, bank.weight[row], bank.bias[row], padding=1)
+        maps = F.conv2d(maps, stack.weight[row], stack.bias[row], padding=1)
         return F.interpolate(maps, SIZE, mode="bilinear")
 
     return decode
@@ -120,7 +120,7 @@ def test_loss_matrix_and_gradients_against_a_loop_over_heads():
     network, batch = build(), draw_batch()
     images, *labels = batch
     scale = torch.rand(len(TASKS), 3)
-    losses = network(images, network.plan(network.heads), network.targets(*labels))
+    losses = network(images, network.select(network.heads), network.targets(*labels))
     assert losses.shape == (7, 3) and losses.dtype == torch.float32
     (losses * scale).sum().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
@@ -153,9 +153,9 @@ def test_by_task_gives_every_task_its_own_labels():
 def test_a_partial_plan_computes_the_same_losses_and_zeros_elsewhere():
     network, (images, *labels) = build(), draw_batch()
     targets = network.targets(*labels)
-    everything = network(images, network.plan(network.heads), targets)
+    everything = network(images, network.select(network.heads), targets)
     some = [(0, 0), (6, 0), (6, 2), (1, 2), (5, 0), (4, 2)]
-    part = network(images, network.plan(some), targets)
+    part = network(images, network.select(some), targets)
     for head in network.heads:
         if head in some:
             torch.testing.assert_close(part[head], everything[head])
@@ -175,9 +175,9 @@ def test_a_branch_without_heads_is_not_computed():
 
     for index, branch in enumerate(network.branches):
         branch.register_forward_hook(count(index))
-    plan = network.plan([(n, 2 if n % 2 else 0) for n in range(len(TASKS))])
-    network(images, plan, network.targets(*labels)).sum().backward()
-    network(images, plan)
+    selection = network.select([(n, 2 if n % 2 else 0) for n in range(len(TASKS))])
+    network(images, selection, network.targets(*labels)).sum().backward()
+    network(images, selection)
     assert calls == [2, 0, 2]
     assert all(p.grad is None for p in network.branches[1].parameters())
 
@@ -185,7 +185,7 @@ def test_a_branch_without_heads_is_not_computed():
 def test_a_batch_without_labels_gives_zero_and_zero_gradients():
     network, (images, *labels) = build(), draw_batch(share_valid=0.0)
     targets = network.targets(*labels)
-    losses = network(images, network.plan(network.heads), targets)
+    losses = network(images, network.select(network.heads), targets)
     losses.sum().backward()
     assert not losses.any() and not network.weights(targets).any()
     for name, parameter in network.named_parameters():
@@ -195,7 +195,7 @@ def test_a_batch_without_labels_gives_zero_and_zero_gradients():
 def test_predictions_are_those_of_the_planned_heads():
     network, (images, *_) = build().eval(), draw_batch()
     branch_of = [0, 2, 1, 1, 0, 2, 2]
-    predictions = network(images, network.plan(list(enumerate(branch_of))))
+    predictions = network(images, network.select(list(enumerate(branch_of))))
     assert list(predictions) == [spec.name for spec in TASKS]
     shared = network.trunk((images.float() - network.image_mean) / network.image_std)
     for task, spec in enumerate(TASKS):
@@ -210,10 +210,10 @@ def test_predictions_are_those_of_the_planned_heads():
 def test_autocast_keeps_losses_and_predictions_in_fp32():
     network, (images, *labels) = build(), draw_batch()
     targets = network.targets(*labels)
-    plan = network.plan([(n, 0) for n in range(len(TASKS))])
-    exact = network(images, plan, targets)
+    selection = network.select([(n, 0) for n in range(len(TASKS))])
+    exact = network(images, selection, targets)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, predictions = network(images, plan, targets), network(images, plan)
+        losses, predictions = network(images, selection, targets), network(images, selection)
     assert losses.dtype == torch.float32
     assert {p.dtype for p in predictions.values()} == {torch.float32}
     torch.testing.assert_close(losses, exact, rtol=0.05, atol=0.05)
@@ -223,7 +223,7 @@ def test_autocast_keeps_losses_and_predictions_in_fp32():
 @pytest.mark.parametrize("init", ["copies", "independent"])
 def test_branches_and_heads_start_equal_only_as_copies(init):
     network, (images, *labels) = build(init=init), draw_batch()
-    losses = network(images, network.plan(network.heads), network.targets(*labels))
+    losses = network(images, network.select(network.heads), network.targets(*labels))
     equal = torch.isclose(losses[:, :1], losses[:, 1:], rtol=1e-5)
     assert equal.all() if init == "copies" else not equal.any()
     assert not torch.isclose(losses[1, 0], losses[5, 0]), "heads of two tasks must differ"
@@ -235,13 +235,13 @@ SUBSET = [(0, 2), (1, 2), (2, 0), (3, 0), (4, 0), (5, 2), (6, 0), (6, 2)]
 def test_a_subset_reproduces_the_outputs():
     network, (images, *labels) = build(), draw_batch()
     targets = network.targets(*labels)
-    network(images, network.plan(network.heads), targets)  # moves the running statistics
+    network(images, network.select(network.heads), targets)  # moves the running statistics
     network.eval()
     small = network.subset(SUBSET)
     assert small.num_branches == 2 and not small.training
     assert sorted(small.heads) == sorted((n, {0: 0, 2: 1}[k]) for n, k in SUBSET)
-    expected = network(images, network.plan(SUBSET), targets)[:, [0, 2]]
-    found = small(images, small.plan(small.heads), small.targets(*labels))
+    expected = network(images, network.select(SUBSET), targets)[:, [0, 2]]
+    found = small(images, small.select(small.heads), small.targets(*labels))
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -253,7 +253,7 @@ def test_a_subset_is_a_copy_and_draws_no_random_numbers():
     with torch.no_grad():
         for parameter in small.parameters():
             parameter.zero_()
-    assert all(bank.weight.any() for bank in network.banks.values())
+    assert all(stack.weight.any() for stack in network.stacked_heads.values())
 
 
 def test_moments_by_parameter_name_are_cut_like_the_weights():
@@ -272,8 +272,8 @@ def test_config_round_trip_through_json():
     twin = MultiTaskNetwork.from_config(json.loads(json.dumps(small.config()))).eval()
     assert twin.config() == small.config()
     twin.load_state_dict(small.state_dict())
-    expected = small(images, small.plan(small.heads))
-    found = twin(images, twin.plan(twin.heads))
+    expected = small(images, small.select(small.heads))
+    found = twin(images, twin.select(twin.heads))
     for name, prediction in expected.items():
         assert torch.equal(found[name], prediction)
 
@@ -285,11 +285,11 @@ def test_only_branches_that_have_heads_remain():
 
 def test_faults():
     network, (images, scalars, dense, valid) = build(), draw_batch()
-    plan = network.plan(network.heads)
-    with pytest.raises(ValueError, match=r"plan holds 21 heads, must hold one for each of 7"):
-        network(images, plan)
+    selection = network.select(network.heads)
+    with pytest.raises(ValueError, match=r"selection holds 21 heads, must hold one for each of 7"):
+        network(images, selection)
     with pytest.raises(ValueError, match=r"images have shape \(4, 3, 16, 11\), must be \(B, 3, 16"):
-        network(images[..., :11], plan)
+        network(images[..., :11], selection)
     dense["edge"] = dense["edge"][..., :8, :]
     with pytest.raises(ValueError, match=r"labels of task 'edge' have shape \(4, 1, 8, 12\)"):
         network.targets(scalars, dense, valid)

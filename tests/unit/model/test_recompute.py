@@ -62,7 +62,7 @@ def test_a_network_keeps_less_and_learns_the_same(trunk_depth):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = own(images, own.plan(own.heads), targets)
+            losses = own(images, own.select(own.heads), targets)
         losses.sum().backward()
         kept.append(sum(storages.values()))
         gradients = {f"{name}.grad": p.grad for name, p in own.named_parameters()}
@@ -76,7 +76,7 @@ def test_evaluation_is_not_checkpointed():
     encoder = build_encoder("residual64", 1, image_size=(64, 64), options={"channels": 4})
     network = MultiTaskNetwork([TaskSpec("a", "binary")], encoder, (64, 64)).eval()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
-    plan = network.plan(network.heads)
-    expected = network(images, plan)["a"]
+    selection = network.select(network.heads)
+    expected = network(images, selection)["a"]
     network.checkpoint_branches = True
-    assert torch.equal(network(images, plan)["a"], expected)
+    assert torch.equal(network(images, selection)["a"], expected)

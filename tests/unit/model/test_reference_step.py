@@ -51,7 +51,9 @@ def network(step):
             for task in range(3):
                 for attribute in ("weight", "bias"):
                     value = step[f"param/kn_decoders.group_{branch}.t{task}.fc1.{attribute}"]
-                    network.get_parameter(f"banks.{BANK}.{attribute}")[3 * branch + task] = value
+                    network.get_parameter(f"stacked_heads.{BANK}.{attribute}")[
+                        3 * branch + task
+                    ] = value
     return network
 
 
@@ -64,7 +66,7 @@ def test_features_and_logits(network, step):
     for branch in range(2):
         features = network.branches[branch](step["x"]).flatten(1)
         torch.testing.assert_close(features, step[f"features/{branch}"], rtol=1e-4, atol=1e-4)
-        predictions = network(step["x"], network.plan([(n, branch) for n in range(3)]))
+        predictions = network(step["x"], network.select([(n, branch) for n in range(3)]))
         for task in range(3):
             expected = step[f"logits/{branch}/t{task}"]
             torch.testing.assert_close(predictions[f"t{task}"], expected, rtol=1e-4, atol=1e-4)
@@ -72,7 +74,7 @@ def test_features_and_logits(network, step):
 
 def test_objective_and_all_gradients(network, step):
     targets = targets_of(network, step)
-    sums = network(step["x"], network.plan(network.heads), targets)
+    sums = network(step["x"], network.select(network.heads), targets)
     losses = sums / network.weights(targets)[:, None]
     expected = torch.stack([step[f"loss_per_branch/t{n}"] for n in range(3)])
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
@@ -89,13 +91,13 @@ def test_objective_and_all_gradients(network, step):
     total = (z.detach() * losses).sum()
     torch.testing.assert_close(total, step["total"], rtol=1e-5, atol=0)
     total.backward()
-    bank = network.banks[BANK]
+    stack = network.stacked_heads[BANK]
     for branch in range(2):
         prefix = f"gradnorm/k_group_bones.group_{branch}"
         for theirs, ours in NAMES.items():
             norm = network.get_parameter(f"branches.{branch}.{ours}").grad.norm()
             torch.testing.assert_close(norm, step[f"{prefix}.{theirs}"], rtol=1e-3, atol=0)
         for task in range(3):
-            norm = bank.weight.grad[3 * branch + task].norm()
+            norm = stack.weight.grad[3 * branch + task].norm()
             expected = step[f"gradnorm/kn_decoders.group_{branch}.t{task}.fc1.weight"]
             torch.testing.assert_close(norm, expected, rtol=1e-4, atol=0)

@@ -102,7 +102,9 @@ def test_network_with_the_published_decoder_and_gradient_scale(rooms_config, man
     config = rooms_config("model.decoder=deconv", "model.gradient_scale=paper")
     tasks = resolve_tasks(config.tasks, manifest)
     network = build_network(config, tasks)
-    kinds = {type(bank) for name, bank in network.banks.items() if name.startswith("dense")}
+    kinds = {
+        type(stack) for name, stack in network.stacked_heads.items() if name.startswith("dense")
+    }
     assert kinds == {DeconvHeads}
     factors = network.config()["gradient_scale"]
     assert factors == pytest.approx([config.model.branches**-0.5, len(tasks) ** -0.5])

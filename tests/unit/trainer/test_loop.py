@@ -54,7 +54,7 @@ def test_step_descends_the_objective(session):
     ).float()
     z = F.softmax((logits + noise) / 2.0, dim=1)
     targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    sums = module(batch.images, module.plan(module.heads), targets)
+    sums = module(batch.images, module.select(module.heads), targets)
     expected_losses = sums / module.weights(targets)[:, None]
     objective = (z * expected_losses).sum()
     parameters = list(module.parameters())
@@ -103,7 +103,7 @@ def test_weights_of_every_sample(rooms_config, parts):
                 {name: values[one] for name, values in batch.dense.items()},
                 batch.valid_rows[:, one],
             )
-            sums = module(batch.images[one], module.plan(module.heads), own)
+            sums = module(batch.images[one], module.select(module.heads), own)
             loss = torch.where(labelled[:, None] > 0, sums / labelled[:, None], 0.0)
             objective = objective + (z[..., sample] * loss).sum()
             losses, sample = losses + loss.detach(), sample + 1

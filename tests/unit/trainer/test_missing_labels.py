@@ -96,7 +96,7 @@ def closed_form(session, numbers, labelled_tasks, weights):
     objective = torch.zeros((), dtype=torch.float64)
     for branch in range(module.num_branches):
         heads = [(task, branch) for task in range(len(TASKS))]
-        predictions = module(images, module.plan(heads))
+        predictions = module(images, module.select(heads))
         for row, task in enumerate(TASKS):
             parts = [
                 task_loss(task, predictions[task][place], number)
@@ -180,7 +180,7 @@ def test_any_pattern(session_of, tmp_path_factory, labelled_tasks):
 def test_separate_shard_sets(session_of, tmp_path, accumulation, recipe):
     """Each shard is labelled for one task only; micro-batches then miss whole tasks.
 
-    The recipe `default` gathers its signals in the step, which must not show in the gradients.
+    The recipe `default` gathers its statistics in the step, which must not show in the gradients.
     """
     labelled_tasks = [{TASKS[number // 4]} for number in range(4 * len(TASKS))]
     root = write(tmp_path / "data", labelled_tasks)
@@ -197,12 +197,12 @@ def test_a_task_without_labels_in_the_batch_does_not_move(session_of, tmp_path):
     root = write(tmp_path / "data", labelled_tasks)
     session = start(session_of, root, optim={"name": "adam"})
     module = session.engine.module
-    [bank] = [name for name in module.banks if name.startswith("dense_regression")]
-    before = [parameter.detach().clone() for parameter in module.banks[bank].parameters()]
+    [stack] = [name for name in module.stacked_heads if name.startswith("dense_regression")]
+    before = [parameter.detach().clone() for parameter in module.stacked_heads[stack].parameters()]
     for micro_batches in _batches(session):
         if all("s0" not in batch.keys for batch in micro_batches):
             train_step(session, micro_batches)
             break
     assert session.learner.updates == 1
-    after = list(module.banks[bank].parameters())
+    after = list(module.stacked_heads[stack].parameters())
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))

@@ -12,8 +12,8 @@ from trainer.phases import Phase, list_phases, phase_before
 
 SEARCH, FINETUNE = 6, 4
 GROUPS = [["normal", "has_sphere", "floor_share"], ["has_box", "has_window", "camera_pitch"]]
-# A trunk with BatchNorm, and weight decay of heads of two groups in one bank: all that could change
-# what is frozen.
+# A trunk with BatchNorm, and weight decay of heads of two groups in one stack: all that could
+# change what is frozen.
 RUN = (
     f"run.steps={SEARCH}", "run.checkpoint_every=1", "run.keep_last=100", "grouping.recipe=fixed",
     "model.branches=2", "model.trunk_depth=1", f"finetune.steps={FINETUNE}",
@@ -49,10 +49,10 @@ def records(folder, kind):
 
 
 def changed(before, after):
-    """Names of what changed; for banks with the rows that did."""
+    """Names of what changed; for stacked_heads with the rows that did."""
     found = set()
     for name, value in before.items():
-        if name.startswith("banks."):
+        if name.startswith("stacked_heads."):
             rows = (value != after[name]).flatten(1).any(dim=1)
             found |= {(name, row) for row in rows.nonzero().flatten().tolist()}
         elif not torch.equal(value, after[name]):
@@ -76,11 +76,13 @@ def own_names(session, branch):
     """What a phase of this branch may change, from a layout of its own."""
     network = session.engine.module
     allowed = {name for name in network.state_dict() if name.startswith(f"branches.{branch}.")}
-    for bank, members in network._layout.members.items():
+    for stack, members in network._layout.members.items():
         heads = sorted((h for h in network.heads if h[0] in members), key=lambda h: (h[1], h[0]))
-        for key in network.banks[bank].state_dict():
+        for key in network.stacked_heads[stack].state_dict():
             allowed |= {
-                (f"banks.{bank}.{key}", row) for row, h in enumerate(heads) if h[1] == branch
+                (f"stacked_heads.{stack}.{key}", row)
+                for row, h in enumerate(heads)
+                if h[1] == branch
             }
     return allowed
 

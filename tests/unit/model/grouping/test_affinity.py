@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
 from model.grouping.affinity import group_tasks, number_of_groups, task_affinity
-from model.grouping.gradient_statistics import signal_sums, stack_signals
+from model.grouping.gradient_statistics import stack_statistics, statistic_sums
 
 RIDGE = 0.01
 
@@ -27,10 +27,10 @@ def samples(num_tasks=5, num_samples=200, num_features=6, outputs=1, seed=0):
 def signals_of(*pairs):
     """What the branches with these features and residuals add up to, in float64."""
     branches = [
-        signal_sums(torch.tensor(f)[:, None].float(), torch.tensor(r)[..., None].float())
+        statistic_sums(torch.tensor(f)[:, None].float(), torch.tensor(r)[..., None].float())
         for f, r in pairs
     ]
-    return stack_signals(branches)
+    return stack_statistics(branches)
 
 
 def affinity_of(features, residuals, tasks):
@@ -132,7 +132,7 @@ def planted(num_tasks, num_groups, dimensions=4, num_features=32, seed=0, output
     truth = rng.integers(num_groups, size=num_tasks)
     weights = rng.normal(size=(num_tasks, outputs, dimensions))
     rows = np.einsum("nod,ndf->nof", weights, bases[truth]).reshape(-1, num_features)
-    signals = {
+    statistics = {
         "count": torch.ones(1),
         "features": torch.zeros(1, 1, num_features),
         "residuals": torch.zeros(1, len(rows), 1),
@@ -140,7 +140,7 @@ def planted(num_tasks, num_groups, dimensions=4, num_features=32, seed=0, output
         "second": torch.eye(num_features)[None],
     }
     tasks = torch.arange(num_tasks).repeat_interleave(outputs)
-    return task_affinity(signals, tasks, num_tasks), truth.tolist()
+    return task_affinity(statistics, tasks, num_tasks), truth.tolist()
 
 
 @pytest.mark.parametrize("seed", range(4))

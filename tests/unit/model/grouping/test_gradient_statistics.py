@@ -10,8 +10,13 @@ import torch
 from torch import nn
 
 from model.encoders import build_encoder
-from model.grouping.gradient_statistics import LastLayerTap, residuals, signal_sums, stack_signals
-from model.grouping.head_sampling import Draw
+from model.grouping.gradient_statistics import (
+    ActivationHook,
+    residuals,
+    stack_statistics,
+    statistic_sums,
+)
+from model.grouping.head_sampling import HeadSample
 from model.losses.losses import sample_losses
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
@@ -125,7 +130,7 @@ def test_residuals_of_several_heads_follow_each_other():
 def test_sums_against_loops():
     torch.manual_seed(0)
     features, rows = torch.randn(3, 4, 5), torch.randn(2, 3, 4)
-    found = signal_sums(features, rows)
+    found = statistic_sums(features, rows)
     assert float(found["count"]) == 3
     torch.testing.assert_close(found["residuals"], rows.sum(dim=1))
     mean, products, second = torch.zeros(4, 20), torch.zeros(2, 20), torch.zeros(20, 20)
@@ -147,10 +152,10 @@ def test_sums_against_loops():
 def test_wide_features_are_projected_at_random_but_always_the_same():
     torch.manual_seed(0)
     features, rows = torch.randn(64, 4, 100), torch.randn(3, 64, 4)
-    found = signal_sums(features, rows)
+    found = statistic_sums(features, rows)
     assert found["products"].shape == (3, 256) and found["second"].shape == (256, 256)
     torch.manual_seed(1)  # of no influence
-    again = signal_sums(features, rows)
+    again = statistic_sums(features, rows)
     assert all(torch.equal(found[name], again[name]) for name in found)
     # A random projection keeps lengths and angles, roughly.
     exact = torch.einsum("rbp,bpd->rpd", rows, features).flatten(1)
@@ -164,15 +169,18 @@ def test_wide_features_are_projected_at_random_but_always_the_same():
 def test_sums_of_two_halves_add_up_to_the_whole(width):
     torch.manual_seed(0)
     features, rows = torch.randn(6, 4, width), torch.randn(2, 6, 4)
-    whole = signal_sums(features, rows)
-    first, second = signal_sums(features[:2], rows[:, :2]), signal_sums(features[2:], rows[:, 2:])
+    whole = statistic_sums(features, rows)
+    first, second = (
+        statistic_sums(features[:2], rows[:, :2]),
+        statistic_sums(features[2:], rows[:, 2:]),
+    )
     for name, value in whole.items():
         torch.testing.assert_close(first[name] + second[name], value, rtol=1e-4, atol=1e-4)
 
 
 def test_stacking_keeps_the_branches_apart():
     one, two = ({"count": torch.tensor(float(n)), "x": torch.full((2,), n)} for n in (1, 2))
-    stacked = stack_signals([one, two])
+    stacked = stack_statistics([one, two])
     assert stacked["count"].tolist() == [1, 2] and stacked["x"].tolist() == [[1, 1], [2, 2]]
 
 
@@ -211,12 +219,12 @@ def test_tap_sees_what_enters_the_last_layer(name):
     calls = []
     layers = [m for m in encoder.branches[1].modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     hooks = [m.register_forward_hook(lambda m, i, _: calls.append((m, i[0]))) for m in layers]
-    with LastLayerTap(encoder.branches) as tap:
+    with ActivationHook(encoder.branches) as hook:
         encoder.branches[0](encoder.trunk(torch.zeros_like(images)))
         encoder.branches[1](encoder.trunk(images))
     for hook in hooks:
         hook.remove()
-    features = tap.features(1)
+    features = hook.features(1)
     assert features.shape[:3] == (3, *shape[:2]) and not features.requires_grad
     assert shape[2] in (None, features.shape[3])
     layer, inputs = calls[-1]
@@ -230,12 +238,12 @@ def test_tap_sees_what_enters_the_last_layer(name):
     for row, column in itertools.product(*map(range, shape[:2])):
         expected = cell_mean(maps, shape[:2], row, column)
         torch.testing.assert_close(features[:, row, column], expected, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(tap.features(0), features)
+    assert not torch.equal(hook.features(0), features)
 
 
 def test_tap_is_gone_after_use_and_after_an_error():
     layer = nn.Linear(3, 2)
-    with pytest.raises(RuntimeError), LastLayerTap([layer]):
+    with pytest.raises(RuntimeError), ActivationHook([layer]):
         layer(torch.zeros(1, 4))
     assert not layer._forward_pre_hooks
 
@@ -246,7 +254,7 @@ TASKS = [
     TaskSpec("colour", "multiclass", channels=3),
     TaskSpec("cube", "binary"),
 ]
-RESIDUALS = [1, 3, 2, 2, 2, 0]  # banks are sorted by signature
+RESIDUALS = [1, 3, 2, 2, 2, 0]  # stacked_heads are sorted by signature
 
 
 @pytest.fixture
@@ -269,18 +277,18 @@ def batch_of(network, num_samples=8, seed=0):
 def test_products_times_the_heads_weights_are_the_gradients_of_the_last_layer(network):
     """dL/dW = sum_b v r_b h_b' for a head v, its residuals r and the last layer's inputs h."""
     images, targets = batch_of(network)
-    plan = network.plan(network.heads)
-    assert network.signal_tasks.tolist() == RESIDUALS
-    losses, signals = network(images, plan, targets, signals=True)
-    torch.testing.assert_close(losses, network(images, plan, targets))
+    selection = network.select(network.heads)
+    assert network.residual_tasks.tolist() == RESIDUALS
+    losses, statistics = network(images, selection, targets, gradient_statistics=True)
+    torch.testing.assert_close(losses, network(images, selection, targets))
     for task, branch in network.heads:
         last = [m for m in network.branches[branch].modules() if isinstance(m, nn.Linear)][-1]
         (gradient,) = torch.autograd.grad(losses[task, branch], last.weight, retain_graph=True)
         name = "_".join(map(str, TASKS[task].signature))
         own = [head for head in network.heads if TASKS[head[0]].signature == TASKS[task].signature]
-        head = network.banks[name].weight[own.index((task, branch))]  # [O,D]
+        head = network.stacked_heads[name].weight[own.index((task, branch))]  # [O,D]
         rows = [row for row, owner in enumerate(RESIDUALS) if owner == task]
-        expected = head.detach().T @ signals["products"][branch, rows]
+        expected = head.detach().T @ statistics["products"][branch, rows]
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -290,53 +298,59 @@ def test_a_task_without_labels_asks_for_nothing(network):
     ignored = torch.full_like(off.target, -100)
     none = torch.zeros_like(off.mask)
     targets["multiclass_3_cross_entropy"] = Targets(ignored, none, none)
-    _, signals = network(images, network.plan(network.heads), targets, signals=True)
+    _, statistics = network(
+        images, network.select(network.heads), targets, gradient_statistics=True
+    )
     for name in ("products", "residuals"):
-        assert not signals[name][:, 2:5].any()
-        assert signals[name][:, [0, 1, 5]].any(dim=2).all()
-    assert signals["count"].tolist() == [8, 8]
+        assert not statistics[name][:, 2:5].any()
+        assert statistics[name][:, [0, 1, 5]].any(dim=2).all()
+    assert statistics["count"].tolist() == [8, 8]
 
 
 def test_heads_that_are_not_computed_add_nothing(network):
     """The others are as with all heads; a branch without any has its features all the same."""
     images, targets = batch_of(network)
-    _, whole = network(images, network.plan(network.heads), targets, signals=True)
+    _, whole = network(images, network.select(network.heads), targets, gradient_statistics=True)
     chosen = np.array([[0, 1], [1, 0], [1, 1], [0, 1]], dtype=bool)
     for own in (chosen, np.array([[0, 1]] * 4, dtype=bool)):
-        draw = Draw(own, (0, 1), torch.from_numpy(own).float(), torch.zeros(4, 2))
-        losses, signals = network(images, network.plan_draw(draw), targets, signals=True)
+        head_sample = HeadSample(own, (0, 1), torch.from_numpy(own).float(), torch.zeros(4, 2))
+        losses, statistics = network(
+            images, network.select_sample(head_sample), targets, gradient_statistics=True
+        )
         assert torch.equal(losses != 0, torch.from_numpy(own))
         computed = torch.from_numpy(own.T)[:, RESIDUALS, None]  # [K,R,1]
         for name in ("residuals", "products"):
             expected = torch.where(computed, whole[name], 0.0)
-            torch.testing.assert_close(signals[name], expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(statistics[name], expected, rtol=1e-5, atol=1e-6)
         for name in ("count", "features", "second"):
-            torch.testing.assert_close(signals[name], whole[name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(statistics[name], whole[name], rtol=1e-5, atol=1e-6)
 
 
 def test_signals_of_micro_batches_add_up(network):
     images, targets = batch_of(network)
-    plan = network.plan(network.heads)
-    _, whole = network(images, plan, targets, signals=True)
+    selection = network.select(network.heads)
+    _, whole = network(images, selection, targets, gradient_statistics=True)
     parts = []
     for rows in (slice(0, 3), slice(3, 8)):
         own = {
             n: Targets(t.target[:, rows], t.mask[:, rows], t.valid[:, rows])
             for n, t in targets.items()
         }
-        parts.append(network(images[rows], plan, own, signals=True)[1])
+        parts.append(network(images[rows], selection, own, gradient_statistics=True)[1])
     for name, value in whole.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_signals_beside_losses_of_every_sample(network):
     images, targets = batch_of(network)
-    plan = network.plan(network.heads)
-    losses, signals = network(images, plan, targets, per_sample=True, signals=True)
+    selection = network.select(network.heads)
+    losses, statistics = network(
+        images, selection, targets, per_sample=True, gradient_statistics=True
+    )
     assert losses.shape == (4, 2, 8)
-    torch.testing.assert_close(losses.sum(dim=2), network(images, plan, targets))
-    _, expected = network(images, plan, targets, signals=True)
-    assert all(torch.equal(signals[name], expected[name]) for name in expected)
+    torch.testing.assert_close(losses.sum(dim=2), network(images, selection, targets))
+    _, expected = network(images, selection, targets, gradient_statistics=True)
+    assert all(torch.equal(statistics[name], expected[name]) for name in expected)
 
 
 def test_dense_and_scalar_tasks_on_a_grid_that_is_not_square():
@@ -351,11 +365,15 @@ def test_dense_and_scalar_tasks_on_a_grid_that_is_not_square():
     images = torch.randint(0, 256, (3, 3, 32, 16), dtype=torch.uint8)
     dense = {"depth": torch.rand(3, 1, 32, 16), "seg": torch.randint(0, 3, (3, 1, 32, 16))}
     targets = network.targets(torch.ones(1, 3), dense, torch.ones(3, 3, dtype=torch.bool))
-    plan = network.plan(network.heads)
-    _, signals = network(images, plan, targets, signals=True)
-    assert network.signal_tasks.tolist() == [2, 1, 1, 1, 0]
+    selection = network.select(network.heads)
+    _, statistics = network(images, selection, targets, gradient_statistics=True)
+    assert network.residual_tasks.tolist() == [2, 1, 1, 1, 0]
     # 4 x 4 positions with 8 features each.
-    assert signals["residuals"].shape == (2, 5, 16) and signals["products"].shape == (2, 5, 128)
-    assert signals["products"].any(dim=2).all()
-    seg = signals["residuals"][:, 1:4]
+    assert statistics["residuals"].shape == (2, 5, 16) and statistics["products"].shape == (
+        2,
+        5,
+        128,
+    )
+    assert statistics["products"].any(dim=2).all()
+    seg = statistics["residuals"][:, 1:4]
     torch.testing.assert_close(seg.sum(dim=1), torch.zeros(2, 16), atol=1e-4, rtol=0)

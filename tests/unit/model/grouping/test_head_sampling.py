@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model.encoders import build_encoder
 from model.grouping.grouping import Grouping, gumbel_noise
 from model.grouping.head_sampling import (
-    Draw,
+    HeadSample,
     HeadSampler,
     inclusion_probabilities,
     running_mean,
@@ -117,11 +117,11 @@ def test_every_head_is_chosen_as_often_as_it_should():
 
 
 def test_frequencies_of_many_draws():
-    own, draws = sampler(2), 4000
-    counts = sum(own.draw(step).chosen.astype(int) for step in range(draws))
+    own, head_samples = sampler(2), 4000
+    counts = sum(own.sample_heads(step).chosen.astype(int) for step in range(head_samples))
     expected = inclusion(own)
-    deviation = np.sqrt(expected * (1 - expected) / draws)
-    assert (np.abs(counts / draws - expected) <= 5 * deviation + 1e-12).all()
+    deviation = np.sqrt(expected * (1 - expected) / head_samples)
+    assert (np.abs(counts / head_samples - expected) <= 5 * deviation + 1e-12).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
@@ -129,33 +129,37 @@ def test_a_task_gets_so_many_heads_or_all_that_are_alive(size):
     own = sampler(size)
     num_live = ALIVE.sum(dim=1).numpy()
     for step in range(50):
-        draw = own.draw(step)
-        assert (draw.chosen.sum(axis=1) == np.minimum(size, num_live)).all()
-        assert not (draw.chosen & ~ALIVE.numpy()).any()
-        assert torch.equal(draw.factor > 0, torch.from_numpy(draw.chosen))
-        assert draw.branches == (0, 1, 2, 3)
+        head_sample = own.sample_heads(step)
+        assert (head_sample.chosen.sum(axis=1) == np.minimum(size, num_live)).all()
+        assert not (head_sample.chosen & ~ALIVE.numpy()).any()
+        assert torch.equal(head_sample.factor > 0, torch.from_numpy(head_sample.chosen))
+        assert head_sample.branches == (0, 1, 2, 3)
 
 
 def test_every_pair_of_heads_can_meet():
     own = sampler(2, torch.full((1, 4), 0.25), torch.ones(1, 4, dtype=torch.bool))
-    pairs = {tuple(own.draw(step).chosen[0].nonzero()[0].tolist()) for step in range(200)}
+    pairs = {tuple(own.sample_heads(step).chosen[0].nonzero()[0].tolist()) for step in range(200)}
     assert pairs == set(itertools.combinations(range(4), 2))
 
 
 def test_a_branch_without_live_heads_is_not_computed():
     alive = ALIVE.clone()
     alive[:, 3] = False
-    assert sampler(2, alive=alive).draw(0).branches == (0, 1, 2)
+    assert sampler(2, alive=alive).sample_heads(0).branches == (0, 1, 2)
 
 
 def test_the_choice_is_a_function_of_seed_step_and_probabilities():
     one, same, other = sampler(), sampler(), sampler(seed=4)
     for step in (0, 7, 10**6):
-        assert np.array_equal(one.draw(step).chosen, same.draw(step).chosen)
-    first = [one.draw(step).chosen for step in range(20)]
+        assert np.array_equal(one.sample_heads(step).chosen, same.sample_heads(step).chosen)
+    first = [one.sample_heads(step).chosen for step in range(20)]
     assert not all(np.array_equal(first[0], later) for later in first[1:])
-    assert any(not np.array_equal(first[step], other.draw(step).chosen) for step in range(20))
-    even = sampler(2, torch.full((200, K), 0.25), torch.ones(200, K, dtype=torch.bool)).draw(0)
+    assert any(
+        not np.array_equal(first[step], other.sample_heads(step).chosen) for step in range(20)
+    )
+    even = sampler(
+        2, torch.full((200, K), 0.25), torch.ones(200, K, dtype=torch.bool)
+    ).sample_heads(0)
     assert len({tuple(row) for row in even.chosen.tolist()}) == 6, "every task has its own choice"
 
 
@@ -165,7 +169,7 @@ def test_the_choice_knows_nothing_of_the_noise(rank):
     products = np.zeros((N, K))
     for step in range(steps):
         noise = gumbel_noise((N, K), 3, step, rank).numpy() - 0.5772
-        products += noise * (own.draw(step).chosen - inclusion(own))
+        products += noise * (own.sample_heads(step).chosen - inclusion(own))
     deviation = np.pi / np.sqrt(6) * np.sqrt(inclusion(own) * (1 - inclusion(own)) * steps)
     assert (np.abs(products) <= 5 * deviation + 1e-3).all()
 
@@ -174,13 +178,17 @@ def estimates(own, losses, share):
     """Every outcome of the choice for all tasks but the last, with its probability."""
     designs = [design(row) for row in inclusion(own)]
     assert all(sum(each.values()) == pytest.approx(1) for each in designs)
-    some = own.draw(0)
+    some = own.sample_heads(0)
     for sets in itertools.product(*designs):
         chosen = np.array([[k in own_set for k in range(losses.shape[1])] for own_set in sets])
         factor = np.where(chosen, 1 / np.maximum(inclusion(own), 1e-30), 0.0)
-        draw = Draw(chosen, some.branches, torch.tensor(factor).float(), some.baseline)
+        head_sample = HeadSample(chosen, some.branches, torch.tensor(factor).float(), some.baseline)
         weight = np.prod([each[own_set] for each, own_set in zip(designs, sets, strict=True)])
-        yield float(weight), draw, draw.losses(torch.where(draw.factor > 0, losses, 1e9), share)
+        yield (
+            float(weight),
+            head_sample,
+            head_sample.losses(torch.where(head_sample.factor > 0, losses, 1e9), share),
+        )
 
 
 def relaxed(grouping):
@@ -191,7 +199,7 @@ def relaxed(grouping):
 def watched(own, losses):
     """A sampler with a baseline for every head."""
     everything = torch.ones(losses.shape)
-    own.watch(losses, Draw(np.ones(losses.shape, dtype=bool), (), everything, losses))
+    own.watch(losses, HeadSample(np.ones(losses.shape, dtype=bool), (), everything, losses))
     return own
 
 
@@ -209,10 +217,10 @@ def test_estimates_have_no_bias_however_wrong_the_baseline(size, baseline):
     grouping.alive = alive
     z = relaxed(grouping).detach()
     mean, gradient, weighted = (torch.zeros(2, 4, dtype=torch.float64) for _ in range(3))
-    for probability, draw, found in estimates(own, losses, share):
+    for probability, head_sample, found in estimates(own, losses, share):
         mean += probability * found
         gradient += probability * grouping.logit_gradient(relaxed(grouping), found)
-        weighted += probability * draw.weights(z)
+        weighted += probability * head_sample.weights(z)
     expected = grouping.logit_gradient(relaxed(grouping), losses)
     torch.testing.assert_close(mean[alive], losses[alive].double(), atol=2e-6, rtol=0)
     torch.testing.assert_close(gradient, expected.double(), atol=1e-6, rtol=0)
@@ -241,13 +249,13 @@ def test_the_baseline_lowers_the_variance_of_the_gradient():
 
 
 def test_a_task_without_a_baseline_takes_the_mean_of_its_own_losses():
-    first = sampler(1).draw(0)
+    first = sampler(1).sample_heads(0)
     assert first.known.tolist() == [[False]] * N
     losses = torch.rand(N, K, generator=torch.Generator().manual_seed(0)) + 0.5
     found = first.losses(torch.where(first.factor > 0, losses, 0.0), torch.ones(N))
     expected = losses[first.chosen][:, None].expand(N, K)
     torch.testing.assert_close(found, expected)
-    second = sampler(2).draw(0)
+    second = sampler(2).sample_heads(0)
     found = second.losses(torch.where(second.factor > 0, losses, 0.0), torch.ones(N))
     for task in range(N):
         own = losses[task][second.chosen[task]]
@@ -262,36 +270,36 @@ def test_a_task_without_a_baseline_takes_the_mean_of_its_own_losses():
 def test_samples_and_ranks_add_up():
     """The estimate is linear: of shares of the labels, and of samples one by one."""
     torch.manual_seed(0)
-    draw = watched(sampler(2), torch.rand(N, K)).draw(5)
+    head_sample = watched(sampler(2), torch.rand(N, K)).sample_heads(5)
     first, second = torch.rand(N, K), torch.rand(N, K)
     share = torch.rand(N)
-    parts = draw.losses(first, share) + draw.losses(second, 1 - share)
-    whole = draw.losses(first + second, torch.ones(N))
+    parts = head_sample.losses(first, share) + head_sample.losses(second, 1 - share)
+    whole = head_sample.losses(first + second, torch.ones(N))
     torch.testing.assert_close(parts, whole)
     samples = torch.rand(N, K, 7)
-    found = draw.losses(samples, share)
+    found = head_sample.losses(samples, share)
     assert found.shape == samples.shape
-    torch.testing.assert_close(found.sum(dim=2), draw.losses(samples.sum(dim=2), share))
+    torch.testing.assert_close(found.sum(dim=2), head_sample.losses(samples.sum(dim=2), share))
     z = torch.rand(N, K, 7)
-    torch.testing.assert_close(draw.weights(z).sum(dim=2), draw.weights(z.sum(dim=2)))
+    torch.testing.assert_close(head_sample.weights(z).sum(dim=2), head_sample.weights(z.sum(dim=2)))
 
 
 def test_all_heads_are_the_plain_losses_to_the_last_bit():
     torch.manual_seed(0)
-    draw = watched(sampler(4), torch.rand(N, K)).draw(0)
+    head_sample = watched(sampler(4), torch.rand(N, K)).sample_heads(0)
     losses, z = torch.rand(N, K), torch.rand(N, K)
-    assert torch.equal(draw.losses(losses, torch.rand(N))[ALIVE], losses[ALIVE])
-    assert torch.equal(draw.weights(z)[ALIVE], z[ALIVE])
+    assert torch.equal(head_sample.losses(losses, torch.rand(N))[ALIVE], losses[ALIVE])
+    assert torch.equal(head_sample.weights(z)[ALIVE], z[ALIVE])
 
 
 def test_the_baseline_is_of_the_steps_before():
     own = sampler(2)
     losses = torch.rand(N, K) + 0.5
-    before = own.draw(0)
+    before = own.sample_heads(0)
     assert not before.baseline.any()
     own.watch(torch.where(before.factor > 0, losses, torch.nan), before)
     assert not before.baseline.any()
-    after, seen = own.draw(1).baseline, before.factor > 0
+    after, seen = own.sample_heads(1).baseline, before.factor > 0
     assert torch.equal(after[seen], losses[seen])
     mean = torch.where(seen, losses, 0.0).sum(dim=1) / seen.sum(dim=1)
     expected = mean[:, None].expand(N, K)
@@ -302,14 +310,14 @@ def test_a_checkpoint_brings_back_choice_and_baseline():
     torch.manual_seed(0)
     own, losses = sampler(2), torch.rand(N, K)
     for step in range(4):
-        draw = own.draw(step)
-        own.watch(torch.where(draw.factor > 0, losses, torch.nan), draw)
+        head_sample = own.sample_heads(step)
+        own.watch(torch.where(head_sample.factor > 0, losses, torch.nan), head_sample)
     restored = HeadSampler(2, 3, ALIVE, CPU)
     restored.load({name: value.clone() for name, value in own.tensors().items()})
     for name, value in own.tensors().items():
         assert torch.equal(restored.tensors()[name], value), name
     for step in range(4, 9):
-        one, other = own.draw(step), restored.draw(step)
+        one, other = own.sample_heads(step), restored.sample_heads(step)
         assert np.array_equal(one.chosen, other.chosen) and one.branches == other.branches
         assert torch.equal(one.baseline, other.baseline) and torch.equal(one.factor, other.factor)
 
@@ -356,16 +364,18 @@ def test_chosen_heads_are_as_among_all_of_them(decoder):
     dense["seg"] = torch.randint(0, 3, (3, 1, 32, 16))
     scalars = torch.randint(0, 2, (2, 3)).float()
     targets = network.targets(scalars, dense, torch.ones(5, 3, dtype=torch.bool))
-    draw = sampler(2, torch.full((5, 3), 1 / 3), torch.ones(5, 3, dtype=torch.bool)).draw(0)
-    chosen = torch.from_numpy(draw.chosen)
+    head_sample = sampler(
+        2, torch.full((5, 3), 1 / 3), torch.ones(5, 3, dtype=torch.bool)
+    ).sample_heads(0)
+    chosen = torch.from_numpy(head_sample.chosen)
 
-    def losses_and_gradients(plan):
-        losses = network(images, plan, targets)
+    def losses_and_gradients(selection):
+        losses = network(images, selection, targets)
         own = torch.where(chosen, losses, 0.0)
         return own.detach(), torch.autograd.grad(own.sum(), list(network.parameters()))
 
-    expected, all_gradients = losses_and_gradients(network.plan(network.heads))
-    found, gradients = losses_and_gradients(network.plan_draw(draw))
+    expected, all_gradients = losses_and_gradients(network.select(network.heads))
+    found, gradients = losses_and_gradients(network.select_sample(head_sample))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(found > 0, chosen)
     names = [name for name, _ in network.named_parameters()]
@@ -374,7 +384,7 @@ def test_chosen_heads_are_as_among_all_of_them(decoder):
         # A bias before a normalisation has a gradient of rounding only.
         atol = 1e-4 * float(all_own.abs().max()) + 1e-6 * largest
         torch.testing.assert_close(own, all_own, rtol=1e-3, atol=atol, msg=name)
-        if name.startswith("banks."):
-            bank = network._layout.rows[name.split(".")[1]]
-            off = [row for head, row in bank.items() if not draw.chosen[head]]
+        if name.startswith("stacked_heads."):
+            stack = network._layout.rows[name.split(".")[1]]
+            off = [row for head, row in stack.items() if not head_sample.chosen[head]]
             assert off and not own[off].any(), name

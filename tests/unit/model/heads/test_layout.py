@@ -24,21 +24,21 @@ def test_heads_are_sorted_by_signature_branch_and_task():
 
 
 def test_a_plan_of_everything_is_made_of_slices():
-    plan = HeadLayout(TASKS, 2, None).plan([(n, k) for n in range(4) for k in range(2)], CPU)
-    assert plan.banks["binary_1_bce"].heads == (slice(0, 3), slice(3, 6))
-    assert plan.banks["binary_1_bce"].tasks == (slice(0, 3), slice(0, 3))
-    assert plan.cells.tolist() == [2, 4, 6, 3, 5, 7, 0, 1]
+    selection = HeadLayout(TASKS, 2, None).select([(n, k) for n in range(4) for k in range(2)], CPU)
+    assert selection.stacked_heads["binary_1_bce"].heads == (slice(0, 3), slice(3, 6))
+    assert selection.stacked_heads["binary_1_bce"].tasks == (slice(0, 3), slice(0, 3))
+    assert selection.cells.tolist() == [2, 4, 6, 3, 5, 7, 0, 1]
 
 
 def test_a_plan_of_some_heads():
-    plan = HeadLayout(TASKS, 3, None).plan([(3, 2), (1, 2), (2, 0)], CPU)
-    assert plan.heads == ((2, 0), (1, 2), (3, 2))
-    assert plan.branches == (0, 2)
-    assert list(plan.banks) == ["binary_1_bce"]
-    bank = plan.banks["binary_1_bce"]
-    assert bank.heads[0] == slice(1, 2) and bank.heads[1] is None
-    assert bank.heads[2].tolist() == [6, 8]
-    assert bank.tasks[2].tolist() == [0, 2]
+    selection = HeadLayout(TASKS, 3, None).select([(3, 2), (1, 2), (2, 0)], CPU)
+    assert selection.heads == ((2, 0), (1, 2), (3, 2))
+    assert selection.branches == (0, 2)
+    assert list(selection.stacked_heads) == ["binary_1_bce"]
+    stack = selection.stacked_heads["binary_1_bce"]
+    assert stack.heads[0] == slice(1, 2) and stack.heads[1] is None
+    assert stack.heads[2].tolist() == [6, 8]
+    assert stack.tasks[2].tolist() == [0, 2]
 
 
 def test_rows_after_some_heads_are_gone():
@@ -62,8 +62,8 @@ def test_faults(tasks, heads, message):
 
 def test_a_plan_must_keep_to_the_heads_that_exist():
     layout = HeadLayout(TASKS[:1], 2, [(0, 1)])
-    with pytest.raises(ValueError, match=r"plan holds head \(0, 0\)"):
-        layout.plan([(0, 0)], CPU)
+    with pytest.raises(ValueError, match=r"selection holds head \(0, 0\)"):
+        layout.select([(0, 0)], CPU)
 
 
 def test_used_branches():
@@ -89,30 +89,38 @@ def test_a_matrix_plans_the_same_as_the_list_of_its_heads(seed, num_branches):
     exists[np.arange(4), random.integers(num_branches, size=4)] = True
     layout = HeadLayout(TASKS, num_branches, np.argwhere(exists).tolist())
     chosen = exists & (random.random(exists.shape) < 0.6)
-    plan = layout.plan_matrix(chosen, CPU, branches=[0])
-    assert plan.heads == tuple(head for head in layout.heads if chosen[head])
+    selection = layout.select_matrix(chosen, CPU, branches=[0])
+    assert selection.heads == tuple(head for head in layout.heads if chosen[head])
     used = set(chosen.any(axis=0).nonzero()[0].tolist())
-    assert plan.branches == tuple(sorted({0, *used}))
-    assert plan.idle == (() if 0 in used else (0,))
-    assert plan.cells.tolist() == [n * num_branches + k for n, k in plan.heads]
+    assert selection.branches == tuple(sorted({0, *used}))
+    assert selection.idle == (() if 0 in used else (0,))
+    assert selection.cells.tolist() == [n * num_branches + k for n, k in selection.heads]
     for name, members in layout.members.items():
         for branch in range(num_branches):
             own = [task for task in members if chosen[task, branch]]
             rows = [layout.rows[name][task, branch] for task in own]
-            bank = plan.banks.get(name)
+            stack = selection.stacked_heads.get(name)
             if not own:
-                assert bank is None or (bank.heads[branch] is None and bank.tasks[branch] is None)
+                assert stack is None or (
+                    stack.heads[branch] is None and stack.tasks[branch] is None
+                )
                 continue
             everything = torch.arange(4 * num_branches)
-            assert take(everything, bank.heads[branch]).tolist() == rows
-            assert [members[n] for n in take(everything, bank.tasks[branch])] == own
-    same = layout.plan(plan.heads, CPU)
-    assert same.heads == plan.heads and torch.equal(same.cells, plan.cells) and same.idle == ()
+            assert take(everything, stack.heads[branch]).tolist() == rows
+            assert [members[n] for n in take(everything, stack.tasks[branch])] == own
+    same = layout.select(selection.heads, CPU)
+    assert (
+        same.heads == selection.heads
+        and torch.equal(same.cells, selection.cells)
+        and same.idle == ()
+    )
 
 
 def test_a_matrix_must_keep_to_the_heads_that_exist():
     layout = HeadLayout(TASKS, 2, [(0, 1), (1, 0), (2, 1), (3, 1)])
     chosen = np.zeros((4, 2), dtype=bool)
     chosen[2, 0] = True
-    with pytest.raises(ValueError, match=r"plan holds head \(2, 0\), must hold heads of the net"):
-        layout.plan_matrix(chosen, CPU)
+    with pytest.raises(
+        ValueError, match=r"selection holds head \(2, 0\), must hold heads of the net"
+    ):
+        layout.select_matrix(chosen, CPU)

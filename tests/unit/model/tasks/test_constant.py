@@ -3,8 +3,9 @@ import torch
 
 from model.losses.losses import sample_losses
 from model.metrics import metric_for
+from model.tasks import constant
 from model.tasks.constant import ConstantPredictor
-from model.tasks.spec import TaskSpec, constant
+from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder
 
 

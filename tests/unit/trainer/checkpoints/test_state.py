@@ -42,7 +42,9 @@ def steps(engine, config, first, last):
     for _, batch in zip(range(first, last), loader, strict=False):
         targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
         with engine.accumulate():
-            engine.backward(engine.network(batch.images, module.plan(module.heads), targets).sum())
+            engine.backward(
+                engine.network(batch.images, module.select(module.heads), targets).sum()
+            )
 
 
 @pytest.mark.usefixtures("forget_accelerate")
@@ -99,7 +101,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
 ):
     """Among them the steps before and after heads fall and the network gets smaller.
 
-    The recipe `default` has a warm-up of five steps, in which checkpoints hold signals.
+    The recipe `default` has a warm-up of five steps, in which checkpoints hold statistics.
     """
     options = (
         "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.start=0.1",
@@ -110,7 +112,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
 
     def holds_signals(step):
         state = load_file(whole.checkpoints / f"step-{step:09d}/grouping.safetensors")
-        return any(name.startswith("signals.") for name in state)
+        return any(name.startswith("gradient_statistics.") for name in state)
 
     assert [step for step in range(1, 13) if holds_signals(step)] == (
         [2, 3, 4] if recipe == "default" else []

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from model.tasks.spec import TaskSpec
 from trainer.commands.app import app
-from trainer.compare.cells import cells as compare
+from trainer.compare import cells as compare
 from trainer.errors import UserError
 
 RESULT = {

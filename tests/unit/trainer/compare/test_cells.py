@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from trainer.compare.cells import cells as compare
+from trainer.compare import cells as compare
 from trainer.compare.cells import plan_cells, run_cell
 from trainer.errors import UserError
 

@@ -20,12 +20,12 @@ class Network(nn.Module):
         super().__init__()
         self.trunk = nn.Identity()
         self.branches = nn.ModuleList([nn.Linear(5, 7), nn.Linear(5, 7)])
-        self.banks = nn.ModuleDict({"binary": nn.Linear(7, 3)})
+        self.stacked_heads = nn.ModuleDict({"binary": nn.Linear(7, 3)})
         self.branches[1].bias.requires_grad_(False)
 
     def forward(self, x):
         maps = [branch(self.trunk(x)).relu() for branch in self.branches]
-        return self.banks["binary"](sum(maps))
+        return self.stacked_heads["binary"](sum(maps))
 
 
 def batch(step, rank):

@@ -14,8 +14,8 @@ class Network(nn.Module):
         self.trunk = nn.Conv2d(3, 4, 3)
         self.branches = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
         self.norm_scale = nn.Parameter(torch.ones(2, 2))
-        self.banks = nn.ModuleDict({"binary": nn.Linear(4, 2)})
-        self.banks["dense"] = DenseHeads(2, 4, 1, (8,), (4, 4))
+        self.stacked_heads = nn.ModuleDict({"binary": nn.Linear(4, 2)})
+        self.stacked_heads["dense"] = DenseHeads(2, 4, 1, (8,), (4, 4))
         self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
 
 
@@ -38,15 +38,15 @@ def test_biases_and_norms_are_not_decayed():
     found = groups(weight_decay=0.1)
     assert found["encoder"][0] == ["branches.0.weight", "trunk.weight"]
     assert found["heads"][0] == [
-        "banks.binary.weight",
-        "banks.dense.weight",
-        "banks.dense.weight0",
+        "stacked_heads.binary.weight",
+        "stacked_heads.dense.weight",
+        "stacked_heads.dense.weight0",
     ]
     assert found["heads_no_decay"][0] == [
-        "banks.binary.bias",
-        "banks.dense.bias",
-        "banks.dense.gain0",
-        "banks.dense.shift0",
+        "stacked_heads.binary.bias",
+        "stacked_heads.dense.bias",
+        "stacked_heads.dense.gain0",
+        "stacked_heads.dense.shift0",
     ]
     decays = {name: group["weight_decay"] for name, (_, group) in found.items()}
     assert decays == {"encoder": 0.1, "heads": 0.1, "encoder_no_decay": 0, "heads_no_decay": 0}
@@ -54,7 +54,7 @@ def test_biases_and_norms_are_not_decayed():
 
 def test_of_the_deconvolution_decoder_only_kernels_are_decayed():
     network = nn.Module()
-    network.banks = nn.ModuleDict({"dense": DeconvHeads(2, 4, 1, (16, 16))})
+    network.stacked_heads = nn.ModuleDict({"dense": DeconvHeads(2, 4, 1, (16, 16))})
     optimizer = build_optimizer(network, OptimSection(weight_decay=0.1))
     names = {parameter: name for name, parameter in network.named_parameters()}
     decayed, rest = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
@@ -90,9 +90,11 @@ def test_a_parameter_that_two_groups_have_is_named():
 
 
 def test_what_must_not_decay_is_named_by_its_beginning():
-    optimizer = build_optimizer(Network(), OptimSection(weight_decay=0.1), ("banks.dense.",))
+    optimizer = build_optimizer(
+        Network(), OptimSection(weight_decay=0.1), ("stacked_heads.dense.",)
+    )
     decays = {group["name"]: group for group in optimizer.param_groups}
-    assert len(decays["heads"]["params"]) == 1  # the weight of the other bank
+    assert len(decays["heads"]["params"]) == 1  # the weight of the other stack
     trained = [p for p in Network().parameters() if p.requires_grad]
     assert sum(len(group["params"]) for group in decays.values()) == len(trained)
 

@@ -72,11 +72,11 @@ def test_an_objective_is_spoilt_only_where_losses_are(make_guard):
     for value, finite in ((2.0, True), (torch.inf, False), (NAN, False)):
         weight = torch.tensor(3.0, requires_grad=True)
         losses = torch.stack([weight, weight.detach() * value])
-        objective = guard.spoil(losses[0], losses)
+        objective = guard.propagate_nonfinite(losses[0], losses)
         objective.backward()
         assert bool(weight.grad.isfinite()) is finite and bool(objective.isfinite()) is finite
     objective = torch.ones(())
-    assert make_guard().spoil(objective, objective * NAN) is objective
+    assert make_guard().propagate_nonfinite(objective, objective * NAN) is objective
 
 
 # With BatchNorm, whose statistics a bad step spoils, and accumulation.

@@ -54,11 +54,11 @@ def by_hand(network: MultiTaskNetwork, batch: Batch, head_passes: int) -> int:
 
     layers = [layer for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
     handles = [layer.register_forward_hook(count) for layer in layers]
-    network(batch.images, network.plan(network.heads))
+    network(batch.images, network.select(network.heads))
     for handle in handles:
         handle.remove()
-    (bank,) = network.banks.values()
-    return total + 2 * head_passes * BATCH * bank.weight.shape[-1]
+    (stack,) = network.stacked_heads.values()
+    return total + 2 * head_passes * BATCH * stack.weight.shape[-1]
 
 
 def one_head_a_task(network):
@@ -69,7 +69,7 @@ def test_operations_are_those_of_forward_and_backward(network, batch):
     pruned = one_head_a_task(network)
     expected = by_hand(pruned, batch, head_passes=3 + 3)
     assert expected > 0
-    assert count_flops(pruned, pruned.plan(pruned.heads), batch) == expected
+    assert count_flops(pruned, pruned.select(pruned.heads), batch) == expected
 
 
 def test_what_is_frozen_takes_part_only_forward(network, batch):
@@ -77,43 +77,43 @@ def test_what_is_frozen_takes_part_only_forward(network, batch):
     for parameter in pruned.branches[0].parameters():
         parameter.requires_grad_(False)
     frozen = by_hand(pruned, batch, head_passes=2 + 3)  # nothing reads what the first would give
-    assert count_flops(pruned, pruned.plan(pruned.heads), batch) == frozen
+    assert count_flops(pruned, pruned.select(pruned.heads), batch) == frozen
     assert frozen < by_hand(one_head_a_task(network), batch, head_passes=3 + 3)
 
 
 def test_heads_that_are_off_cost_nothing(network, batch):
-    every = count_flops(network, network.plan(network.heads), batch)
-    one_branch = count_flops(network, network.plan([(0, 0), (1, 0)]), batch)
+    every = count_flops(network, network.select(network.heads), batch)
+    one_branch = count_flops(network, network.select([(0, 0), (1, 0)]), batch)
     assert one_branch == pytest.approx(every / 2)
 
 
 def test_counting_leaves_weights_and_random_numbers_alone(network, batch):
     state = torch.get_rng_state()
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    count_flops(network, network.plan(network.heads), batch)
+    count_flops(network, network.select(network.heads), batch)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, weights[n]) for n, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_micro_batches_add_up_and_a_new_plan_is_counted(network, batch):
-    flops, plan = StepFlops(), network.plan(network.heads)
-    one = flops.of(network, plan, [batch])
-    assert one == count_flops(network, plan, batch)
-    assert StepFlops().of(network, plan, [batch, batch]) == 2 * one
-    assert flops.of(network, network.plan([(0, 0), (1, 0)]), [batch]) < one
+    flops, selection = StepFlops(), network.select(network.heads)
+    one = flops.of(network, selection, [batch])
+    assert one == count_flops(network, selection, batch)
+    assert StepFlops().of(network, selection, [batch, batch]) == 2 * one
+    assert flops.of(network, network.select([(0, 0), (1, 0)]), [batch]) < one
 
 
 def test_heads_of_equal_cost_are_not_counted_again(network, batch, monkeypatch):
-    """In a step with sampled heads the plan is always another one."""
+    """In a step with sampled heads the selection is always another one."""
     flops = StepFlops()
-    first = flops.of(network, network.plan([(0, 0), (1, 1)]), [batch])
+    first = flops.of(network, network.select([(0, 0), (1, 1)]), [batch])
     with monkeypatch.context() as patch:
         patch.setattr("trainer.monitoring.throughput.count_flops", lambda *_: -1)
-        assert flops.of(network, network.plan([(0, 1), (1, 0)]), [batch]) == first
+        assert flops.of(network, network.select([(0, 1), (1, 0)]), [batch]) == first
     network.trunk.requires_grad_(False)
     network.branches[0].requires_grad_(False)
-    assert flops.of(network, network.plan([(0, 1), (1, 0)]), [batch]) < first
+    assert flops.of(network, network.select([(0, 1), (1, 0)]), [batch]) < first
 
 
 def test_what_cannot_be_counted_is_unknown_and_does_no_harm(network, batch, caplog, monkeypatch):
@@ -121,9 +121,9 @@ def test_what_cannot_be_counted_is_unknown_and_does_no_harm(network, batch, capl
         raise NotImplementedError("no meta kernel")
 
     monkeypatch.setattr(MultiTaskNetwork, "from_config", fail)
-    flops, plan = StepFlops(), network.plan(network.heads)
+    flops, selection = StepFlops(), network.select(network.heads)
     with caplog.at_level(logging.INFO, "trainer"):
-        assert [flops.of(network, plan, [batch]) for _ in range(3)] == [None] * 3
+        assert [flops.of(network, selection, [batch]) for _ in range(3)] == [None] * 3
     assert [record.message for record in caplog.records] == [
         "the operations of a step cannot be counted: no meta kernel"
     ]

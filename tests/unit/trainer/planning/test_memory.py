@@ -62,7 +62,7 @@ def test_weights_and_moments_of_one_process_are_those_that_a_real_step_keeps(net
 def test_sizes_of_a_network(network):
     sizes = NetworkBytes.of(network, "bf16")
     branch = sum(4 * p.numel() for p in network.branches[0].parameters())
-    heads = sum(4 * p.numel() for p in network.banks.parameters())
+    heads = sum(4 * p.numel() for p in network.stacked_heads.parameters())
     assert sizes.weights == 3 * branch + heads
     assert sizes.largest == branch
     assert sizes.held == 3 * branch, "without a trunk no branch is let go of"

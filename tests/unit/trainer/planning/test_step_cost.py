@@ -71,7 +71,7 @@ def tracked_by_torch(network, batch):
     tracker.track_external(network, *images)
     with tracker:
         targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
-        losses = network(batch.images, network.plan(network.heads), targets)
+        losses = network(batch.images, network.select(network.heads), targets)
         (torch.ones_like(losses) * losses).sum().backward()
     [peak] = tracker.get_tracker_snapshot("peak").values()
     kept = {getattr(key, "value", key): value for key, value in peak.items()}
@@ -138,7 +138,7 @@ def test_a_gpu_keeps_the_map_that_a_cpu_computes_again():
 def test_signals_are_part_of_the_peak():
     network = network_of(RESNET, PRESETS["taskonomy5"], 32)
     plain = step_cost(network, network.heads, 4, "fp32")
-    assert step_cost(network, network.heads, 4, "fp32", signals=True).peak > plain.peak
+    assert step_cost(network, network.heads, 4, "fp32", gradient_statistics=True).peak > plain.peak
 
 
 def test_counting_leaves_the_network_alone():

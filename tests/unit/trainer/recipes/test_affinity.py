@@ -1,4 +1,4 @@
-"""The default recipe: warm-up, groups from planted signals, the posterior of the losses."""
+"""The default recipe: warm-up, groups from planted statistics, the posterior of the losses."""
 # Legend: N tasks, K branches, F features.
 
 import numpy as np
@@ -34,7 +34,7 @@ def learner(
     return AffinityGroups(grouping, config, steps, torch.device("cpu"), 0)
 
 
-def signals(num_tasks=N, num_branches=K, seed=0):
+def statistics(num_tasks=N, num_branches=K, seed=0):
     """Of one binary task each, which need two features of their group."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(num_branches, num_tasks, 4)
@@ -55,7 +55,7 @@ def advance(own, first, last, losses=None):
     shape = own.grouping.logits.shape
     for step in range(first, last):
         if own.collects(step):
-            own.collect(signals(*shape), torch.arange(shape[0]))
+            own.collect(statistics(*shape), torch.arange(shape[0]))
         given = torch.ones(shape) if losses is None else losses(step)
         own.update(step, torch.full(shape, torch.nan), given, 1.0)
         own.prune(step + 1)
@@ -107,11 +107,11 @@ def test_at_most_two_hundred_steps_of_signals_spread_over_the_warm_up(steps, war
 
 def test_signals_of_micro_batches_and_steps_are_added():
     own = learner()
-    first, second = signals(seed=1), signals(seed=2)
+    first, second = statistics(seed=1), statistics(seed=2)
     own.collect(first, torch.arange(N))
     own.collect(second, torch.arange(N))
     for name, value in first.items():
-        assert torch.equal(own.tensors()[f"signals.{name}"], value + second[name])
+        assert torch.equal(own.tensors()[f"gradient_statistics.{name}"], value + second[name])
 
 
 def test_groups_start_together_and_surplus_branches_go():
@@ -288,7 +288,7 @@ def test_continued_from_any_step(stop):
     whole, half = learner(), learner()
     advance(half, 0, stop, losses)
     tensors = {name: value.clone() for name, value in half.tensors().items()}
-    assert any(name.startswith("signals.") for name in tensors) == (5 < stop < WARM)
+    assert any(name.startswith("gradient_statistics.") for name in tensors) == (5 < stop < WARM)
     advance(whole, 0, STEPS, losses)
     continued = learner()
     continued.load(tensors, half.updates)

@@ -10,8 +10,8 @@ from trainer.recipes.grad_tag import Sketch, cluster, gradient_similarity, obser
 def exact_cosines(session, batch):
     module = session.engine.module
     targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    losses = module(batch.images, session.plan, targets)[:, 0]
-    shared = [p for name, p in module.named_parameters() if not name.startswith("banks.")]
+    losses = module(batch.images, session.selection, targets)[:, 0]
+    shared = [p for name, p in module.named_parameters() if not name.startswith("stacked_heads.")]
     rows = []
     for loss in losses:
         gradients = torch.autograd.grad(loss, shared, retain_graph=True, materialize_grads=True)

@@ -103,7 +103,7 @@ def test_given_groups_train_their_heads_only(recipe, num_branches, rooms_config,
     assert session.learner.weights(2, 8).eq(grouping.alive.float()).all()
     assert grouping.logits.unique().numel() == 1, "nothing is learned"
     branch = sum(p.numel() for p in module.branches[0].parameters())
-    heads = sum(p.numel() for p in module.banks.parameters())
+    heads = sum(p.numel() for p in module.stacked_heads.parameters())
     total = sum(p.numel() for p in module.parameters())
     assert total == num_branches * branch + heads
     records = [json.loads(line) for line in session.folder.metrics.read_text().splitlines()]

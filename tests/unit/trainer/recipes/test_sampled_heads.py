@@ -11,7 +11,7 @@ import torch
 
 from data_pipelines.synthetic.planted import PlantedProblem
 from model.grouping.grouping import Grouping
-from model.grouping.head_sampling import Draw
+from model.grouping.head_sampling import HeadSample
 from trainer.bench.planted import PlantedData, planted_config
 from trainer.config.config import parse_config
 from trainer.engines.accelerator import make_accelerator
@@ -43,7 +43,7 @@ def session(tmp_path, forget_accelerate):
         each.log.close()
 
 
-def step_of(session, draw):
+def step_of(session, head_sample):
     """The gradients of a step with these heads, after which the weights are as before."""
     found, given = {}, []
 
@@ -56,7 +56,7 @@ def step_of(session, draw):
     batches = list(session.data.train_batches(0, 1, rank=0, world_size=1))
     assert len(batches) == parts
     hook = session.engine.optimizer.optimizer.register_step_pre_hook(take)
-    session.learner.draw = lambda _: draw
+    session.learner.sample_heads = lambda _: head_sample
     session.learner.update = lambda *arguments: given.append(arguments)
     session.learner.watch = lambda *_: None
     _, objective = train_step(session, batches)
@@ -67,7 +67,7 @@ def step_of(session, draw):
 
 def draw_of(pairs, baseline):
     chosen = np.array([[k in pair for k in range(K)] for pair in pairs])
-    return Draw(chosen, tuple(range(K)), torch.from_numpy(chosen).float() * 2, baseline)
+    return HeadSample(chosen, tuple(range(K)), torch.from_numpy(chosen).float() * 2, baseline)
 
 
 @pytest.mark.parametrize("sampler", ["gumbel", "gumbel_per_sample"])
@@ -80,10 +80,10 @@ def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sample
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
     spread = 0.0
     for pairs in itertools.product(PAIRS, repeat=N):
-        draw = draw_of(pairs, baseline)
-        found, losses = step_of(own, draw)
-        assert torch.equal(losses.isnan(), ~torch.from_numpy(draw.chosen))
-        torch.testing.assert_close(losses[draw.chosen], all_losses[draw.chosen])
+        head_sample = draw_of(pairs, baseline)
+        found, losses = step_of(own, head_sample)
+        assert torch.equal(losses.isnan(), ~torch.from_numpy(head_sample.chosen))
+        torch.testing.assert_close(losses[head_sample.chosen], all_losses[head_sample.chosen])
         for name, value in found.items():
             mean[name] += value / len(PAIRS) ** N
         spread = max(spread, float((found["logits"] - expected["logits"]).abs().max()))
@@ -96,8 +96,8 @@ def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sample
 def test_the_logits_of_a_task_without_a_baseline_stay(session):
     """Nobody knows yet what its losses are, so one that is large says nothing of a branch."""
     own = session()
-    draw = draw_of(PAIRS[:2], torch.tensor([[0.0] * K, [0.0, 0.7, 0.7, 0.7]]))
-    found, _ = step_of(own, draw)
+    head_sample = draw_of(PAIRS[:2], torch.tensor([[0.0] * K, [0.0, 0.7, 0.7, 0.7]]))
+    found, _ = step_of(own, head_sample)
     assert not found["logits"][0].any() and found["logits"][1].all()
     assert found["objective"][0] > 0.1, "its share of the objective is known all the same"
 
@@ -118,12 +118,12 @@ def test_a_branch_that_no_task_computes_has_a_gradient_of_zero(session):
     """Not none: every engine waits for the gradients of all its parameters in every step."""
     own = session()
     found, losses = step_of(own, draw_of([(0, 2), (0, 2)], torch.zeros(N, K)))
-    assert own.plan.idle == (1, 3) and own.plan.branches == (0, 1, 2, 3)
-    assert own.plan.heads == ((0, 0), (1, 0), (0, 2), (1, 2))
+    assert own.selection.idle == (1, 3) and own.selection.branches == (0, 1, 2, 3)
+    assert own.selection.heads == ((0, 0), (1, 0), (0, 2), (1, 2))
     for name, gradient in found.items():
         if name.startswith("branches."):
             assert bool(gradient.any()) == (name.split(".")[1] in "02"), name
-        if name.startswith("banks."):
+        if name.startswith("stacked_heads."):
             heads = gradient.view(K, N, -1)
             assert heads[[0, 2]].any() and not heads[[1, 3]].any()
     assert losses[:, [0, 2]].isfinite().all()
@@ -149,21 +149,21 @@ def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
     first, second = (learner(PublishedGroups, rank) for rank in (0, 1))
     gradient = torch.randn(6, K, generator=torch.Generator().manual_seed(0))
     for step in range(30):
-        draws = [own.draw(step) for own in (first, second)]
-        assert np.array_equal(draws[0].chosen, draws[1].chosen)
+        head_samples = [own.sample_heads(step) for own in (first, second)]
+        assert np.array_equal(head_samples[0].chosen, head_samples[1].chosen)
         assert not torch.equal(first.weights(step, 1), second.weights(step, 1))
-        losses = torch.where(draws[0].factor > 0, gradient.abs() + step, torch.nan)
-        for own, draw in zip((first, second), draws, strict=True):
-            own.watch(losses, draw)
-            own.update(step, gradient, losses, 1.0, draw)
-        assert torch.equal(draws[0].baseline, draws[1].baseline)
+        losses = torch.where(head_samples[0].factor > 0, gradient.abs() + step, torch.nan)
+        for own, head_sample in zip((first, second), head_samples, strict=True):
+            own.watch(losses, head_sample)
+            own.update(step, gradient, losses, 1.0, head_sample)
+        assert torch.equal(head_samples[0].baseline, head_samples[1].baseline)
 
 
 @pytest.mark.parametrize("size", [K, K + 3, None])
 def test_as_many_as_there_are_branches_means_all(size):
     own = learner(PublishedGroups, size=size)
     assert (
-        own.draw(0) is None
+        own.sample_heads(0) is None
         and own.tensors().keys() == learner(PublishedGroups, size=None).tensors().keys()
     )
 
@@ -173,25 +173,25 @@ def test_all_that_are_left_are_computed_once_they_are_few_enough():
     with torch.no_grad():
         own.grouping.logits[:, 2:] = -9.0
         own.grouping.logits[0, 2] = 1.0
-    assert own.draw(20).chosen.sum() == 12
+    assert own.sample_heads(20).chosen.sum() == 12
     own.prune(20)  # the first task has three heads left, the others two
-    draw = own.draw(21)
-    assert draw.chosen.sum(axis=1).tolist() == [2] * 6 and draw.branches == (0, 1, 2)
-    assert torch.equal(draw.factor[1:, :2], torch.ones(5, 2)), "chosen for certain"
+    head_sample = own.sample_heads(21)
+    assert head_sample.chosen.sum(axis=1).tolist() == [2] * 6 and head_sample.branches == (0, 1, 2)
+    assert torch.equal(head_sample.factor[1:, :2], torch.ones(5, 2)), "chosen for certain"
     with torch.no_grad():
         own.grouping.logits[0, 2] = -9.0
     own.prune(25)
-    assert own.draw(26) is None
+    assert own.sample_heads(26) is None
     assert own.drop_empty_branches() == (0, 1)
     own.prune(60)
-    assert own.finished and own.draw(61) is None
+    assert own.finished and own.sample_heads(61) is None
 
 
 def test_the_choice_follows_the_distributions():
     own = learner(PublishedGroups)
     with torch.no_grad():
         own.grouping.logits[:, 3] = 9.0
-    counts = sum(own.draw(step).chosen.sum(axis=0) for step in range(200))
+    counts = sum(own.sample_heads(step).chosen.sum(axis=0) for step in range(200))
     assert counts[3] / counts.sum() == pytest.approx(0.5 + 0.5 / K, abs=0.05)
 
 
@@ -204,10 +204,10 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     chosen = np.zeros((6, K), dtype=bool)
     chosen[:, [0, 2]] = True
     factor = torch.from_numpy(chosen).float() * 2
-    draw = Draw(chosen, tuple(range(K)), factor, torch.zeros(6, K))
+    head_sample = HeadSample(chosen, tuple(range(K)), factor, torch.zeros(6, K))
     losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
     for step in range(warm, own._held_until + 3):
-        own.update(step, torch.zeros(6, K), losses, 1.0, draw)
+        own.update(step, torch.zeros(6, K), losses, 1.0, head_sample)
     expected = [1.0, 0.0, 3.0, 0.0]
     torch.testing.assert_close(own.tensors()["average"], torch.tensor([expected] * 6))
     temperature = own.temperature(own._held_until + 3)

@@ -17,7 +17,7 @@ RESNET = (
 def losses_of(module, session, batch):
     """The tasks' losses, by the network and nothing else of the project."""
     targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    return module(batch.images, session.plan, targets)[:, 0] / module.weights(targets)
+    return module(batch.images, session.selection, targets)[:, 0] / module.weights(targets)
 
 
 def naive_affinity(session, batch):
@@ -30,7 +30,7 @@ def naive_affinity(session, batch):
         losses_of(moved, session, batch)[task].backward()
         with torch.no_grad():
             for name, parameter in moved.named_parameters():
-                if not name.startswith("banks.") and parameter.grad is not None:
+                if not name.startswith("stacked_heads.") and parameter.grad is not None:
                     parameter -= RATE * parameter.grad
         rows.append(1 - losses_of(moved, session, batch).detach() / before)
     return torch.stack(rows)

@@ -1,0 +1,60 @@
+"""Files that appear under their names only when they are complete and on the disk."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
+    """Give a temporary path in the same folder; rename it to `path` when the block ends.
+
+    An error in the block removes the temporary file and leaves `path` as it was. The temporary
+    name ends like the final one, for libraries that choose a format by it, and holds host and
+    process, so that two processes never write into one file.
+
+    Args:
+        path: The final name, replaced if it exists.
+        sync: Whether the content is on the disk when this returns.
+
+    Raises:
+        OSError: The file cannot be written, synced or renamed.
+    """
+    path = Path(path)
+    partial = path.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        if sync:
+            sync_path(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_path(path.parent)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w", *, sync: bool = True) -> Iterator[IO[Any]]:
+    """Open a file for writing that gets its name when the block ends, see `atomic_path`.
+
+    Args:
+        mode: As `open` takes it, `w` for text in UTF-8 or `wb` for bytes.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(path, sync=sync) as partial, open(partial, mode, encoding=encoding) as file:
+        yield file
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,55 @@
+"""All registries, the decorators that fill them from outside, and the import of plug-in modules."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from typing import Any
+
+from dmtg.registry import Registry
+
+GROUP = "dmtg.plugins"  # of the entry points by which an installed package is found
+
+TASK_KINDS: Registry[Any] = Registry("task kind", "model.kinds")
+LOSSES: Registry[Any] = Registry("loss", "model.losses")
+METRICS: Registry[Any] = Registry("metric", "model.metrics")
+ENCODERS: Registry[Any] = Registry("encoder", "model.encoders")
+DENSE_DECODERS: Registry[Any] = Registry("dense decoder", "model.heads")
+SAMPLERS: Registry[Any] = Registry("sampler", "model.grouping.samplers")
+RECIPES: Registry[Any] = Registry("recipe", "trainer.recipes")
+DATA_SOURCES: Registry[Any] = Registry("data source", "trainer.data_sources")
+CONVERTERS: Registry[Any] = Registry("converter", "data_pipelines.convert")
+
+register_task_kind = TASK_KINDS.register
+register_loss = LOSSES.register
+register_metric = METRICS.register
+register_encoder = ENCODERS.register
+register_dense_decoder = DENSE_DECODERS.register
+register_sampler = SAMPLERS.register
+register_recipe = RECIPES.register
+register_data_source = DATA_SOURCES.register
+register_converter = CONVERTERS.register
+
+
+class PluginError(ValueError):
+    """A plug-in cannot be imported; the message names its module and the cause."""
+
+
+def load_plugins(modules: Iterable[str] = ()) -> None:
+    """Import plug-ins, which register their parts: those that are installed, and `modules`.
+
+    Raises:
+        PluginError: A module cannot be imported.
+    """
+    installed = [point.value.partition(":")[0] for point in entry_points(group=GROUP)]
+    for name in dict.fromkeys([*installed, *modules]):
+        _import(name)
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise PluginError(f"plugins: {name} cannot be imported: {cause}") from error
