@@ -36,7 +36,8 @@ def compare(
     only: Annotated[int | None, typer.Option(min=0, help="Train this cell and stop.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Continue after a failed run; exit with 1 at the end.")
+        bool,
+        typer.Option("--keep-going", help="Continue after a failed run; exit with 1 at the end."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

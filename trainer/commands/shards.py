@@ -90,7 +90,8 @@ def taskonomy(
         str | None, typer.Option(help="Buildings of the split val, separated by commas.")
     ] = None,
     val_share: Annotated[
-        float, typer.Option(help="Fraction of buildings in val without --splits and --val-buildings.")
+        float,
+        typer.Option(help="Fraction of buildings in val without --splits and --val-buildings."),
     ] = 0.1,
     seed: Seed = 0,
     workers: Workers = 1,

@@ -166,14 +166,14 @@ def _python_environment() -> str:
 def _fill(template: str, directives: Mapping[str, str], variables: Mapping[str, str]) -> str:
     """Replace the values of `#SBATCH --name=` and `NAME=${NAME:-...}` lines; add new directives."""
     text = job_template(template).read_text(encoding="utf-8")
-    remaining = {"chdir": str(Path.cwd()), **directives}
+    new = {"chdir": str(Path.cwd()), **directives}
 
     def directive(line: re.Match[str]) -> str:
         name = line[1]
-        return f"#SBATCH --{name}={remaining.pop(name)}" if name in remaining else line[0]
+        return f"#SBATCH --{name}={new.pop(name)}" if name in new else line[0]
 
     text = re.sub(r"^#SBATCH --([\w-]+)=.*$", directive, text, flags=re.MULTILINE)
-    added = "".join(f"#SBATCH --{name}{value and f'={value}'}\n" for name, value in remaining.items())
+    added = "".join(f"#SBATCH --{name}{value and f'={value}'}\n" for name, value in new.items())
     start = text.index("\n#SBATCH") + 1
     text = text[:start] + added + text[start:]
     for name, value in variables.items():

@@ -138,5 +138,5 @@ def test_rates_come_from_the_least_seconds():
 
 def test_the_faster_of_product_and_convolution_counts():
     seconds = iter([64.0] * 5 + [0.5] * 5 + [1.0] * 5)
-    rates = measure_rates(torch.device("cpu"), torch.float32, lambda run, device: next(seconds))
+    rates = measure_rates(torch.device("cpu"), torch.float32, lambda *_: next(seconds))
     assert rates.flops == 2 * (64 * 64 * 32 * 32) * (64 * 3 * 3) / 0.5
