@@ -1,22 +1,29 @@
-# Everything runs in a private environment, .venv; the first target that needs it makes it.
+# Every target runs in the environment .venv; the first one that needs it creates it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := runs/demo
-# Two processes on two cores each with two threads would only get in each other's way.
+# More threads than cores slow several processes down.
 export OMP_NUM_THREADS ?= 2
+# pip prints errors only.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_ROOT_USER_ACTION := ignore
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow lint bench wheel clean
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[dev]'
-	touch $@
+	@echo "Creating the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --upgrade pip
+	@echo "Installing torch"
+	@$(PIP_INSTALL) -c constraints.txt torch
+	@echo "Installing dmtg, its other dependencies and the tools of its tests"
+	@$(PIP_INSTALL) -c constraints.txt --editable '.[dev]'
+	@touch $@
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.
 demo: setup $(DEMO)/shards/manifest.json
@@ -45,5 +52,9 @@ lint: setup
 bench: setup
 	@for script in $(wildcard benchmarks/*.py); do $(BIN)/python $$script || exit 1; done
 
+# Write dist/*.whl and dist/*.tar.gz; a slow test installs the wheel and runs it.
+wheel: setup
+	$(BIN)/python -m build --no-isolation
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

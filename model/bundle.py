@@ -16,15 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from model.errors import BundleError
 from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
 
 KEY = "dmtg"
 VERSION = 1
-
-
-class BundleError(ValueError):
-    """A file that is no exported model; the message names the file and the fault."""
 
 
 class PrunedModel(nn.Module):

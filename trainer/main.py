@@ -3,11 +3,14 @@
 One process:    python trainer/main.py --config experiments/demo.yaml
 Several:        accelerate launch --config_file accelerate_configs/zero2.yaml \
                     trainer/main.py --config experiments/demo.yaml run.out=runs/first optim.lr=3e-4
-Only look:      python trainer/main.py --config experiments/demo.yaml --print-config
+Config only:    python trainer/main.py --config experiments/demo.yaml --print-config
+
+`dmtg launch-files` prints the paths of this script and of the launch files where they are installed
+from a wheel.
 
 Exit codes: 0 the run is complete, or was asked to stop (SIGUSR1, SIGTERM, run.max_minutes) and has
-saved; 2 the configuration, data or folder cannot be used; 1 otherwise. With `accelerate launch` a
-failed script's code reaches the shell as 1.
+saved; 2 the configuration, data or folder cannot be used; 1 otherwise. `accelerate launch` replaces
+the code of a failed script by 1.
 """
 
 from __future__ import annotations
@@ -16,16 +19,21 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# Run as a script, Python puts this folder on the path; the packages lie one above.
+# Python puts the folder of a script on the path; the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.config.config import Config, load_config
-from trainer.health.failures import fail, leave, report
-from trainer.health.preemption import Preempted, listening
-from trainer.health.watchdog import Watchdog
-from trainer.monitoring.logs import setup_logging
+from data_pipelines.errors import DataError
+from dmtg.plugins import PluginError
+from trainer.config.config import load_config
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from trainer.config.config import Config
+    from trainer.health.watchdog import Watchdog
 
 logger = logging.getLogger("trainer")
 
@@ -34,23 +42,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--config", type=Path, required=True, help="YAML file of the run")
-    parser.add_argument("--print-config", action="store_true", help="show the config and stop")
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and stop"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_args(arguments)
 
 
 def run(config: Config, watchdog: Watchdog) -> None:
-    """Train from start, or from the newest checkpoint, to the end.
+    """Train from the beginning, or from the newest checkpoint, to the end.
 
     Raises:
         UserError, DataError: Something the user gave cannot be used.
         NonFiniteLossError: Training diverged.
     """
     from trainer.engines.accelerator import make_accelerator
+    from trainer.health.preemption import Preempted
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)
-    # NCCL ends a process that waits too long by itself: this is to be said before.
+    # NCCL ends a process that waits too long; report it before.
     late = 0.9 * config.run.timeout_seconds if accelerator.device.type == "cuda" else None
     watchdog.start(config.run.stall_seconds, late)
     try:
@@ -60,19 +71,19 @@ def run(config: Config, watchdog: Watchdog) -> None:
     accelerator.end_training()
 
 
-def main() -> int:
-    """Run the command line and return the exit code."""
+def train(source: Path, overrides: Sequence[str]) -> int:
+    """Load the configuration, train, and return the exit code; errors are reported."""
+    from trainer.health.failures import fail, report
+    from trainer.health.preemption import listening
+    from trainer.health.watchdog import Watchdog
+    from trainer.monitoring.logs import setup_logging
+
     setup_logging(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-    arguments = parse_arguments()
     watchdog = Watchdog(lambda message: fail(message, watchdog.peers))
-    # A launcher ends the others with SIGTERM when one has failed: they listen while they report.
+    # When one process fails, the launcher sends SIGTERM to the others, which must still report.
     with listening():
         try:
-            config = load_config(arguments.config, arguments.overrides)
-            if arguments.print_config:
-                sys.stdout.write(config.to_yaml())
-            else:
-                run(config, watchdog)
+            run(load_config(source, overrides), watchdog)
         except (Exception, KeyboardInterrupt) as error:
             return report(error, watchdog.peers)
         finally:
@@ -80,5 +91,25 @@ def main() -> int:
     return 0
 
 
+def print_config(source: Path, overrides: Sequence[str]) -> int:
+    """Print the resolved configuration and return the exit code."""
+    try:
+        sys.stdout.write(load_config(source, overrides).to_yaml())
+    except (UserError, DataError, PluginError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    arguments = parse_arguments()
+    if arguments.print_config:
+        sys.exit(print_config(arguments.config, arguments.overrides))
+    from trainer.health.failures import leave
+
+    leave(train(arguments.config, arguments.overrides))
+
+
 if __name__ == "__main__":
-    leave(main())
+    main()

@@ -1,4 +1,4 @@
-"""Measures this project's training step against the published one, and against the machine.
+"""Measure this project's training step against the published step and against a lower bound.
 
 Legend: N tasks, K branches.
 """
@@ -18,8 +18,8 @@ import torch
 
 from model.network import MultiTaskNetwork
 from trainer.bench.case import Step, StepCase, our_step
-from trainer.bench.floor import measure_rates, timed
-from trainer.bench.published import load_naive, naive_step
+from trainer.bench.floor import Timer, measure_rates, timed
+from trainer.bench.published import naive_step
 from trainer.errors import UserError
 from trainer.monitoring.flops import flop_counter
 from trainer.monitoring.throughput import count_flops
@@ -29,21 +29,20 @@ Variant = Literal["ours", "naive"]
 _STATUS = Path("/proc/self/status")
 _MIB = 2**20
 _MEMORY_STEPS = 3
-_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # of the losses in the first step
+_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # relative, of the first step's losses
 
 
 def measure_step(case: StepCase, repeats: int) -> dict[str, Any]:
-    """Make paired steps of both in this process, and weigh each in a process of its own.
+    """Time both steps in this process, and measure the memory of each in a process for it alone.
 
     Returns:
         `ours_ms`, `naive_ms` (medians), `ratio`, `floor_ms`, `over_floor` (ours), `ours_peak_mb`,
-        `naive_peak_mb`, `memory_ratio`, `loss_difference`, what the floor is made of, and the case.
+        `naive_peak_mb`, `memory_ratio`, `loss_difference`, the terms of the floor, and the case.
 
     Raises:
-        UserError: The published step is missing, or the losses differ.
+        UserError: The losses of the two steps differ.
     """
-    load_naive()
-    peaks = {variant: _in_own_process(case, variant) for variant in ("ours", "naive")}
+    peaks = {variant: _peak_of_process(case, variant) for variant in ("ours", "naive")}
     with our_step(case) as (ours, network):
         naive, _ = naive_step(case, network)
         difference = _check_losses(case, ours, naive)
@@ -72,13 +71,13 @@ def measure_step(case: StepCase, repeats: int) -> dict[str, Any]:
 
 
 def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
-    """The largest relative difference of the losses of the first step.
+    """Return the largest relative difference of the losses of the first step.
 
     Raises:
-        UserError: It is too large: one of the two steps computes something else.
+        UserError: It is too large: the two steps do not compute the same.
     """
-    own, published = ours(), naive()
-    difference = float(((own - published).abs() / published.abs().clamp_min(1e-3)).max())
+    losses, published = ours(), naive()
+    difference = float(((losses - published).abs() / published.abs().clamp_min(1e-3)).max())
     allowed = _TOLERANCE[case.precision]
     if not difference <= allowed:
         raise UserError(
@@ -87,29 +86,31 @@ def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
     return difference
 
 
-def _paired(case: StepCase, ours: Step, naive: Step, repeats: int) -> tuple[float, float]:
-    """Median milliseconds of both, taken in turns.
+def _paired(
+    case: StepCase, ours: Step, naive: Step, repeats: int, timer: Timer = timed
+) -> tuple[float, float]:
+    """Return the median milliseconds of both steps, measured in turns.
 
-    A training makes steps of one kind only. So each is timed after a step of its own kind, which
-    finds caches and heap as the other one has left them.
+    A training makes steps of one kind only. So each timed step follows an untimed step of the same
+    kind, which brings caches and heap into the state of such a training.
     """
     times: dict[Variant, list[float]] = {"ours": [], "naive": []}
     steps: dict[Variant, Step] = {"ours": ours, "naive": naive}
     for _ in range(repeats):
         for variant, step in steps.items():
             step()
-            times[variant].append(timed(step, case.device))
+            times[variant].append(timer(step, case.device))
     return median(times["ours"]) * 1e3, median(times["naive"]) * 1e3
 
 
 def num_weights(case: StepCase, network: MultiTaskNetwork) -> int:
-    """Trained parameters."""
+    """Return the number of trained parameters."""
     trained = network.stacked_heads if case.encoder == "none" else network
     return sum(parameter.numel() for parameter in trained.parameters())
 
 
 def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
-    """Operations of forward and backward pass."""
+    """Return the operations of forward and backward pass."""
     if case.encoder != "none":
         return count_flops(network, network.select(network.heads), case.data())
     with flop_counter() as counter:
@@ -117,14 +118,17 @@ def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
     return counter.get_total_flops()
 
 
-def _in_own_process(case: StepCase, variant: Variant) -> float:
+def _peak_of_process(case: StepCase, variant: Variant) -> float:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_peak_mb, case, variant).result()
 
 
 def _peak_mb(case: StepCase, variant: Variant) -> float:
-    """Memory of some steps in MiB, with weights and moments but not what was there before."""
+    """Return the memory of some steps in MiB, weights and moments included.
+
+    On the CPU, memory that the process held before is subtracted.
+    """
     before = _resident("VmRSS") if case.device.type == "cpu" else 0
     if variant == "ours":
         with our_step(case) as (step, _):
@@ -142,10 +146,10 @@ def _run(step: Step) -> None:
 
 
 def _resident(which: str) -> int:
-    """Bytes of this process: those it has (`VmRSS`), or the most it ever had (`VmHWM`).
+    """Return the resident bytes of this process, now (`VmRSS`) or at its peak (`VmHWM`).
 
     Raises:
-        UserError: The system does not tell.
+        UserError: The system has no such file.
     """
     if not _STATUS.is_file():
         raise UserError(f"{_STATUS} is missing: memory on the CPU can be measured on Linux only")

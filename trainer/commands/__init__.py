@@ -1,1 +1,4 @@
-"""TODO."""
+"""The console command `dmtg`: one module for each command, put together and called in `app`.
+
+Modules here import only typer at the top and the work inside the command, so help starts at once.
+"""

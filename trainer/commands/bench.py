@@ -1,4 +1,4 @@
-"""The commands `dmtg bench ...`: measurements that anybody can repeat."""
+"""The commands `dmtg bench ...`: measurements of this trainer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from enum import Enum
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from trainer.commands.output import AsJson, finish, print_json
+from trainer.commands.output import AsJson, finish, print_json, table_console
 
 bench = typer.Typer(help="Measure this trainer.", no_args_is_help=True)
 
@@ -36,7 +34,7 @@ def grouping(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Does a recipe find groups that are known? Beside it, the true groups trained the same way."""
+    """Measure how well a recipe recovers known groups, against training with the true groups."""
     from trainer.bench import planted
 
     results = planted.measure_grouping(
@@ -50,10 +48,10 @@ def grouping(
         overrides=overrides or (),
         progress=sys.stderr.isatty(),
     )
-    found = planted.as_json(results)
-    _print_table(found)
+    measured = planted.as_json(results)
+    _print_table(measured)
     if as_json:
-        print_json(found)
+        print_json(measured)
 
 
 class _Encoder(str, Enum):
@@ -80,7 +78,7 @@ class _Precision(str, Enum):
 @bench.command()
 def step(
     encoder: Annotated[
-        _Encoder, typer.Option(help="Of every branch; none: heads alone, without optimizer.")
+        _Encoder, typer.Option(help="Encoder of each branch; none: only heads, no optimizer.")
     ] = _Encoder.residual64,
     tasks: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 9,
     branches: Annotated[int, typer.Option(min=1, help="Number of branches.")] = 2,
@@ -90,10 +88,10 @@ def step(
         _Heads, typer.Option(help="Binary tasks, or one-channel maps by the published decoder.")
     ] = _Heads.linear,
     features: Annotated[
-        int, typer.Option(min=1, help="Features, or channels, without an encoder.")
+        int, typer.Option(min=1, help="Features, or channels, where --encoder is none.")
     ] = 512,
     device: Annotated[_Device, typer.Option(help="auto: a GPU where there is one.")] = _Device.auto,
-    precision: Annotated[_Precision, typer.Option(help="Of this project's step.")] = (
+    precision: Annotated[_Precision, typer.Option(help="Precision of this project's step.")] = (
         _Precision.fp32
     ),
     compiled: Annotated[bool, typer.Option("--compile", help="As model.compile.")] = False,
@@ -103,9 +101,9 @@ def step(
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of steps that are timed.")] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """How fast and how big is a training step? Beside the published one, and what is possible."""
+    """Measure time and memory of a training step, against the published step and a lower bound."""
     if device is _Device.cpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch, and its children, look for one
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch and child processes initialise CUDA
     from trainer.bench.case import StepCase
     from trainer.bench.step import measure_step
 
@@ -124,9 +122,11 @@ def step(
     finish(as_json, measure_step(case, repeats))
 
 
-def _print_table(found: dict[str, Any]) -> None:
+def _print_table(measured: dict[str, Any]) -> None:
+    from rich.table import Table
+
     columns = ("seed", "error", "true_error", "ratio", "ari", "branches", "seconds")
     table = Table(*columns)
-    for row in (*found["seeds"], {"seed": "mean", **found["mean"]}):
+    for row in (*measured["seeds"], {"seed": "mean", **measured["mean"]}):
         table.add_row(*(f"{row[c]:.4g}" if c != "seed" else str(row[c]) for c in columns))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    table_console(120).print(table)

@@ -7,23 +7,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from tqdm import tqdm
 
-from trainer.commands.output import AsJson, finish, print_json
-from trainer.compare.cells import Cell, plan_cells, run_cell
+from trainer.commands.output import AsJson, finish, print_json, table_console
 from trainer.errors import UserError
 
+if TYPE_CHECKING:
+    from trainer.compare.cells import Cell
+
 DEFAULT_RECIPES = "default,published,random,multitask,single_task,tag,grad_tag"
-_STOPPED = 75  # exit code: start again to go on
+_STOPPED = 75  # exit code of a run that has saved and continues when it is started again
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(help="YAML file that all runs share.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the runs, tables and plot.")],
+    config: Annotated[Path, typer.Argument(help="YAML file of all runs.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for runs, tables and plot.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[section.key=value]...", help="For all runs.")
     ] = None,
@@ -31,21 +31,24 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every recipe.")] = 3,
     seed_base: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     launch: Annotated[
-        Path | None, typer.Option(help="A file of accelerate_configs/; else one plain process.")
+        Path | None, typer.Option(help="Launch file (`dmtg launch-files`); else one process.")
     ] = None,
     only: Annotated[int | None, typer.Option(min=0, help="Train this cell and stop.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Go on after a failed run; exit with 1 at the end.")
+        bool,
+        typer.Option("--keep-going", help="Continue after a failed run; exit with 1 at the end."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train several recipes with several seeds, then print and save tables and a plot.
 
-    Finished runs are not trained again. In a job array give every job its own --only, and at the
-    end start once more without it for the tables. Exit codes: 1 a run failed, 75 a run was stopped
-    by SIGUSR1 or run.max_minutes and has saved.
+    Finished runs are not trained again. In a job array give every job another --only, and when all
+    have ended run the command without it to write the tables. Exit codes: 1 a run failed, 75 a run
+    was stopped by SIGUSR1 or run.max_minutes and has saved.
     """
+    from trainer.compare.cells import plan_cells
+
     names = [name.strip() for name in recipes.split(",")]
     numbers = range(seed_base, seed_base + seeds)
     cells = plan_cells(config, names, numbers, out, overrides or [])
@@ -88,7 +91,15 @@ def _list(cells: Sequence[Cell], as_json: bool) -> None:
 
 
 def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list[dict[str, Any]]:
-    """The records of the cells, up to one that was stopped, or failed unless all are wanted."""
+    """Run cells in order and return their records; end at the first stopped or failed one.
+
+    Args:
+        keep_going: Whether to continue after a failed cell.
+    """
+    from tqdm import tqdm
+
+    from trainer.compare.cells import run_cell
+
     records = []
     with tqdm(cells, unit="run") as bar:
         for cell in bar:
@@ -107,7 +118,7 @@ def _report(records: list[dict[str, Any]], out: Path, about: str, as_json: bool)
     from trainer.compare.report import print_tables, save_comparison
 
     results, tables = save_comparison(records, out, about)
-    print_tables(tables, Console(width=None if sys.stdout.isatty() else 160))
+    print_tables(tables, table_console(160))
     files = [str(out / f"compare.{kind}") for kind in ("md", "json", "png")]
     if as_json:
         print_json({"files": files, "recipes": [asdict(result) for result in results]})

@@ -1,17 +1,21 @@
-"""How the commands of `dmtg` hand over their results."""
+"""How the commands of `dmtg` print their results."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
 def finish(as_json: bool, values: dict[str, Any]) -> None:
-    """Print the results, a line each or as one JSON object."""
+    """Print the results, one per line or as one JSON object."""
     if as_json:
         print_json(values)
         return
@@ -22,3 +26,10 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
 def print_json(values: dict[str, Any]) -> None:
     """Print one JSON object on one line."""
     typer.echo(json.dumps(values))
+
+
+def table_console(width: int, *, highlight: bool = True) -> Console:
+    """Return the console for tables: as wide as the terminal, `width` columns without one."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width, highlight=highlight)

@@ -1,20 +1,19 @@
-"""The commands `dmtg shards`: from data sets to WebDataset shards."""
+"""The commands `dmtg shards`: convert data sets to WebDataset shards."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.shards.manifest import Manifest
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipelines.shards.manifest import Manifest
 
 shards = typer.Typer(help="Write data sets as WebDataset shards.", no_args_is_help=True)
 
@@ -23,8 +22,8 @@ OutDir = Annotated[
     Path, typer.Option("--out", help="Folder to write; a rerun continues where it stopped.")
 ]
 Root = Annotated[Path, typer.Option("--root", help="Folder of the data set as released.")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that work.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
 Portable = Annotated[
     bool, typer.Option("--portable", help="Store PNG, for other readers of WebDataset shards.")
 ]
@@ -32,7 +31,7 @@ Size = Annotated[
     int | None, typer.Option(min=1, help="Pixels of the shorter side; larger pictures shrink.")
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Samples of each split at most.")]
-Tasks = Annotated[str | None, typer.Option(help="Labels to take, separated by commas.")]
+Tasks = Annotated[str | None, typer.Option(help="Labels to convert, separated by commas.")]
 PerShard = Annotated[int, typer.Option(min=1, help="Samples of a shard.")]
 MapFile = Annotated[Path, typer.Option("--map", help="YAML file that describes the fields.")]
 
@@ -43,8 +42,8 @@ def rooms(
     samples: Annotated[int, typer.Option(min=1, help="Samples of both splits together.")] = 2400,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
     seed: Seed = 0,
-    missing: Annotated[float, typer.Option(help="Share of labels left out at random.")] = 0.0,
-    val_fraction: Annotated[float, typer.Option(help="Share of samples in val.")] = 0.15,
+    missing: Annotated[float, typer.Option(help="Fraction of labels left out at random.")] = 0.0,
+    val_fraction: Annotated[float, typer.Option(help="Fraction of samples in val.")] = 0.15,
     workers: Workers = 1,
     portable: Portable = False,
     as_json: AsJson = False,
@@ -91,7 +90,8 @@ def taskonomy(
         str | None, typer.Option(help="Buildings of the split val, separated by commas.")
     ] = None,
     val_share: Annotated[
-        float, typer.Option(help="Share of buildings in val where nothing else decides.")
+        float,
+        typer.Option(help="Fraction of buildings in val without --splits and --val-buildings."),
     ] = 0.1,
     seed: Seed = 0,
     workers: Workers = 1,
@@ -100,11 +100,12 @@ def taskonomy(
     as_json: AsJson = False,
 ) -> None:
     """A Taskonomy release: DOMAIN/BUILDING/point_P_view_V_domain_D.png."""
+    from data_pipelines.convert.options import ConversionOptions
     from data_pipelines.convert.taskonomy.buildings import BuildingSplits
     from data_pipelines.convert.taskonomy.converter import write_taskonomy
 
     options = ConversionOptions(
-        tasks=_listed(tasks),
+        tasks=_split_names(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -113,7 +114,7 @@ def taskonomy(
         workers=workers,
     )
     with _user_errors():
-        buildings = BuildingSplits(splits, _listed(val_buildings) or (), val_share)
+        buildings = BuildingSplits(splits, _split_names(val_buildings) or (), val_share)
         manifest = write_taskonomy(root, out, buildings, options)
     _summarise(as_json, out, manifest)
 
@@ -133,9 +134,10 @@ def celeba(
 ) -> None:
     """CelebA: img_align_celeba, list_attr_celeba.txt, list_eval_partition.txt."""
     from data_pipelines.convert.celeba import write_celeba
+    from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_listed(tasks),
+        tasks=_split_names(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -164,12 +166,13 @@ def huggingface(
     portable: Portable = False,
     as_json: AsJson = False,
 ) -> None:
-    """Anything that the datasets library streams; needs twice the space while it writes."""
+    """Any data set that `datasets` can stream; needs twice the disk space while it writes."""
     from data_pipelines.convert.huggingface import write_huggingface
     from data_pipelines.convert.mapping import FieldMap
+    from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_listed(tasks),
+        tasks=_split_names(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -189,7 +192,7 @@ def index(
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifest of WebDataset shards that somebody else made."""
+    """Write the manifest of WebDataset shards that another program wrote."""
     from data_pipelines.convert.index import index_shards
     from data_pipelines.convert.mapping import FieldMap
 
@@ -200,23 +203,23 @@ def index(
 def images(
     root: Annotated[Path, typer.Argument(help="Folder of shards.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
-    split: Annotated[str, typer.Option(help="Split to take them from.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to read.")] = "val",
     limit: Annotated[int, typer.Option(min=1, help="Number of images.")] = 6,
     as_json: AsJson = False,
 ) -> None:
-    """Take the first images of a split out of the shards."""
+    """Extract the first images of a split from the shards."""
     from data_pipelines.shards.extract import extract_images
 
     finish(as_json, {"images": len(extract_images(root, out, split=split, limit=limit))})
 
 
-def _listed(text: str | None) -> tuple[str, ...] | None:
+def _split_names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
 @contextmanager
 def _user_errors() -> Iterator[None]:
-    """Turns a refused argument into the command's message."""
+    """Raise a ValueError of the block as the command's error message."""
     try:
         yield
     except ValueError as error:
@@ -229,8 +232,10 @@ def _counts(manifest: Manifest) -> dict[str, int]:
 
 def _summarise(as_json: bool, out: Path, manifest: Manifest) -> None:
     splits = manifest.splits
-    labelled = {name: {s: split.labelled.get(name, 0) for s, split in splits.items()}
-                for name in manifest.fields}  # fmt: skip
+    labelled = {
+        field: {name: split.labelled.get(field, 0) for name, split in splits.items()}
+        for field in manifest.fields
+    }
     conversion = manifest.conversion
     skipped = conversion.skipped if conversion else {}
     missing = conversion.missing if conversion else {}
@@ -238,6 +243,9 @@ def _summarise(as_json: bool, out: Path, manifest: Manifest) -> None:
     if as_json:
         finish(True, values | {"labelled": labelled, "missing": missing})
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("field", *splits, "left out")
     for name, counts in labelled.items():
         reasons = ", ".join(f"{count} {why}" for why, count in missing.get(name, {}).items())

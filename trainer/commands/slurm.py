@@ -5,17 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from trainer.commands.compare import DEFAULT_RECIPES
 from trainer.commands.output import AsJson, finish
-from trainer.compare.cells import plan_cells
-from trainer.config.config import load_config
 from trainer.errors import UserError
-from trainer.run_folder import RunFolder
-from trainer.slurm.scripts import ROOT, Resources, compare_script, submit, train_script
+
+if TYPE_CHECKING:
+    from trainer.slurm.scripts import Resources
 
 
 def slurm(
@@ -34,13 +33,13 @@ def slurm(
         list[str] | None, typer.Option(help="Another option of sbatch: constraint=a100. Repeat.")
     ] = None,
     accelerate_config: Annotated[
-        Path | None, typer.Option(help="Engine; zero2.yaml, or ddp_cpu.yaml without GPUs.")
+        Path | None, typer.Option(help="Launch file; zero2.yaml, or ddp_cpu.yaml without GPUs.")
     ] = None,
     processes_per_node: Annotated[
         int | None, typer.Option(min=1, help="One for each GPU, or one.")
     ] = None,
     setup: Annotated[
-        str | None, typer.Option(help="Shell commands that come first; else this environment.")
+        str | None, typer.Option(help="Shell commands to run first; else this environment.")
     ] = None,
     wrap: Annotated[str, typer.Option(help="Put before the launcher: apptainer exec ...")] = "",
     max_restarts: Annotated[
@@ -56,10 +55,12 @@ def slurm(
     send: Annotated[bool, typer.Option("--submit", help="Hand it to sbatch.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a Slurm job that trains, saves before its time is over, and goes on in the next.
+    """Write a Slurm job that trains, saves before its time limit, and queues itself again.
 
     The configuration is checked first.
     """
+    from trainer.slurm.scripts import Resources, submit
+
     options = overrides or []
     resources = Resources(
         nodes, gpus_per_node, cpus_per_task, time, grace, account, partition, tuple(sbatch or ())
@@ -75,19 +76,10 @@ def slurm(
     else:
         if nodes > 1:
             raise UserError(f"--nodes: found {nodes}; a run of --compare has one node")
-        own = ["--recipes", recipes, "--seeds", str(seeds), "--seed-base", str(seed_base)]
-        cells = plan_cells(
-            config,
-            [name.strip() for name in recipes.split(",")],
-            range(seed_base, seed_base + seeds),
-            compare,
-            options,
+        numbers = range(seed_base, seed_base + seeds)
+        text, result = _compare_job(
+            config, options, compare, recipes, numbers, resources, launch, setup, wrap
         )
-        arguments = [str(config.resolve()), *options, "--out", str(compare), *own]
-        if launch is not None:
-            arguments += ["--launch", str(launch.resolve())]
-        text = compare_script(arguments, len(cells), resources, setup, WRAP=wrap)
-        result = {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}
     out.write_text(text, encoding="utf-8")
     result = {"script": str(out), **result}
     finish(as_json, result | ({"job": submit(out)} if send else {}))
@@ -101,10 +93,39 @@ def _train_job(
     setup: str | None,
     variables: dict[str, str],
 ) -> tuple[str, dict[str, Any]]:
-    """The script of a run, and what is told about it."""
+    """Return the script of a run and the values to print."""
+    from trainer.config.config import load_config
+    from trainer.launch_files import launch_file
+    from trainer.run_folder import RunFolder
+    from trainer.slurm.scripts import train_script
+
     config = load_config(source, [*overrides, "run.resume=auto"])
     RunFolder(config.run.out).check(config)
-    engine = "zero2" if resources.gpus_per_node else "ddp_cpu"
-    launch = launch or ROOT / "accelerate_configs" / f"{engine}.yaml"
+    launch = launch or launch_file("zero2" if resources.gpus_per_node else "ddp_cpu")
     text = train_script(config, source, overrides, resources, launch, setup, **variables)
     return text, {"run": str(config.run.out)}
+
+
+def _compare_job(
+    source: Path,
+    overrides: Sequence[str],
+    out: Path,
+    recipes: str,
+    seeds: range,
+    resources: Resources,
+    launch: Path | None,
+    setup: str | None,
+    wrap: str,
+) -> tuple[str, dict[str, Any]]:
+    """Return the script of a job array for a comparison and the values to print."""
+    from trainer.compare.cells import plan_cells
+    from trainer.slurm.scripts import compare_script
+
+    names = [name.strip() for name in recipes.split(",")]
+    cells = plan_cells(source, names, seeds, out, overrides)
+    arguments = [str(source.resolve()), *overrides, "--out", str(out), "--recipes", recipes]
+    arguments += ["--seeds", str(len(seeds)), "--seed-base", str(seeds.start)]
+    if launch is not None:
+        arguments += ["--launch", str(launch.resolve())]
+    text = compare_script(arguments, len(cells), resources, setup, WRAP=wrap)
+    return text, {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}

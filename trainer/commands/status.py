@@ -9,25 +9,26 @@ from typing import Annotated, Any
 import typer
 
 from trainer.commands.output import AsJson, print_json
-from trainer.monitoring.status import read_status
 
 
 def status(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")], as_json: AsJson = False
 ) -> None:
-    """Print what a run is doing; exit with 1 if it has failed or nobody runs it any more."""
-    found = read_status(run)
+    """Print what a run is doing; exit with 1 if it has failed or no process runs it any more."""
+    from trainer.monitoring.status import read_status
+
+    values = read_status(run)
     if as_json:
-        print_json(found)
+        print_json(values)
     else:
-        for line in describe(found):
+        for line in describe(values):
             typer.echo(line)
-    if found["state"] == "failed" or found["stale"] is not None:
+    if values["state"] == "failed" or values["stale"] is not None:
         raise typer.Exit(1)
 
 
 def describe(status: dict[str, Any]) -> list[str]:
-    """A status as `read_status` returns it, in lines for a person; the unknown is left out."""
+    """Return a status of `read_status` as lines of text; unknown values are left out."""
     lines = [f"{status['state']}: {_position(status)}"]
     if status["stale"] is not None:
         lines[0] += f" (stale: {status['stale']})"

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from data_pipelines.errors import DataError
+from dmtg.plugins import PluginError
 from trainer.errors import NonFiniteLossError, SaveError, UserError
 from trainer.health.peers import Peers, place
 from trainer.health.watchdog import doing, first_line
@@ -88,7 +89,7 @@ def _explain(error: BaseException) -> tuple[str, int, bool]:
     """Message, exit code, and whether the message says all."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", _INTERRUPTED, True
-    if isinstance(error, UserError | DataError):
+    if isinstance(error, UserError | DataError | PluginError):
         return str(error), 2, True
     if isinstance(error, NonFiniteLossError):
         return f"{error}; the checkpoints in run.out are from before", 1, True

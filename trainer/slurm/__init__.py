@@ -1,1 +1,4 @@
-"""TODO."""
+"""Job scripts for Slurm: their resources, templates filled in, and submission.
+
+The command `dmtg slurm` calls it.
+"""

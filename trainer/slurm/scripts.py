@@ -1,4 +1,4 @@
-"""Job scripts for Slurm: those of accelerate_configs/slurm/, filled in."""
+"""Fill in the Slurm job templates of accelerate_configs/slurm/ and submit them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 
 from trainer.config.config import Config
 from trainer.errors import UserError
+from trainer.launch_files import TRAIN_SCRIPT, job_template
 
-ROOT = Path(__file__).resolve().parents[2]
-_TEMPLATES = ROOT / "accelerate_configs" / "slurm"
 _MARGIN = 20  # seconds between the time for the save and the end of the job
 _TIME = re.compile(
     r"(?:(?P<days>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?"  # days-hours[:minutes[:seconds]]
@@ -36,15 +35,15 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What a job asks Slurm for.
+    """Resources that a job requests from Slurm.
 
     Attributes:
-        time: As Slurm writes it.
-        grace: Seconds before the end of it at which the run is asked to save.
+        time: Time limit in Slurm's notation.
+        grace: Seconds before the time limit at which the run is asked to save.
         more: Further options of sbatch, without the leading dashes: `constraint=a100`.
 
     Raises:
-        UserError: The time is none, or over before the run is asked to save.
+        UserError: The time limit is not in Slurm's notation, or not above `grace`.
     """
 
     nodes: int = 1
@@ -70,7 +69,7 @@ class Resources:
             )
 
     def directives(self) -> dict[str, str]:
-        """Options of sbatch by name."""
+        """Return the options of sbatch by name."""
         values = {
             "nodes": self.nodes,
             "gpus-per-node": self.gpus_per_node or None,
@@ -80,19 +79,22 @@ class Resources:
             "account": self.account,
             "partition": self.partition,
         }
-        own = {name: str(value) for name, value in values.items() if value is not None}
-        return own | {name: value for name, _, value in (text.partition("=") for text in self.more)}
+        options = {name: str(value) for name, value in values.items() if value is not None}
+        for text in self.more:
+            name, _, value = text.partition("=")
+            options[name] = value
+        return options
 
     def variables(self) -> dict[str, str]:
-        """Variables of the templates by name."""
+        """Return the variables of the templates by name."""
         return {"SAVE_SECONDS": str(self.grace - _MARGIN)}
 
 
 def _seconds(time: str) -> int | None:
-    found = _TIME.fullmatch(time)
-    if found is None:
+    match = _TIME.fullmatch(time)
+    if match is None:
         return None
-    return sum(_UNITS[unit] * int(value) for unit, value in found.groupdict().items() if value)
+    return sum(_UNITS[unit] * int(value) for unit, value in match.groupdict().items() if value)
 
 
 def train_script(
@@ -104,14 +106,14 @@ def train_script(
     setup: str | None = None,
     **variables: str,
 ) -> str:
-    """The script of a job that trains.
+    """Return the script of a job that trains.
 
     Args:
-        config: What `source` and `overrides` amount to.
+        config: The configuration that `source` and `overrides` give.
         source: Its YAML file.
-        launch: A file of accelerate_configs/.
-        setup: Shell commands that come first; None takes the environment of this process.
-        variables: More of the template's, by name.
+        launch: Launch file of `accelerate launch`.
+        setup: Shell commands to run first; None puts this Python environment on the PATH.
+        variables: Further variables of the template, by name.
 
     Raises:
         UserError: The global batch does not divide among the processes.
@@ -128,9 +130,9 @@ def train_script(
         "CONFIG": str(source.resolve()),
         "OUT": str(config.run.out),
         "OVERRIDES": shlex.join(overrides),
-        "REPO": str(ROOT),
+        "TRAIN_SCRIPT": str(TRAIN_SCRIPT),
         "ACCELERATE_CONFIG": str(launch.resolve()),
-        "SETUP": _own_environment() if setup is None else setup,
+        "SETUP": _python_environment() if setup is None else setup,
         **variables,
     }
     return _fill("train.sbatch", resources.directives(), resources.variables() | values)
@@ -143,41 +145,35 @@ def compare_script(
     setup: str | None = None,
     **variables: str,
 ) -> str:
-    """The script of a job array with one run of a comparison in every task.
+    """Return the script of a job array with one run of a comparison in every task.
 
     Args:
-        arguments: Of `dmtg compare`.
-        cells: Runs of the comparison.
+        arguments: Arguments of `dmtg compare`.
+        cells: Number of runs.
         setup: As in `train_script`.
         variables: As in `train_script`.
     """
-    setup = _own_environment() if setup is None else setup
+    setup = _python_environment() if setup is None else setup
     values = {"COMPARE": shlex.join(arguments), "SETUP": setup, **variables}
     directives = {"array": f"0-{cells - 1}", **resources.directives()}
     return _fill("compare.sbatch", directives, resources.variables() | values)
 
 
-def _own_environment() -> str:
+def _python_environment() -> str:
     return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
 
 
 def _fill(template: str, directives: Mapping[str, str], variables: Mapping[str, str]) -> str:
-    """A template with its lines `#SBATCH --name=` and `NAME=${NAME:-...}` replaced, or added to."""
-    path = _TEMPLATES / template
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{path}: {error.strerror}; it lies in a checkout of this project"
-        ) from None
-    left = {"chdir": str(Path.cwd()), **directives}
+    """Replace the values of `#SBATCH --name=` and `NAME=${NAME:-...}` lines; add new directives."""
+    text = job_template(template).read_text(encoding="utf-8")
+    new = {"chdir": str(Path.cwd()), **directives}
 
     def directive(line: re.Match[str]) -> str:
         name = line[1]
-        return f"#SBATCH --{name}={left.pop(name)}" if name in left else line[0]
+        return f"#SBATCH --{name}={new.pop(name)}" if name in new else line[0]
 
     text = re.sub(r"^#SBATCH --([\w-]+)=.*$", directive, text, flags=re.MULTILINE)
-    added = "".join(f"#SBATCH --{name}{value and f'={value}'}\n" for name, value in left.items())
+    added = "".join(f"#SBATCH --{name}{value and f'={value}'}\n" for name, value in new.items())
     start = text.index("\n#SBATCH") + 1
     text = text[:start] + added + text[start:]
     for name, value in variables.items():
@@ -188,13 +184,13 @@ def _fill(template: str, directives: Mapping[str, str], variables: Mapping[str, 
 
 
 def submit(script: Path) -> str:
-    """Hand a script to sbatch.
+    """Submit a script with sbatch.
 
     Returns:
-        The number of the job.
+        The job's number.
 
     Raises:
-        UserError: There is no sbatch here, or it refused the job.
+        UserError: This machine has no sbatch, or sbatch refused the job.
     """
     sbatch = shutil.which("sbatch")
     if sbatch is None:

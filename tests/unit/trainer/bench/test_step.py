@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.bench import step as bench_step
 from trainer.bench.case import StepCase, our_step
 from trainer.bench.floor import Rates, measure_rates
-from trainer.bench.published import load_naive, naive_step
+from trainer.bench.published import naive_step
 from trainer.errors import UserError
 
 CASES = [
@@ -57,9 +58,55 @@ def test_losses_of_other_weights_are_refused():
         bench_step._check_losses(case, ours, naive_step(case)[0])
 
 
-def test_a_checkout_is_needed(tmp_path):
-    with pytest.raises(UserError, match=r"naive.py is missing: .* needs a checkout"):
-        load_naive(tmp_path / "naive.py")
+class CountOperators(TorchDispatchMode):
+    """Counts the operators that are called, in the backward pass too."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def operators(step):
+    step()  # the first step allocates gradients
+    with CountOperators() as counter:
+        step()
+    return counter.count
+
+
+def test_only_the_published_step_calls_operators_for_every_head():
+    cases = [StepCase("none", tasks, branches=3, batch=4, size=8, features=7) for tasks in (4, 40)]
+    counts = {"ours": [], "naive": []}
+    for case in cases:
+        with our_step(case) as (ours, _):
+            counts["ours"].append(operators(ours))
+        counts["naive"].append(operators(naive_step(case)[0]))
+    few, many = counts["ours"]
+    assert few == many
+    few, many = counts["naive"]
+    assert many - few >= 3 * 36 * 3, "three operators at least for every further head"
+
+
+def test_times_are_medians_of_steps_after_a_step_of_their_kind():
+    calls = []
+    seconds = {"ours": [0.5, 0.002, 0.003], "naive": [0.04, 9.0, 0.05]}
+
+    def step_of(variant):
+        return lambda: calls.append(variant)
+
+    def timer(step, device):
+        assert device == case.device
+        step()
+        calls[-1] = f"timed {calls[-1]}"
+        return seconds[calls[-2]].pop(0)
+
+    case = CASES[0]
+    times = bench_step._paired(case, step_of("ours"), step_of("naive"), 3, timer)
+    assert times == pytest.approx((3.0, 50.0))
+    assert calls == ["ours", "timed ours", "naive", "timed naive"] * 3
 
 
 def test_the_floor_is_arithmetic_or_traffic():
@@ -70,6 +117,26 @@ def test_the_floor_is_arithmetic_or_traffic():
     assert rates.floor_ms(10**7, 10**6, optimizer=True) == pytest.approx(120 + 280)
 
 
-def test_rates_are_those_of_a_machine():
-    rates = measure_rates(torch.device("cpu"), torch.float32)
-    assert 1e9 < rates.flops < 1e14 and 1e8 < rates.traffic < 1e13
+def test_rates_come_from_the_least_seconds():
+    """Five runs each of a matrix product, a convolution and a copy, timed as given."""
+    matmul, convolution, copy = [5, 4, 2, 4, 5], [3, 4, 2, 3, 3], [0.25, 1, 1, 1, 1]
+    seconds = iter([*matmul, *convolution, *copy])
+    results = []
+
+    def timer(run, device):
+        results.append(run())
+        assert results[-1].device == device
+        return next(seconds)
+
+    rates = measure_rates(torch.device("cpu"), torch.float32, timer)
+    assert [tuple(result.shape) for result in results[::5]] == [
+        (2048, 2048), (64, 64, 32, 32), (2**28,)
+    ]  # fmt: skip
+    assert rates.flops == 2 * 2048**3 / 2
+    assert rates.traffic == 2 * 2**28 / 0.25
+
+
+def test_the_faster_of_product_and_convolution_counts():
+    seconds = iter([64.0] * 5 + [0.5] * 5 + [1.0] * 5)
+    rates = measure_rates(torch.device("cpu"), torch.float32, lambda *_: next(seconds))
+    assert rates.flops == 2 * (64 * 64 * 32 * 32) * (64 * 3 * 3) / 0.5

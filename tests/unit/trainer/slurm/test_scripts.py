@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from trainer.commands.app import app
 from trainer.errors import UserError
-from trainer.slurm.scripts import ROOT, Resources, _seconds, submit
+from trainer.slurm.scripts import Resources, _seconds, submit
 
+ROOT = Path(__file__).resolve().parents[4]
 TEMPLATES = ROOT / "accelerate_configs" / "slurm"
 
 
@@ -85,6 +87,7 @@ def test_the_script_of_a_run(slurm, rooms_yaml, tmp_path):
     assert found["OUT"] == ["runs/it's mine"]
     assert shlex.split(found["OVERRIDES"][0]) == ["run.out=runs/it's mine", override]
     assert found["ACCELERATE_CONFIG"] == [str(ROOT / "accelerate_configs" / "zero2.yaml")]
+    assert found["TRAIN_SCRIPT"] == [str(ROOT / "trainer" / "main.py")]
     assert found["SETUP"] == [f"export PATH={os.path.dirname(sys.executable)}:$PATH"]
     assert found["WRAP"] == ["apptainer exec --nv it's.sif"]
     assert (found["SAVE_SECONDS"], found["MAX_RESTARTS"]) == (["280"], ["3"])

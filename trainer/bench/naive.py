@@ -90,24 +90,30 @@ class NaiveNetwork(nn.Module):
     """K encoders, N*K heads and the logits of the grouping.
 
     Args:
-        encoders: Of the K branches.
+        encoders: Encoders of the K branches.
         heads: The K heads of every task.
     """
 
     def __init__(self, encoders: Sequence[nn.Module], heads: Sequence[Sequence[nn.Module]]) -> None:
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
-        self.heads = nn.ModuleList(nn.ModuleList(own) for own in heads)
+        self.heads = nn.ModuleList(nn.ModuleList(of_task) for of_task in heads)
         self.logits = nn.Parameter(torch.ones(len(heads), len(encoders)))
+
+    def head(self, task: int, branch: int) -> nn.Module:
+        """Return a task's head on a branch."""
+        of_task = self.heads[task]
+        assert isinstance(of_task, nn.ModuleList)
+        return of_task[branch]
 
     def objective(
         self, images: Tensor, labels: Sequence[Tensor], noise: Tensor, tau: float, loss_of: Loss
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the weighted sum of all losses, and these, the branches of a task in a row.
+        """Return the weighted sum of all losses, and the losses by task, then by branch.
 
         Args:
             images: Normalised [B,3,H,W].
-            labels: Per task [B] or [B,1,H,W].
+            labels: Labels of each task, [B] or [B,1,H,W].
             noise: Standard Gumbel noise [N,K].
             tau: Temperature of the relaxation.
             loss_of: The loss of a prediction and its labels.
@@ -117,6 +123,7 @@ class NaiveNetwork(nn.Module):
         total = images.new_zeros(())
         losses = []
         for task, heads in enumerate(self.heads):
+            assert isinstance(heads, nn.ModuleList)
             for branch, head in enumerate(heads):
                 loss = loss_of(head(features[branch]), labels[task])
                 total = total + weights[task, branch] * loss
@@ -125,7 +132,7 @@ class NaiveNetwork(nn.Module):
 
 
 class NaiveTrainer:
-    """Makes steps of a `NaiveNetwork`; without a learning rate only forward and backward passes."""
+    """Make steps of a `NaiveNetwork`; without a learning rate only forward and backward passes."""
 
     def __init__(self, network: NaiveNetwork, loss_of: Loss, lr: float | None) -> None:
         self.network = network
