@@ -22,8 +22,9 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from trainer.config.config import Config, load_config
+from trainer.errors import Preempted
 from trainer.health.failures import fail, leave, report
-from trainer.health.preemption import Preempted, listening
+from trainer.health.preemption import listening
 from trainer.health.watchdog import Watchdog
 from trainer.monitoring.logs import setup_logging
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dmtg.files import atomic_write
 from trainer.commands.compare import DEFAULT_RECIPES
 from trainer.commands.output import AsJson, finish
 from trainer.compare.cells import plan_cells
@@ -88,7 +89,8 @@ def slurm(
             arguments += ["--launch", str(launch.resolve())]
         text = compare_script(arguments, len(cells), resources, setup, WRAP=wrap)
         result = {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}
-    out.write_text(text, encoding="utf-8")
+    with atomic_write(out) as file:
+        file.write(text)
     result = {"script": str(out), **result}
     finish(as_json, result | ({"job": submit(out)} if send else {}))
 
