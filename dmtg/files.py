@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+PARTIAL = ".partial-"  # begins the name of a temporary file; a killed process may leave one
 
 
 @contextmanager
@@ -15,8 +18,8 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Give a temporary path in the same folder; rename it to `path` when the block ends.
 
     An error in the block removes the temporary file and leaves `path` as it was. The temporary
-    name ends like the final one, for libraries that choose a format by it, and holds host and
-    process, so that two processes never write into one file.
+    name ends like the final one, for libraries that choose a format by it, and holds host, process
+    and thread, so that two writers never write into one file.
 
     Args:
         path: The final name, replaced if it exists.
@@ -26,14 +29,16 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         OSError: The file cannot be written, synced or renamed.
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{path.name}")
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
+    partial = path.with_name(f"{PARTIAL}{writer}-{path.name}")
     try:
         yield partial
         if sync:
             sync_path(partial)
         os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # the error in the block is the one to report
+            partial.unlink(missing_ok=True)
         raise
     if sync:
         sync_path(path.parent)

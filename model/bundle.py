@@ -6,7 +6,6 @@ Legend: B batch, H, W.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dmtg.files import atomic_path
 from model.errors import BundleError
 from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
@@ -90,23 +90,8 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in network.state_dict().items()
     }
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_path(path) as partial:
         save_file(tensors, partial, metadata={KEY: json.dumps(description, allow_nan=False)})
-        _sync(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_pruned(path: str | Path) -> PrunedModel:

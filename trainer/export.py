@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.shards.manifest import Manifest
+from dmtg.files import atomic_path
 from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
@@ -72,14 +72,10 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
     batches = _comparison_batches(config, full)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.unchecked")
-    try:
-        save_bundle(partial, full.subset(heads), _metadata(config, checkpoint))
-        pruned = load_pruned(partial)
+    with atomic_path(out) as unchecked:
+        save_bundle(unchecked, full.subset(heads), _metadata(config, checkpoint))
+        pruned = load_pruned(unchecked)
         absolute, relative = _differences(full, heads, pruned.network, batches)
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
     return ExportReport(
         path=str(out),
         step=checkpoint.progress.step,

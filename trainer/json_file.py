@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from dmtg.files import atomic_write
+
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:  # noqa: ANN401
-    """Write anything that JSON can hold, on the disk when this returns."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    """Write JSON atomically; the file is on the disk when this returns.
+
+    Raises:
+        ValueError: A number is not finite, which JSON cannot hold.
+    """
+    with atomic_write(path) as file:
         json.dump(content, file, indent=indent, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
+from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate
 from trainer.health.damaged_samples import FaultCounter
 from trainer.health.label_guard import LabelGuard
-from trainer.health.preemption import Preempted, StopVote
+from trainer.health.preemption import StopVote
 from trainer.health.watchdog import note
 from trainer.rebuild import compact, enter_phase, should_compact
 from trainer.session import Session, save_session

@@ -29,7 +29,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from data_pipelines.errors import DataError
 from dmtg.plugins import PluginError
 from trainer.config.config import load_config
-from trainer.errors import UserError
+from trainer.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from trainer.config.config import Config
@@ -57,7 +57,6 @@ def run(config: Config, watchdog: Watchdog) -> None:
         NonFiniteLossError: Training diverged.
     """
     from trainer.engines.accelerator import make_accelerator
-    from trainer.health.preemption import Preempted
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)

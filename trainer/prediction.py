@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from data_pipelines.transforms import Geometry
+from dmtg.files import atomic_path, atomic_write
 from model.bundle import PrunedModel, load_pruned
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
@@ -74,9 +75,11 @@ def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dic
     for spec, values in dense.items():
         drawn = Image.fromarray(draw(spec, values))
         drawn = drawn.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
-        drawn.save(out / f"{path.stem}.{spec.name}.png")
+        with atomic_path(out / f"{path.stem}.{spec.name}.png", sync=False) as partial:
+            drawn.save(partial)
     record = {"image": str(path), "attributes": attributes}
-    (out / f"{path.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_write(out / f"{path.stem}.json", sync=False) as file:
+        file.write(json.dumps(record, indent=1) + "\n")
     _overview(picture, dense, attributes, out / f"{path.stem}.overview.png")
     return record
 
@@ -115,7 +118,8 @@ def _overview(
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    with atomic_path(path, sync=False) as partial:
+        figure.savefig(partial, dpi=100)
     plt.close(figure)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
+from filelock import BaseFileLock
 
-from data_pipelines.shards.manifest import publish
+from dmtg.files import atomic_write
 from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.run_lock import lock
@@ -52,7 +53,7 @@ class RunFolder:
         self.checkpoints = out / "checkpoints"
         self.tensorboard = out / "tensorboard"
         self.logs = out / "logs"
-        self._lock: IO[str] | None = None
+        self._lock: BaseFileLock | None = None
 
     def load_config(self) -> Config:
         """The configuration that the run was started with.
@@ -92,15 +93,13 @@ class RunFolder:
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.out / "lock")
-        partial = self.config.with_name("config.yaml.partial")
-        with open(partial, "wb") as file:
-            file.write(config.to_yaml().encode())
-            publish(file, self.config)
+        with atomic_write(self.config) as file:
+            file.write(config.to_yaml())
 
     def release(self) -> None:
         """Let other starts into the folder again."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release(force=True)
             self._lock = None
 
 

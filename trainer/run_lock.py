@@ -1,59 +1,74 @@
-"""Keeps two starts of a run from writing into its folder at once."""
+"""The lock of a run's folder, which keeps two processes from writing into it at once."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
 import socket
-import time
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# A network file system forgets the lock of a node that died after its lease, 90 s by default.
-_WAIT = 120.0
-_HELD = (errno.EACCES, errno.EAGAIN)
+# A network file system releases the lock of a node that died after its lease, 90 s by default.
+_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.5
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def lock(path: Path) -> IO[str]:
-    """Lock a file for as long as it is open, at the longest until this process ends.
+def lock(path: Path) -> BaseFileLock:
+    """Lock a file until the lock is released or this process ends, however it ends.
 
-    Where the file system knows no locks this is said, and nothing is locked.
+    The file names its holder as JSON: host, process and Slurm job. On a file system without locks
+    a warning is logged and nothing is locked. A process that holds the lock already gets it again.
 
     Raises:
-        UserError: Another process has held it for two minutes.
+        UserError: Another process still holds it after two minutes.
     """
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - open as long as the run
-    end = time.monotonic() + _WAIT
-    said = False
-    while True:
+    # A soft lock, which is a file that its holder deletes, would outlive a holder that is killed.
+    held = FileLock(
+        path,
+        thread_local=False,
+        is_singleton=True,
+        fallback_to_soft=False,
+        on_acquired=_write_holder,
+    )
+    try:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in _HELD:
-                logger.warning("%s: the file system has no locks: %s", path, error.strerror)
-                return file
-        file.seek(0)
-        holder = file.read().strip() or "an unknown process"
-        if time.monotonic() >= end:
-            file.close()
-            raise UserError(
-                f"run.out: {holder} works in {path.parent}; end it first, or delete {path.name} "
-                "there if it is gone"
-            )
-        if not said:
-            logger.warning("%s works in %s; waiting for its end", holder, path.parent)
-        said = True
-        time.sleep(0.5)
-    file.truncate(0)
-    who = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-    file.write(json.dumps(who))
-    file.flush()
-    return file
+            held.acquire(timeout=0)
+        except Timeout:
+            logger.warning("%s uses %s; waiting until it ends", _holder(path), path.parent)
+            held.acquire(timeout=_WAIT_SECONDS, poll_interval=_POLL_SECONDS)
+    except Timeout:
+        raise UserError(
+            f"run.out: {_holder(path)} uses {path.parent}; end it first, or delete {path.name} "
+            "there if that process no longer exists"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("%s: the file system has no locks: %s", path, error.strerror)
+    return held
+
+
+def _write_holder(descriptor: int) -> None:
+    """Write who holds the lock into the lock file, through the descriptor that holds it."""
+    holder = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+    }
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip() or "an unknown process"
+    except OSError:
+        return "an unknown process"

@@ -93,7 +93,7 @@ class Session:
     def watch_plateau(self, objective: Tensor) -> None:
         """Show the objective [N] of the step that was just made to the schedule `plateau`."""
         if self.plateau is not None:
-            self.plateau.watch(self.step - self.phase.start, objective)
+            self.plateau.update(self.step - self.phase.start, objective)
 
     def close(self) -> None:
         """Finish the files, and let go of the network before the process group.

@@ -93,13 +93,14 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_left_alone(whole, rooms_conf
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from dmtg import files
 from trainer.checkpoints import files as checkpoint_files
 from trainer.config.config import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import start_session
 
-calls, left = checkpoint_files._sync, [int(sys.argv[1])]
+calls, left = files.sync_path, [int(sys.argv[1])]
 
 def sync(path):
     left[0] -= 1
@@ -107,9 +108,10 @@ def sync(path):
         os.kill(os.getpid(), signal.SIGKILL)
     calls(path)
 
-checkpoint_files._sync = sync
 config = load_config(Path(sys.argv[2]), sys.argv[3:])
-train(start_session(config, make_accelerator(config)))
+session = start_session(config, make_accelerator(config))
+files.sync_path = checkpoint_files.sync_path = sync
+train(session)
 """
 SYNCS = 9  # of one checkpoint: five files, two folders, the pointer and its folder
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dmtg.files import PARTIAL, atomic_write, sync_path
+
 logger = logging.getLogger(__name__)
 
 WEIGHTS, MOMENTS_FILE, GROUPING = (f"{n}.safetensors" for n in ("weights", "moments", "grouping"))
@@ -40,6 +42,8 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
     """
     folder = final.parent
     _sweep(folder, _PARTIAL, _DROPPED)  # what a killed process has left
+    for pointer in folder.glob(f"{PARTIAL}*-{_POINTER}"):
+        pointer.unlink(missing_ok=True)
     if final.exists() and find_fault(final) is None:
         _point(folder, final.name)
         return
@@ -50,14 +54,14 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
         files = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
         (partial / _FILES).write_text(json.dumps(files))
         for path in (*partial.iterdir(), partial):
-            _sync(path)
+            sync_path(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if final.exists():
         _drop(final)
     os.replace(partial, final)
-    _sync(folder)
+    sync_path(folder)
     _point(folder, final.name)
 
 
@@ -145,16 +149,5 @@ def _delete(path: Path) -> None:
 
 
 def _point(folder: Path, name: str) -> None:
-    partial = folder / f"{_POINTER}{_PARTIAL}"
-    partial.write_text(name)
-    _sync(partial)
-    os.replace(partial, folder / _POINTER)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with atomic_write(folder / _POINTER) as file:
+        file.write(name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dmtg.files import atomic_write
 from trainer.commands.compare import DEFAULT_RECIPES
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
@@ -80,7 +81,8 @@ def slurm(
         text, result = _compare_job(
             config, options, compare, recipes, numbers, resources, launch, setup, wrap
         )
-    out.write_text(text, encoding="utf-8")
+    with atomic_write(out) as file:
+        file.write(text)
     result = {"script": str(out), **result}
     finish(as_json, result | ({"job": submit(out)} if send else {}))
 

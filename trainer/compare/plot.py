@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from dmtg.files import atomic_path
 from trainer.compare.table import REFERENCE, RecipeResult, Spread
 
 
@@ -29,7 +30,8 @@ def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
     if tasks:
         _draw_gains(axes[0, 2], results, tasks)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    with atomic_path(path, sync=False) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dmtg.files import atomic_write
 from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from trainer.compare.plot import draw_comparison
@@ -52,7 +53,8 @@ def save_comparison(
         indent=1,
     )
     text = f"# Comparison of grouping recipes\n\n{about} {_NOTES}{picture}"
-    (out / "compare.md").write_text(to_markdown(tables, text), encoding="utf-8")
+    with atomic_write(out / "compare.md") as file:
+        file.write(to_markdown(tables, text))
     return results, tables
 
 

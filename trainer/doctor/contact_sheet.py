@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.reading.collate import Batch
+from dmtg.files import atomic_path
 from model.tasks.spec import TaskSpec
 from trainer.doctor.rules import rule_of
 from trainer.report.drawing import Picture, draw, value_range
@@ -53,7 +54,8 @@ def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) 
             place = (left + number // _LINES * _TEXT_WIDTH, top + number % _LINES * _LINE)
             pen.text(place, line[:34], fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    with atomic_path(path, sync=False) as partial:
+        sheet.save(partial)
 
 
 def _draw_label(

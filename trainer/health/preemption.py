@@ -21,20 +21,6 @@ _received: set[str] = set()
 _loaded = time.monotonic()
 
 
-class Preempted(Exception):
-    """The run was asked to stop and has saved; a start with `run.resume=auto` goes on from there.
-
-    Attributes:
-        step: Optimizer steps done.
-        cause: `SIGUSR1`, `SIGTERM` or `run.max_minutes`, of any rank.
-    """
-
-    def __init__(self, step: int, cause: str) -> None:
-        super().__init__(f"preempted by {cause} after step {step}; the run is saved")
-        self.step = step
-        self.cause = cause
-
-
 @contextmanager
 def listening() -> Iterator[None]:
     """Take note of SIGUSR1 and SIGTERM instead of dying of them; SIGINT stays what it is."""

@@ -8,13 +8,13 @@ import math
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.errors import UserError
-from trainer.health.preemption import Preempted
+from dmtg.files import atomic_write
+from trainer.errors import Preempted, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -83,18 +83,14 @@ class StatusFile:
             self._values = self._read()
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         self._values |= {**values, "updated": now}
-        # Of this process alone: two that fail at once must not write into one file. It is not
-        # synced, which costs too much for what is replaced within seconds.
-        partial = self._path.with_name(f".{_NAME}.{socket.gethostname()}.{os.getpid()}")
         try:
-            partial.write_text(json.dumps(_finite(self._values), indent=1), encoding="utf-8")
-            os.replace(partial, self._path)
+            # A sync costs too much for a file that is replaced within seconds.
+            with atomic_write(self._path, sync=False) as file:
+                json.dump(_finite(self._values), file, indent=1)
         except OSError as error:
             if not self._warned:
                 logger.warning("%s cannot be written: %s", self._path, error.strerror)
             self._warned = True
-            with suppress(OSError):
-                partial.unlink()
 
 
 @contextmanager

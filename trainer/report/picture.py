@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from dmtg.files import atomic_path
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 
@@ -58,7 +59,9 @@ def draw_report(run: Path, out: Path) -> None:
     bottom.set(title="mean training loss", xlabel="step", yscale="log")
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    out = out if out.suffix else out.with_suffix(".png")  # as `savefig` names it
+    with atomic_path(out, sync=False) as partial:
+        figure.savefig(partial, dpi=110)
     plt.close(figure)
 
 

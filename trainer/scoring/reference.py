@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dmtg.files import atomic_write
 from trainer.errors import UserError
 
 _FORM = '{"task": {"metric": number, ...}, ...}'
@@ -19,11 +19,10 @@ def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> N
     Raises:
         UserError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(metrics, indent=2) + "\n")
-        os.replace(partial, path)
+        with atomic_write(path) as file:
+            file.write(json.dumps(metrics, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -72,7 +72,7 @@ def test_a_failed_save_keeps_the_old_file(network, path, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("model.bundle.os.replace", fail)
+    monkeypatch.setattr("dmtg.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_bundle(path, network, {})
     assert path.read_bytes() == before

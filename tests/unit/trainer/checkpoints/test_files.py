@@ -79,9 +79,11 @@ def test_nothing_is_named_before_it_is_on_the_disk_or_deleted_before_the_next_is
     save(folder, 2, keep_last=1)
     files = {("sync", name) for name in (*FILES, "files.json")}
     partial, final = "step-000000002.partial", "step-000000002"
+    pointer = calls[8][1]
+    assert pointer.startswith(".partial-") and pointer.endswith("-latest")
     assert recorder.calls[5:] == [
         ("sync", partial), ("name", final), ("sync", "checkpoints"),
-        ("sync", "latest.partial"), ("name", "latest"), ("sync", "checkpoints"),
+        ("sync", pointer), ("name", "latest"), ("sync", "checkpoints"),
         ("name", "step-000000001.dropped"), ("delete", "step-000000001.dropped"),
     ]  # fmt: skip
     assert set(calls[:5]) == files

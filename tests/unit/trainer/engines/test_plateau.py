@@ -63,7 +63,7 @@ def test_it_sees_the_mean_over_an_epoch():
     sums = [3.0, 1.0, 2.0, 1.9, 1.9, 1.9, 1.0, 1.0, 1.0]  # means 2, 1.9 (not 10 % less), 1
     factors = []
     for step, value in enumerate(sums, 1):
-        plateau.watch(step, torch.tensor([value / 2, value / 2]))
+        plateau.update(step, torch.tensor([value / 2, value / 2]))
         factors.append(plateau.factor)
     assert factors == [1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
     assert plateau.state()["best"] == pytest.approx(1.0)
@@ -75,15 +75,65 @@ def test_a_reloaded_state_goes_on_as_if_never_stopped(losses, data):
     section = section_of(patience=1)
     whole, first, second = (Plateau(section, LR, 2, CPU) for _ in range(3))
 
-    def watch(plateau, start, values):
+    def train(plateau, start, values):
         for step, value in enumerate(values, start + 1):
-            plateau.watch(step, torch.tensor([value]))
+            plateau.update(step, torch.tensor([value]))
 
-    watch(whole, 0, losses)
-    watch(first, 0, losses[:cut])
+    train(whole, 0, losses)
+    train(first, 0, losses[:cut])
     second.load(json.loads(json.dumps(first.state())))
-    watch(second, cut, losses[cut:])
+    train(second, cut, losses[cut:])
     assert second.state() == whole.state()
+
+
+class Reference:
+    """The decision as it was computed before torch's scheduler made it."""
+
+    def __init__(self, section, lr):
+        self.factor, self.best, self.bad_epochs = 1.0, None, 0
+        self.section, self.floor = section, min(1.0, section.min_lr / lr)
+
+    def end_epoch(self, loss):
+        if self.best is None or loss < self.best * (1.0 - self.section.threshold):
+            self.best, self.bad_epochs = loss, 0
+            return
+        self.bad_epochs += 1
+        if self.bad_epochs > self.section.patience:
+            self.factor = max(self.factor * self.section.gamma, self.floor)
+            self.bad_epochs = 0
+
+
+@given(
+    losses=st.lists(st.floats(0.01, 10.0), min_size=1, max_size=60),
+    patience=st.integers(0, 3),
+    threshold=st.sampled_from([0.0, 1e-4, 0.1, 0.5]),
+    gamma=st.sampled_from([1e-3, 0.1, 0.5, 0.9]),
+    min_lr=st.sampled_from([0.0, 1e-12, 3e-5, LR]),
+)
+def test_the_numbers_are_those_of_earlier_versions(losses, patience, threshold, gamma, min_lr):
+    """Bit for bit, also for factors below the least change that torch makes by default."""
+    section = section_of(patience=patience, threshold=threshold, gamma=gamma, min_lr=min_lr)
+    plateau, reference = Plateau(section, LR, 1, CPU), Reference(section, LR)
+    for loss in losses:
+        plateau.end_epoch(loss)
+        reference.end_epoch(loss)
+        state = {"best": reference.best, "bad_epochs": reference.bad_epochs, "sum": 0.0}
+        assert plateau.state() == {"factor": reference.factor, **state}
+
+
+def test_a_state_of_an_earlier_version_is_continued():
+    """With patience 3, the second of these epochs is the fourth that is not better."""
+    plateau = Plateau(section_of(), LR, 2, CPU)
+    assert plateau.state() == {"factor": 1.0, "best": None, "bad_epochs": 0, "sum": 0.0}
+    plateau.load({"factor": 0.25, "best": 2.0, "bad_epochs": 2, "sum": 1.5})
+    assert plateau.factor == 0.25
+    plateau.update(2, torch.tensor([1.0, 1.5]))  # with the sum, a mean of 2
+    assert plateau.state() == {"factor": 0.25, "best": 2.0, "bad_epochs": 3, "sum": 0.0}
+    plateau.end_epoch(2.0)
+    assert plateau.factor == 0.125
+    plateau.load({"factor": 1.0, "best": None, "bad_epochs": 0, "sum": 0.0})
+    plateau.end_epoch(9.0)
+    assert plateau.state()["best"] == 9.0
 
 
 def test_a_run_lowers_its_rate_and_resumes_within_an_epoch(rooms_config, train_here, tmp_path):

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from trainer.engines.accelerator import make_accelerator
-from trainer.errors import UserError
+from trainer.errors import Preempted, UserError
 from trainer.health import preemption
-from trainer.health.preemption import Preempted, StopVote, listening
+from trainer.health.preemption import StopVote, listening
 from trainer.run import train_run
 
 

@@ -8,8 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from trainer.errors import UserError
-from trainer.health.preemption import Preempted
+from trainer.errors import Preempted, UserError
 from trainer.monitoring import status as module
 from trainer.monitoring.status import StatusFile, note_failure, read_status, reported
 
