@@ -14,19 +14,18 @@ T = TypeVar("T", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Classes or functions by name.
 
-    Built-in entries are defined in a package or module, and register themselves with the decorator
-    when it is imported. This happens when the registry is first read, so that a reader need not
-    import it.
+    The modules of the built-in entries are imported when the registry is first read, and register
+    their entries with the decorator, so that a reader need not import them.
 
     Args:
         noun: What an entry is called in messages.
-        package: The package or module with the built-in entries; None if there are none.
+        packages: Packages and modules with the built-in entries.
     """
 
-    def __init__(self, noun: str, package: str | None = None) -> None:
+    def __init__(self, noun: str, *packages: str) -> None:
         self.noun = noun
-        self._package = package
-        self._loaded = package is None
+        self._packages = packages
+        self._loaded = False
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -35,8 +34,10 @@ class Registry(Generic[T]):
         A module that is reloaded replaces its entries.
 
         Raises:
-            ValueError: Another class or function has the name.
+            ValueError: Another class or function has the name, or it is not a single word.
         """
+        if name.split() != [name]:
+            raise ValueError(f"{self.noun} {name!r}: a name must be a single word")
 
         def decorate(entry: T) -> T:
             if not self._is_built_in(entry.__module__):
@@ -95,22 +96,20 @@ class Registry(Generic[T]):
         return None if self._is_built_in(module) else module
 
     def _is_built_in(self, module: str) -> bool:
-        return self._package is not None and f"{module}.".startswith(f"{self._package}.")
+        return any(f"{module}.".startswith(f"{package}.") for package in self._packages)
 
     def _module_names(self) -> set[str]:
-        spec = None if self._package is None else find_spec(self._package)
-        locations = None if spec is None else spec.submodule_search_locations
-        return {module.name for module in pkgutil.iter_modules(locations or [])}
+        specs = filter(None, map(find_spec, self._packages))
+        folders = [path for spec in specs for path in spec.submodule_search_locations or []]
+        return {module.name for module in pkgutil.iter_modules(folders)}
 
     def _load(self) -> None:
         if self._loaded:
             return
-        assert self._package is not None
-        package = importlib.import_module(self._package)
-        for module in pkgutil.walk_packages(
-            getattr(package, "__path__", []), f"{self._package}.", onerror=_raise
-        ):
-            importlib.import_module(module.name)
+        for name in self._packages:
+            folders = getattr(importlib.import_module(name), "__path__", [])
+            for module in pkgutil.walk_packages(folders, f"{name}.", onerror=_raise):
+                importlib.import_module(module.name)
         self._loaded = True
 
 

@@ -11,9 +11,11 @@ import typer
 from rich.console import Console
 
 from data_pipelines.errors import DataError
+from dmtg.plugins import PluginError, load_plugins
 from model.bundle import BundleError
 from trainer.commands.bench import bench
 from trainer.commands.compare import compare
+from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish, print_json
 from trainer.commands.plan import plan
 from trainer.commands.shards import shards
@@ -41,11 +43,13 @@ def export(
     shards_dir: Annotated[
         str | None, typer.Option("--shards", help="Compare on these shards, not the run's own.")
     ] = None,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the run's pruned model, compared with the full one before it gets its name."""
     from trainer.export import export_run
 
+    load_plugins(plugin or ())
     finish(as_json, asdict(export_run(run, out, shards_dir)))
 
 
@@ -64,6 +68,7 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 unless every task beats its constant.")
     ] = False,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the metrics of a model beside those of a constant prediction, or of a reference."""
@@ -71,6 +76,7 @@ def evaluate(
     from trainer.scoring.scores import score_model, scores_json
     from trainer.scoring.table import print_scores
 
+    load_plugins(plugin or ())
     found = score_model(
         model,
         shards_dir,
@@ -95,11 +101,13 @@ def predict(
     model: Annotated[Path, typer.Argument(help="An exported model.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a picture per dense task and a JSON of the attributes for every image."""
     from trainer.prediction import predict_images
 
+    load_plugins(plugin or ())
     records = predict_images(model, images, out)
     finish(as_json, {"out": str(out), "images": records} if as_json else {"images": len(records)})
 
@@ -141,6 +149,6 @@ def main() -> None:
     """Run `dmtg`; what the user can mend is one message and exit code 2."""
     try:
         app()
-    except (UserError, DataError, BundleError) as error:
+    except (UserError, DataError, BundleError, PluginError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.shards.manifest import Manifest
+from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
 
@@ -145,6 +146,41 @@ def celeba(
     )
     with _user_errors():
         manifest = write_celeba(root, out, options)
+    _summarise(as_json, out, manifest)
+
+
+@shards.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="Name of a registered converter.")],
+    root: Root,
+    out: OutDir,
+    plugin: Plugins = None,
+    tasks: Tasks = None,
+    size: Size = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    samples_per_shard: PerShard = 1000,
+    portable: Portable = False,
+    as_json: AsJson = False,
+) -> None:
+    """A data set with a converter of that name: celeba, taskonomy or one of a plug-in."""
+    from data_pipelines.convert.converter import Converter
+    from dmtg.plugins import CONVERTERS, load_plugins
+
+    options = ConversionOptions(
+        tasks=_listed(tasks),
+        size=size,
+        limit=limit,
+        seed=seed,
+        portable=portable,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+    )
+    with _user_errors():
+        load_plugins(plugin or ())
+        converter: Converter = CONVERTERS[name]
+        manifest = converter(root, out, options)
     _summarise(as_json, out, manifest)
 
 
