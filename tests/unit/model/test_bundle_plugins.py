@@ -30,13 +30,14 @@ def registered(monkeypatch):
         (plugins.DENSE_DECODERS, "heads", MyHeads),
     ):
         registry.names()
-        entry.__module__ = "my_package.parts"
         monkeypatch.setitem(registry._entries, name, entry)
     return monkeypatch
 
 
 @pytest.fixture
 def network(registered):
+    registered.setattr(Mine, "__module__", "my_package.parts")
+    registered.setattr(MyHeads, "__module__", "my_package.parts")
     encoder = build_encoder("mine", 1, image_size=SIZE, options={"channels": 8})
     tasks = [TaskSpec("depth", "dense_regression")]
     return MultiTaskNetwork(tasks, encoder, SIZE, decoder="heads")
@@ -72,6 +73,7 @@ def test_loading_needs_them(network, registered, tmp_path):
         load_pruned(path, plugins=["my_package.parts"])
 
 
-def test_a_part_of_another_module_will_do(network):
+@pytest.mark.usefixtures("network")
+def test_a_part_of_another_module_will_do():
     assert missing_plugins({"another.module": ["encoder mine"]}) is None
     assert "loss_of_nothing x of m" in str(missing_plugins({"m": ["loss_of_nothing x"]}))
