@@ -1,4 +1,4 @@
-"""All registries, the decorators that fill them from outside, and the import of plug-in modules."""
+"""All registries, the decorators that fill them, and the import of plug-in modules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,24 @@ DENSE_DECODERS: Registry[Any] = Registry("dense decoder", "model.heads")
 SAMPLERS: Registry[Any] = Registry("sampler", "model.grouping.samplers")
 RECIPES: Registry[Any] = Registry("recipe", "trainer.recipes")
 DATA_SOURCES: Registry[Any] = Registry("data source", "trainer.data_sources")
-CONVERTERS: Registry[Any] = Registry("converter", "data_pipelines.convert")
+CONVERTERS: Registry[Any] = Registry(  # the others take more than a folder, or `datasets`
+    "converter", "data_pipelines.convert.celeba", "data_pipelines.convert.taskonomy"
+)
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.noun: registry
+    for registry in (
+        TASK_KINDS,
+        LOSSES,
+        METRICS,
+        ENCODERS,
+        DENSE_DECODERS,
+        SAMPLERS,
+        RECIPES,
+        DATA_SOURCES,
+        CONVERTERS,
+    )
+}
 
 register_task_kind = TASK_KINDS.register
 register_loss = LOSSES.register
@@ -38,6 +55,11 @@ class PluginError(ValueError):
 
 def load_plugins(modules: Iterable[str] = ()) -> None:
     """Import plug-ins, which register their parts: those that are installed, and `modules`.
+
+    A module that is imported already is not imported again.
+
+    Args:
+        modules: Dotted names, as the configuration's `plugins` has them.
 
     Raises:
         PluginError: A module cannot be imported.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -13,28 +14,34 @@ T = TypeVar("T", bound=Callable[..., Any])
 class Registry(Generic[T]):
     """Classes or functions by name.
 
-    Built-in entries are defined in the modules of `package`, each of which registers itself with
-    the decorator. They are imported when the registry is first read, so that the packages which
-    read a registry need not import the package that fills it.
+    The modules of the built-in entries are imported when the registry is first read, and register
+    their entries with the decorator, so that a reader need not import them.
 
     Args:
         noun: What an entry is called in messages.
-        package: The package whose modules hold the built-in entries; None if there are none.
+        packages: Packages and modules with the built-in entries.
     """
 
-    def __init__(self, noun: str, package: str | None = None) -> None:
+    def __init__(self, noun: str, *packages: str) -> None:
         self.noun = noun
-        self._package = package
+        self._packages = packages
+        self._loaded = False
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a class or function under `name`.
 
+        A module that is reloaded replaces its entries.
+
         Raises:
-            ValueError: Another entry has the name.
+            ValueError: Another class or function has the name, or it is not a single word.
         """
+        if name.split() != [name]:
+            raise ValueError(f"{self.noun} {name!r}: a name must be a single word")
 
         def decorate(entry: T) -> T:
+            if not self._is_built_in(entry.__module__):
+                self._load()  # so that a plug-in cannot take a built-in entry's name
             known = self._entries.get(name)
             if known is not None and _identity(known) != _identity(entry):
                 raise ValueError(
@@ -62,22 +69,53 @@ class Registry(Generic[T]):
         return name in self._entries
 
     def names(self) -> tuple[str, ...]:
-        """Return all names, the built-in ones first."""
+        """Return all names in alphabetical order, the built-in ones first."""
         self._load()
-        return tuple(self._entries)
+        return tuple(sorted(self._entries, key=lambda name: (self.plugin_of(name) or "", name)))
+
+    def check(self, name: str) -> str:
+        """Return a name that is known.
+
+        A name that is also the name of a built-in module passes without an import, which keeps
+        the check of a configuration fast; it is looked up when the entry is used.
+
+        Raises:
+            ValueError: The name is unknown; the message lists those that are allowed.
+        """
+        if name not in self._entries and name not in self._module_names():
+            self[name]
+        return name
 
     def plugin_of(self, name: str) -> str | None:
-        """Return the module outside the built-in package that registered a name, else None."""
+        """Return the module of the plug-in that registered a name; None for a built-in entry.
+
+        Raises:
+            ValueError: The name is unknown.
+        """
         module = self[name].__module__
-        built_in = self._package is not None and f"{module}.".startswith(f"{self._package}.")
-        return None if built_in else module
+        return None if self._is_built_in(module) else module
+
+    def _is_built_in(self, module: str) -> bool:
+        return any(f"{module}.".startswith(f"{package}.") for package in self._packages)
+
+    def _module_names(self) -> set[str]:
+        specs = filter(None, map(find_spec, self._packages))
+        folders = [path for spec in specs for path in spec.submodule_search_locations or []]
+        return {module.name for module in pkgutil.iter_modules(folders)}
 
     def _load(self) -> None:
-        if self._package is None:
+        if self._loaded:
             return
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-            importlib.import_module(module.name)
+        for name in self._packages:
+            folders = getattr(importlib.import_module(name), "__path__", [])
+            for module in pkgutil.walk_packages(folders, f"{name}.", onerror=_raise):
+                importlib.import_module(module.name)
+        self._loaded = True
+
+
+def _raise(_name: str) -> None:
+    """Raise the error of an import inside `pkgutil.walk_packages`, which would hide some."""
+    raise
 
 
 def _identity(entry: Callable[..., Any]) -> tuple[str, str]:

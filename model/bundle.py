@@ -6,7 +6,7 @@ Legend: B batch, H, W.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dmtg.files import atomic_path
+from dmtg.plugins import load_plugins
+from model.bundle_plugins import missing_plugins, plugins_of
 from model.errors import BundleError
 from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
@@ -84,6 +86,7 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
         "version": VERSION,
         "network": network.config(),
         "groups": groups,
+        "plugins": plugins_of(network.config()),
         "metadata": dict(metadata),
     }
     tensors = {
@@ -94,12 +97,19 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
         save_file(tensors, partial, metadata={KEY: json.dumps(description, allow_nan=False)})
 
 
-def load_pruned(path: str | Path) -> PrunedModel:
+def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
     """Read an exported model, in evaluation mode on the CPU.
 
+    Args:
+        plugins: Modules to import first, which register parts that the model needs. Installed
+            plug-ins are imported, too; the file itself never causes an import.
+
     Raises:
-        BundleError: If the file is not one that `save_bundle` wrote.
+        BundleError: If the file is not one that `save_bundle` wrote, or needs plug-ins that are
+            not registered.
+        PluginError: If a plug-in cannot be imported.
     """
+    load_plugins(plugins)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -109,6 +119,12 @@ def load_pruned(path: str | Path) -> PrunedModel:
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: not a readable safetensors file ({error})") from error
     description = _parsed(path, header)
+    try:
+        missing = missing_plugins(description.get("plugins", {}))
+    except (AttributeError, TypeError) as error:
+        raise BundleError(f"{path}: its plug-ins are not readable ({error!r})") from error
+    if missing:
+        raise BundleError(f"{path}: {missing}")
     try:
         network = MultiTaskNetwork.from_config(description["network"])
         metadata = description["metadata"]

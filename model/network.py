@@ -20,7 +20,7 @@ from model.grouping.gradient_statistics import ActivationHook, GradientStatistic
 from model.grouping.head_sampling import HeadSample
 from model.heads.head_losses import Predictions, head_losses
 from model.heads.layout import Head, HeadLayout, HeadSelection
-from model.heads.stack import Decoder, build_stacked_heads
+from model.heads.stack import build_stacked_heads
 from model.labels import TaskLabels
 from model.recompute import call, recomputed
 from model.subset import Cuttable
@@ -39,13 +39,14 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         encoder: Trunk and branches; the network takes them over.
         image_size: H and W.
         heads: Pairs (task, branch); None means all N*K.
-        dense_widths: Channels of the stages of the decoder `resize`.
+        dense_widths: Channels of the stages of a decoder that takes them, such as `resize`.
         decoder: Of the dense tasks, see `build_stacked_heads`.
         gradient_scale: Factors of the gradients into the trunk and into each branch, see
             `gradient_factors`; a subset keeps them.
         image_mean: Per channel of an image scaled to 0..1; None means ImageNet's for pictures,
             and for anything else that the values are taken as they are.
         image_std: See `image_mean`.
+        decoder_options: Other keywords of the decoder.
 
     Attributes:
         heads: The heads, sorted by signature, branch and task.
@@ -67,10 +68,11 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         image_size: tuple[int, int],
         heads: Iterable[Head] | None = None,
         dense_widths: Sequence[int] = (32, 16),
-        decoder: Decoder = "resize",
+        decoder: str = "resize",
         gradient_scale: Sequence[float] = (1.0, 1.0),
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
+        decoder_options: Mapping[str, Any] | None = None,
     ) -> None:
         layout = HeadLayout(tasks, len(encoder.branches), heads)
         super().__init__(tasks, layout.members, image_size)
@@ -86,6 +88,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
             "image_size": list(image_size),
             "dense_widths": list(dense_widths),
             "decoder": decoder,
+            "decoder_options": dict(decoder_options or {}),
             "gradient_scale": list(gradient_scale),
             "image_mean": list(image_mean),
             "image_std": list(image_std),
@@ -108,6 +111,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
                     self.image_size,
                     decoder,
                     dense_widths,
+                    decoder_options,
                 )
                 for name, rows in layout.rows.items()
             }

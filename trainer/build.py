@@ -38,8 +38,14 @@ def open_manifest(config: Config) -> Manifest:
 
 
 def open_shards(config: Config) -> Folder:
-    """The folder of the shards, with its cache if there is one."""
+    """The folder of the shards, with its cache if there is one.
+
+    Raises:
+        UserError: The run's data are not shards.
+    """
     data, cache = config.data, None
+    if data.shards is None:
+        raise UserError(f"data.shards: not given, the run reads from data.source {data.source!r}")
     if data.cache_dir is not None:
         cache = ShardCache(data.cache_dir, round(data.cache_gb * 1e9))
     return open_folder(data.shards, cache, data.retry_seconds)
@@ -138,6 +144,7 @@ def build_network(
             heads=None if groups is None else heads_of_groups(groups),
             dense_widths=section.dense_widths,
             decoder=section.decoder,
+            decoder_options=section.decoder_options,
             gradient_scale=gradient_factors(
                 section.gradient_scale, len(encoder.branches), len(tasks)
             ),

@@ -21,7 +21,7 @@ from trainer.checkpoints.state import load_weights
 from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.recipes.learner import hard_heads
-from trainer.run_data import build_eval_loader
+from trainer.run_data import build_eval_loader, open_data
 from trainer.run_folder import RunFolder
 
 TOLERANCE = 1e-4  # of outputs of order one: another order of summation, not another model
@@ -61,7 +61,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     config = folder.load_config()
     if shards is not None:
         tree = config.model_dump(mode="json")
-        tree["data"]["shards"] = shards
+        tree["data"] |= {"source": "shards", "source_options": {}, "shards": shards}
         config = parse_config(tree, str(run))
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
@@ -97,8 +97,12 @@ def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:
-    manifest = Manifest.load(open_shards(config))
-    loader = build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0)
+    loader: Iterable[Batch]
+    if config.data.shards is None:
+        loader = open_data(config).eval_batches(rank=0, world_size=1)
+    else:
+        manifest = Manifest.load(open_shards(config))
+        loader = build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0)
     return list(islice(loader, _NUM_BATCHES))
 
 

@@ -1,4 +1,4 @@
-"""Where a run's batches come from: shards, or whatever else offers the same."""
+"""The data of a run: what a data source gives, and the loaders of shards."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from data_pipelines.reading.loader import epoch_order, eval_loader, train_loader
 from data_pipelines.reading.streaming import stream_batches
 from data_pipelines.shards.manifest import Manifest
 from data_pipelines.transforms import Geometry
+from dmtg.plugins import DATA_SOURCES
 from model.tasks.spec import TaskSpec
-from trainer.build import label_requests, open_manifest, open_shards, resolve_tasks
+from trainer.build import label_requests, open_shards
 from trainer.config.config import Config
 from trainer.errors import UserError
 
@@ -21,11 +22,16 @@ from trainer.errors import UserError
 class RunData(Protocol):
     """The data of a run.
 
+    A data source is a class or function that takes the `Config` of a run and returns this;
+    `dmtg.plugins.register_data_source` gives it the name that `data.source` refers to. It reads its
+    options from `config.data.source_options`, and raises `UserError` where they or the data cannot
+    be used.
+
     Attributes:
         tasks: The N tasks.
-        train_samples: Of the train split; None where they do not end.
-        eval_samples: Of the evaluation split.
-        digest: Tells one data set from another.
+        train_samples: Number in the train split; None where the split has no end.
+        eval_samples: Number in the evaluation split.
+        digest: Differs between data sets; a checkpoint of another digest is refused.
         dataset: Name and size of the data set, for messages.
     """
 
@@ -36,73 +42,37 @@ class RunData(Protocol):
     dataset: str
 
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which the train split is read once.
+        """Return the optimizer steps in which the train split is read once.
 
         Raises:
-            UserError: It has no end.
+            UserError: The split has no end.
         """
 
     def train_batches(
         self, start_step: int, end_step: int, *, rank: int, world_size: int
     ) -> Iterable[Batch]:
-        """Micro-batches of a process, those of a step following each other."""
+        """Return the micro-batches of a process from `start_step` to before `end_step`.
+
+        All micro-batches of a step follow each other. Those of a step are a function of the seed
+        and the step, so that a resumed run reads what an uninterrupted one would.
+        """
 
     def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
-        """Every sample of the evaluation split once over all processes."""
+        """Return batches with every sample of the evaluation split once over all processes."""
 
 
-class ShardData:
-    """`RunData` from the shards that the configuration names.
+def open_data(config: Config) -> RunData:
+    """Return the data of the source that `data.source` names.
 
     Raises:
         UserError, DataError: Data or tasks cannot be used.
     """
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.manifest = open_manifest(config)
-        self.tasks = resolve_tasks(config.tasks, self.manifest)
-        self.digest = self.manifest.digest()
-        self.dataset = _describe(config, self.manifest)
-        self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
-        self.train_samples: int | None = None
-        if config.data.stream is None:
-            self.train_samples = self.manifest.split(config.data.train_split).num_samples
-
-    def steps_per_epoch(self) -> int:
-        """As `RunData` says."""
-        return steps_per_epoch(self._config, self.manifest)
-
-    def train_batches(
-        self, start_step: int, end_step: int, *, rank: int, world_size: int
-    ) -> Iterable[Batch]:
-        """As `RunData` says."""
-        return build_train_loader(
-            self._config,
-            self.manifest,
-            self.tasks,
-            start_step=start_step,
-            end_step=end_step,
-            rank=rank,
-            world_size=world_size,
-        )
-
-    def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
-        """As `RunData` says."""
-        return build_eval_loader(
-            self._config, self.manifest, self.tasks, rank=rank, world_size=world_size
-        )
-
-
-def _describe(config: Config, manifest: Manifest) -> str:
-    names = [config.data.eval_split]
-    if config.data.stream is None:
-        names.insert(0, config.data.train_split)
-    splits = [
-        f"{name}: {split.num_samples} samples in {len(split.shards)} shards"
-        for name, split in ((name, manifest.split(name)) for name in names)
-    ]
-    return f"{manifest.dataset} ({', '.join(splits)})"
+    try:
+        source = DATA_SOURCES[config.data.source]
+    except ValueError as error:
+        raise UserError(f"data.source: {error}") from None
+    data: RunData = source(config)
+    return data
 
 
 def num_steps(config: Config, data: RunData) -> int:

@@ -28,7 +28,7 @@ from trainer.monitoring.profiling import ProfileWindow
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
 from trainer.recipes.groups import given_groups
 from trainer.recipes.learner import GroupLearner
-from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
+from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
 
 _OBSERVED = "observed."  # before the names of an observer's tensors in a checkpoint
@@ -124,7 +124,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         UserError, DataError: Data, tasks, folder or checkpoint cannot be used.
     """
     folder = RunFolder(config.run.out)
-    data = data or ShardData(config)
+    data = data or open_data(config)
     tasks = data.tasks
     folder.check(config)
     checkpoint = resume_checkpoint(config, folder, data, accelerator)

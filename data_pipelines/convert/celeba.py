@@ -16,6 +16,7 @@ from data_pipelines.decode.codecs import encode_json
 from data_pipelines.errors import DataError
 from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.plugins import register_converter
 
 IMAGE, ATTRIBUTES_MEMBER = "rgb", "attributes.json"
 SPLITS = ("train", "val", "test")  # in the order of the partition's numbers
@@ -71,6 +72,7 @@ class _Faces:
         return None
 
 
+@register_converter("celeba")
 def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
     """Writes shards of CelebA; a rerun with the same arguments continues.
 

@@ -1,4 +1,7 @@
-"""Encoders by name: a shared trunk and K branches."""
+"""Encoders by name: each a shared trunk and K branches; a module here for each architecture.
+
+`build_encoder` is called by `trainer.build` and by `MultiTaskNetwork.from_config`.
+"""
 
 from model.encoders.build import build_encoder
 from model.encoders.encoder import Encoder

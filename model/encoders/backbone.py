@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_BACKBONE_MAPPING,
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    ViTConfig,
-    ViTModel,
-)
 
-# Attributes of a config that say nothing about the architecture, or that this module sets itself.
+from dmtg.plugins import register_encoder
+from model.encoders.family import EncoderFamily, Parts
+
+if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_VIT = "vit"  # has no backbone class: its plain model is used
+# Attributes of a config that do not decide the architecture, or that this module sets itself.
 _NOT_OPTIONS = frozenset(
     {
         "_name_or_path",
@@ -107,13 +105,15 @@ SPLITTERS = {
     "convnext": _convnext_stages,
     "convnextv2": _convnext_stages,
     "dinov2": _dinov2_stages,
-    "vit": _vit_stages,
+    _VIT: _vit_stages,
 }
 
 
 def _model_types() -> list[str]:
+    from transformers import MODEL_FOR_BACKBONE_MAPPING
+
     types = {config.model_type for config in MODEL_FOR_BACKBONE_MAPPING}
-    return sorted(types - {"timm_backbone"} | {ViTConfig.model_type})
+    return sorted(types - {"timm_backbone"} | {_VIT})
 
 
 def resolve_config(
@@ -124,6 +124,9 @@ def resolve_config(
     Raises:
         ValueError: If the folder, the model type or an option is not usable.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
     overrides = dict(options)
     model_type = overrides.pop("model_type", None)
     if pretrained is not None:
@@ -157,7 +160,7 @@ def resolve_config(
     try:
         # Built anew, because some attributes (the names of the stages) follow from others.
         config = type(base)(**{**_differences(base), **overrides})
-        if model_type != ViTConfig.model_type:
+        if model_type != _VIT:
             config.out_features = [config.stage_names[-1]]
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(
@@ -184,7 +187,7 @@ def build_parts(
     trunk_depth: int,
     image_size: tuple[int, int],
     pretrained: str | None,
-) -> tuple[nn.Module, nn.Module]:
+) -> Parts:
     """Build a trunk of the first `trunk_depth` stages and a branch of the others.
 
     The first stage of every family is its embedding: for a transformer a depth of 1 + L shares L
@@ -193,8 +196,10 @@ def build_parts(
     Raises:
         ValueError: If the family cannot be split there, or not be trained in every parameter.
     """
+    from transformers import MODEL_FOR_BACKBONE_MAPPING, ViTModel
+
     family, arguments = config.model_type, {}
-    if family == ViTConfig.model_type:  # It has no backbone class: its plain model serves.
+    if family == _VIT:
         backbone_class, arguments = ViTModel, {"add_pooling_layer": False}
     else:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
@@ -226,7 +231,37 @@ def build_parts(
             trunk = nn.Sequential(*stages[:trunk_depth])
         branch = nn.Sequential(*stages[trunk_depth:])
     _drop_unused(nn.ModuleList([trunk, branch]), image_size, family)
-    return trunk, branch
+    return Parts(trunk, branch)
+
+
+@register_encoder("backbone")
+class Backbone(EncoderFamily):
+    """A backbone of the transformers library, see `build_parts` for the split.
+
+    Args:
+        options: `model_type` (unless it is pretrained) and options of that family's config.
+        image_size: H and W.
+        pretrained: Folder with a `config.json` and weights; these decide the options left out.
+
+    Raises:
+        ValueError: If the folder, the model type or an option is not usable.
+    """
+
+    takes_pretrained: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        image_size: tuple[int, int],
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(options, image_size, pretrained)
+        self._config = resolve_config(options, pretrained, image_size)
+        self.options = to_options(self._config)
+
+    def build_parts(self, trunk_depth: int) -> Parts:
+        """Build a trunk and one branch, see the function `build_parts`."""
+        return build_parts(self._config, trunk_depth, self.image_size, self.pretrained)
 
 
 def _drop_unused(parts: nn.ModuleList, image_size: tuple[int, int], family: str) -> None:

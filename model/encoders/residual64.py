@@ -6,11 +6,14 @@ Legend: B batch, C channels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtg.plugins import register_encoder
+from model.encoders.encoder import Pool
+from model.encoders.family import EncoderFamily, Parts
 from model.encoders.pooled_stem import PooledStem
 
 MAX_TRUNK_DEPTH = 1
@@ -32,32 +35,56 @@ class ResidualBlock(nn.Module):
         return F.relu(self.norm2(self.conv2(hidden)) + maps)
 
 
-def build_parts(options: Mapping[str, Any], trunk_depth: int) -> tuple[nn.Module, nn.Module]:
-    """Build a trunk and one branch.
+@register_encoder("residual64")
+class Residual64(EncoderFamily):
+    """A convolutional stem and a residual block.
 
-    With 64x64 images and 64 channels the output is [B,64,15,15], 14,400 features.
+    With 64x64 images and 64 channels the output is [B,64,15,15], 14,400 features. A trunk depth of
+    1 puts the stem into the trunk, 0 into the branch.
 
     Args:
         options: `channels` (64 where left out).
-        trunk_depth: 1 puts the stem into the trunk, 0 into the branch.
+        image_size: H and W.
+        pretrained: Not used.
 
     Raises:
         ValueError: If an option is unknown or a value not allowed.
     """
-    unknown = sorted(set(options) - {"channels"})
-    if unknown:
-        raise ValueError(
-            f"model.encoder.options has {unknown[0]!r}, residual64 knows only 'channels'"
-        )
-    channels = options.get("channels", 64)
-    if not isinstance(channels, int) or channels < 1:
-        raise ValueError(
-            f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
-        )
-    if trunk_depth not in range(MAX_TRUNK_DEPTH + 1):
-        raise ValueError(
-            f"model.trunk_depth is {trunk_depth!r}, must be 0 or {MAX_TRUNK_DEPTH} for residual64"
-        )
-    stem = PooledStem(channels)
-    block = nn.Sequential(ResidualBlock(channels), nn.AvgPool2d(2))
-    return (stem, block) if trunk_depth else (nn.Identity(), nn.Sequential(stem, block))
+
+    pool: ClassVar[Pool] = "flatten"
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        image_size: tuple[int, int],
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(options, image_size, pretrained)
+        unknown = sorted(set(options) - {"channels"})
+        if unknown:
+            raise ValueError(
+                f"model.encoder.options has {unknown[0]!r}, residual64 knows only 'channels'"
+            )
+        channels = options.get("channels", 64)
+        if not isinstance(channels, int) or channels < 1:
+            raise ValueError(
+                f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
+            )
+        self._channels = channels
+
+    def build_parts(self, trunk_depth: int) -> Parts:
+        """Build a trunk and one branch.
+
+        Raises:
+            ValueError: If the depth is neither 0 nor 1.
+        """
+        if trunk_depth not in range(MAX_TRUNK_DEPTH + 1):
+            raise ValueError(
+                f"model.trunk_depth is {trunk_depth!r}, "
+                f"must be 0 or {MAX_TRUNK_DEPTH} for residual64"
+            )
+        stem = PooledStem(self._channels)
+        block = nn.Sequential(ResidualBlock(self._channels), nn.AvgPool2d(2))
+        if trunk_depth:
+            return Parts(stem, block)
+        return Parts(nn.Identity(), nn.Sequential(stem, block))

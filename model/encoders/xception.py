@@ -11,13 +11,16 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtg.plugins import register_encoder
+from model.encoders.family import EncoderFamily, Parts
+
 SIZES = (32, 64, 128, 256, *(728,) * 9)
 CHANNELS = 512
 STEM_DEPTH = 2
 
 
 class SeparableConv(nn.Sequential):
-    """A 3x3 convolution of every channel on its own, a 1x1 across them, batch normalisation."""
+    """A 3x3 depthwise convolution, a 1x1 convolution and batch normalisation."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
@@ -93,36 +96,53 @@ def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
     return list(sizes), channels
 
 
-def build_parts(
-    options: Mapping[str, Any], trunk_depth: int, image_size: tuple[int, int]
-) -> tuple[nn.Module, nn.Module]:
-    """Build a trunk of the first `trunk_depth` stages and one branch of the others.
+@register_encoder("xception")
+class Xception(EncoderFamily):
+    """Stages of convolutions: the first `trunk_depth` are the trunk, the others the branch.
 
     A stage is a size: two convolutions, the first of stride 2, then blocks. The branch ends in
-    ReLU and a separable convolution. With the published sizes the output is [B,512,H/16,W/16].
+    ReLU and a separable convolution. With the published sizes the output is [B,512,H/16,W/16], and
+    the published splits are trunk depths of 0, 3, 6 and 9.
 
     Args:
         options: `sizes` (channels of the stages, 32, 64, 128, 256 and nine times 728 where left
             out) and `channels` (of the output, 512 where left out).
-        trunk_depth: From 0 to the number of sizes; the published splits are 0, 3, 6 and 9.
         image_size: H and W.
+        pretrained: Not used.
 
     Raises:
-        ValueError: If an option, the depth or the image size is not allowed.
+        ValueError: If an option is unknown or a value not allowed.
     """
-    sizes, channels = _resolve(options)
-    if trunk_depth not in range(len(sizes) + 1):
-        raise ValueError(
-            f"model.trunk_depth is {trunk_depth!r}, must be from 0 to {len(sizes)} for xception"
-        )
-    inputs = sizes[STEM_DEPTH - 1 : -1]
-    blocks = [XceptionBlock(i, o) for i, o in zip(inputs, sizes[STEM_DEPTH:], strict=True)]
-    factor = 2 ** (1 + sum(block.reshapes for block in blocks))
-    if image_size[0] % factor or image_size[1] % factor:
-        raise ValueError(
-            f"image_size is {tuple(image_size)}, must be multiples of {factor} for xception"
-        )
-    stages = [_stem(3, sizes[0], stride=2), _stem(sizes[0], sizes[1], stride=1), *blocks]
-    trunk = nn.Sequential(*stages[:trunk_depth]) if trunk_depth else nn.Identity()
-    last = nn.Sequential(nn.ReLU(), SeparableConv(sizes[-1], channels))
-    return trunk, nn.Sequential(*stages[trunk_depth:], last)
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        image_size: tuple[int, int],
+        pretrained: str | None = None,
+    ) -> None:
+        super().__init__(options, image_size, pretrained)
+        self._sizes, self._channels = _resolve(options)
+
+    def build_parts(self, trunk_depth: int) -> Parts:
+        """Build a trunk and one branch.
+
+        Raises:
+            ValueError: If there are fewer stages, or the image size cannot be halved so often.
+        """
+        sizes = self._sizes
+        if trunk_depth not in range(len(sizes) + 1):
+            raise ValueError(
+                f"model.trunk_depth is {trunk_depth!r}, must be from 0 to {len(sizes)} for xception"
+            )
+        inputs = sizes[STEM_DEPTH - 1 : -1]
+        blocks = [XceptionBlock(i, o) for i, o in zip(inputs, sizes[STEM_DEPTH:], strict=True)]
+        factor = 2 ** (1 + sum(block.reshapes for block in blocks))
+        if self.image_size[0] % factor or self.image_size[1] % factor:
+            raise ValueError(
+                f"image_size is {tuple(self.image_size)}, must be multiples of {factor} "
+                "for xception"
+            )
+        stages = [_stem(3, sizes[0], stride=2), _stem(sizes[0], sizes[1], stride=1), *blocks]
+        trunk = nn.Sequential(*stages[:trunk_depth]) if trunk_depth else nn.Identity()
+        last = nn.Sequential(nn.ReLU(), SeparableConv(sizes[-1], self._channels))
+        return Parts(trunk, nn.Sequential(*stages[trunk_depth:], last))

@@ -12,12 +12,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Sampler = Literal[
-    "gumbel", "gumbel_per_sample", "straight_through", "softmax", "relaxed_one_hot", "diagonal"
-]
+from dmtg.plugins import SAMPLERS
+from model.grouping.samplers.diagonal import diagonal
+from model.grouping.samplers.sampler import Sampler
+
 Start = Literal["equal", "diagonal", "gaussian"]
 EntropyForm = Literal["binary", "plain"]
 
@@ -26,7 +26,7 @@ class Grouping(nn.Module):
     """Logits of the N distributions, and which of the N*K heads are alive.
 
     Args:
-        sampler: How `sample` makes weights of the logits, see there.
+        sampler: Name of a registered `Sampler`, which gives the weights of `sample`.
         start: Logits are all `init` (`equal`), `init` on the branch of the task's own number modulo
             K and zero elsewhere (`diagonal`), or normal with deviation `init` (`gaussian`).
         init: See `start`.
@@ -43,18 +43,22 @@ class Grouping(nn.Module):
         self,
         num_tasks: int,
         num_branches: int,
-        sampler: Sampler = "gumbel",
+        sampler: str = "gumbel",
         start: Start = "equal",
         init: float = 1.0,
         init_noise: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("sampler", sampler, Sampler), ("start", start, Start)):
-            if value not in get_args(allowed):
-                names = ", ".join(get_args(allowed))
+        for name, value, allowed in (
+            ("sampler", sampler, SAMPLERS.names()),
+            ("start", start, get_args(Start)),
+        ):
+            if value not in allowed:
+                names = ", ".join(allowed)
                 raise ValueError(f"grouping.{name} is {value!r}, must be one of {names}")
         self.sampler = sampler
+        self._sampler: Sampler = SAMPLERS[sampler]()
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(num_tasks, num_branches, generator=generator)
         if start == "diagonal":
@@ -69,24 +73,18 @@ class Grouping(nn.Module):
     def _alive_logits(self) -> Tensor:
         return self.logits.masked_fill(~self.alive, -torch.inf)
 
+    @property
+    def per_sample(self) -> bool:
+        """Whether `sample` takes noise and gives weights for every sample."""
+        return self._sampler.per_sample
+
     @torch.no_grad()
     def probabilities(self) -> Tensor:
         """Return the distributions [N,K]; heads that are switched off have probability zero."""
-        if self.sampler == "diagonal":
-            return self._diagonal()
-        return self._alive_logits().softmax(dim=1)
-
-    def _diagonal(self) -> Tensor:
-        return diagonal(*self.logits.shape).to(self.logits.device)
+        return self._sampler.probabilities(self._alive_logits())
 
     def sample(self, noise: Tensor, tau: float) -> Tensor:
-        """Draw the weights z of the heads, over those that are alive.
-
-        `gumbel` is the paper's relaxation, softmax((logits + noise) / tau), and `gumbel_per_sample`
-        the same with noise for every sample. `relaxed_one_hot` writes it as torch's distribution
-        of that name does, with a gradient. `straight_through` gives the relaxation's largest weight
-        all, and has its gradient. `softmax` has no noise. `diagonal` is fixed: task n on branch
-        n modulo K.
+        """Return the sampler's weights z of the heads, over those that are alive.
 
         Args:
             noise: Standard Gumbel noise [N,K], or [N,K,S] for weights per sample.
@@ -100,21 +98,7 @@ class Grouping(nn.Module):
         """
         if tau <= 0:
             raise ValueError(f"grouping temperature tau is {tau!r}, must be above 0")
-        if self.sampler == "diagonal":
-            return self._diagonal()
-        logits = self._alive_logits()
-        if self.sampler == "softmax":
-            return (logits / tau).softmax(dim=1)
-        if self.sampler == "relaxed_one_hot":
-            logits = logits.log_softmax(dim=1)
-        if noise.ndim == 3:
-            logits = logits.unsqueeze(2)
-        relaxed = ((logits + noise) / tau).softmax(dim=1)
-        if self.sampler != "straight_through":
-            return relaxed
-        hard = F.one_hot(relaxed.argmax(dim=1), relaxed.shape[1]).to(relaxed.dtype)
-        # The bracket is exactly zero, so the weights are exactly one-hot.
-        return hard + (relaxed - relaxed.detach())
+        return self._sampler.weights(self._alive_logits(), noise, tau)
 
     def logit_gradient(self, z: Tensor, losses: Tensor) -> Tensor:
         """Return the gradient [N,K] of sum(z * losses) in the logits, zero where not alive.
@@ -146,11 +130,6 @@ class Grouping(nn.Module):
     def heads(self) -> list[tuple[int, int]]:
         """Return the heads that are alive as (task, branch)."""
         return [(task, branch) for task, branch in self.alive.nonzero().tolist()]
-
-
-def diagonal(num_tasks: int, num_branches: int) -> Tensor:
-    """Return [N,K] with a one on branch n modulo K of every task n."""
-    return F.one_hot(torch.arange(num_tasks) % num_branches, num_branches).float()
 
 
 def _times_log(log_p: Tensor) -> Tensor:

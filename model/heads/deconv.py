@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtg.plugins import register_dense_decoder
 from model.heads.branch_rows import rows_of_each_branch
+from model.heads.dense_decoder import DenseDecoder
 from model.heads.linear_and_resize import fan_in_uniform
 from model.rows import Rows, take
 
@@ -23,7 +25,8 @@ WIDTHS = (128, 64, 48, 32)
 Own = Mapping[str, Tensor]  # by name, the rows of a parameter that are of one branch
 
 
-class DeconvHeads(nn.Module):
+@register_dense_decoder("deconv")
+class DeconvHeads(DenseDecoder):
     """One deconvolution decoder per head, 16 times the size of the feature map.
 
     Four stages of 128, 64, 48 and 32 channels: a 2x2 transposed convolution of stride 2, then, but

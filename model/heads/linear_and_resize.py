@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dmtg.plugins import register_dense_decoder
 from model.heads.branch_products import branch_products
 from model.heads.branch_rows import all_rows, rows_of_each_branch
+from model.heads.dense_decoder import DenseDecoder
 from model.rows import Rows
 
 GROUP_WIDTH = 8
@@ -72,7 +75,8 @@ class LinearHeads(nn.Module):
         return [next(found) if size else None for size in sizes]
 
 
-class DenseHeads(nn.Module):
+@register_dense_decoder("resize")
+class DenseHeads(DenseDecoder):
     """One upsampling decoder per head.
 
     A stage is a 3x3 convolution, a normalisation over groups of channels of one sample (so that
@@ -89,6 +93,8 @@ class DenseHeads(nn.Module):
     Raises:
         ValueError: If a width is not a positive multiple of 8.
     """
+
+    takes_dense_widths: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from model.encoders.backbone import resolve_config, to_options
+from model.encoders.build import encoder_family
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, load_checkpoint, newest_checkpoint
 from trainer.config.config import Config
 from trainer.engines.agreement import first_message
@@ -82,13 +82,11 @@ def describe_encoder(config: Config) -> dict[str, Any]:
     }
     if section.pretrained is not None:  # its folder need not be there any more
         return encoder
-    options = section.options
-    if section.name == "backbone":
-        try:
-            options = to_options(resolve_config(options, None, config.data.size))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    return {**encoder, "options": options}
+    try:
+        family = encoder_family(section.name, section.options, config.data.size)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return {**encoder, "options": family.options}
 
 
 def check_fits(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
 
@@ -147,6 +148,42 @@ def celeba(
     )
     with _user_errors():
         manifest = write_celeba(root, out, options)
+    _summarise(as_json, out, manifest)
+
+
+@shards.command()
+def convert(
+    name: Annotated[str, typer.Argument(help="Name of a registered converter.")],
+    root: Root,
+    out: OutDir,
+    plugin: Plugins = None,
+    tasks: Tasks = None,
+    size: Size = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    samples_per_shard: PerShard = 1000,
+    portable: Portable = False,
+    as_json: AsJson = False,
+) -> None:
+    """A data set with a converter of that name: celeba, taskonomy or one of a plug-in."""
+    from data_pipelines.convert.converter import Converter
+    from data_pipelines.convert.options import ConversionOptions
+    from dmtg.plugins import CONVERTERS, load_plugins
+
+    options = ConversionOptions(
+        tasks=_split_names(tasks),
+        size=size,
+        limit=limit,
+        seed=seed,
+        portable=portable,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+    )
+    with _user_errors():
+        load_plugins(plugin or ())
+        converter: Converter = CONVERTERS[name]
+        manifest = converter(root, out, options)
     _summarise(as_json, out, manifest)
 
 

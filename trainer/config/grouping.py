@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from dmtg.plugins import SAMPLERS
 from trainer.config.section import PositiveFloat, PositiveInt, Section
 
 
@@ -69,14 +70,7 @@ class GroupingSection(Section):
     ] = "default"
     groups: Path | None = None
     sampled_heads: PositiveInt | None = None
-    sampler: Literal[
-        "gumbel",
-        "gumbel_per_sample",
-        "straight_through",
-        "softmax",
-        "relaxed_one_hot",
-        "diagonal",
-    ] = "gumbel"
+    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "gumbel"
     noise: Literal["per_rank", "shared"] = "per_rank"
     start: Literal["equal", "diagonal", "gaussian"] = "equal"
     init: float = 1.0

@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from data_pipelines.shards.remote import check_url
+from dmtg.plugins import DATA_SOURCES, DENSE_DECODERS
 from trainer.config.section import Fraction, PositiveFloat, PositiveInt, Section
 
 
@@ -24,14 +25,18 @@ def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
 
 
 class DataSection(Section):
-    """Which shards are read, and how the global batch is made of them.
+    """Where samples come from, and how the global batch is made of them.
 
+    `source` names what gives a run its data, `source_options` its options; `shards` is what the
+    built-in source of that name reads.
     `stream` names tars that replace the train split and are read without an index, `cache_dir`
     keeps copies of remote shards, and `on_error: replace` goes on without damaged samples. A remote
     source that fails is asked again for `retry_seconds`.
     """
 
-    shards: Annotated[Path | str, BeforeValidator(_location)]
+    source: Annotated[str, AfterValidator(DATA_SOURCES.check)] = "shards"
+    source_options: dict[str, Any] = Field(default_factory=dict)
+    shards: Annotated[Path | str, BeforeValidator(_location)] | None = None
     stream: Annotated[str, AfterValidator(check_url)] | None = None
     cache_dir: Path | None = None
     cache_gb: PositiveFloat = 100.0
@@ -47,6 +52,14 @@ class DataSection(Section):
     flip: bool = False
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     allow_flat_labels: bool = False
+
+    @model_validator(mode="after")
+    def _shards_given(self) -> DataSection:
+        if self.source == "shards" and self.shards is None:
+            raise ValueError("shards is required by source 'shards' and not given")
+        if self.source == "shards" and self.source_options:
+            raise ValueError("source_options are not used by source 'shards'")
+        return self
 
 
 class TasksSection(Section):
@@ -75,7 +88,9 @@ class ModelSection(Section):
     """Trunk, branches and heads.
 
     `start` names exported models whose weights the network starts with: one for all branches, or
-    one for each. `dense_widths` are those of the decoder `resize`. With `sync_batchnorm: auto`
+    one for each. `decoder` names that of
+    the dense tasks, `decoder_options` its options; `dense_widths` are those of the decoder
+    `resize`. With `sync_batchnorm: auto`
     batch statistics are those of all ranks where the device can (several GPUs), else each rank's.
     `compile` has torch compile trunk and branches in the first step. `checkpoint_branches` keeps
     less in memory: the backward pass computes each branch's forward pass again.
@@ -87,7 +102,8 @@ class ModelSection(Section):
     init: Literal["independent", "copies"] = "independent"
     start: tuple[Path, ...] = ()
     gradient_scale: Literal["none", "paper", "published_code"] = "none"
-    decoder: Literal["resize", "deconv"] = "resize"
+    decoder: Annotated[str, AfterValidator(DENSE_DECODERS.check)] = "resize"
+    decoder_options: dict[str, Any] = Field(default_factory=dict)
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
     compile: bool = False

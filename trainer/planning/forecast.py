@@ -19,6 +19,7 @@ from trainer.planning.memory import ENGINES
 from trainer.planning.stages import HEADROOM, Machine, Planner, Stage
 from trainer.planning.step_time import StepTime
 from trainer.recipes.groups import given_groups
+from trainer.run_data import open_data
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ def _micro_batch(config: Config, gpus: int) -> int:
 
 
 def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
-    """The tasks and the samples of an epoch, as far as the shards can be read."""
+    """The tasks and the samples of an epoch, as far as the data can be read."""
+    if config.data.shards is None:
+        data = open_data(config)
+        return data.tasks, data.train_samples
     try:
         manifest = Manifest.load(open_shards(config))
     except DataError as error:

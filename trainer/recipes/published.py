@@ -35,7 +35,7 @@ class PublishedGroups(GroupLearner):
         section, logits = self._config.grouping, self.grouping.logits
         if self.finished:
             return self.grouping.alive.float()
-        per_sample = (num_samples,) if self.grouping.sampler == "gumbel_per_sample" else ()
+        per_sample = (num_samples,) if self.grouping.per_sample else ()
         rank = self._rank if section.noise == "per_rank" else 0
         noise = gumbel_noise((*logits.shape, *per_sample), self._config.run.seed, step, rank)
         return self.grouping.sample(noise.to(self._device), self.temperature(step))

@@ -20,6 +20,7 @@ from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError
 from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.plugins import register_converter
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,16 @@ class _Views:
         if domain.classes and picture.max() >= len(domain.classes):
             raise MissingLabel("class id out of range")
         return picture[: domain.channels]
+
+
+@register_converter("taskonomy")
+def convert_taskonomy(root: Path, out: Path, options: ConversionOptions) -> Manifest:
+    """Write shards with the splits of the release's table, or else by a hash of the buildings.
+
+    Raises:
+        DataError: See `write_taskonomy`.
+    """
+    return write_taskonomy(root, out, BuildingSplits(), options)
 
 
 def write_taskonomy(

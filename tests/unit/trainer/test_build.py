@@ -14,8 +14,9 @@ from trainer.build import (
     resolve_tasks,
 )
 from trainer.config.sections import TasksSection
+from trainer.data_sources.shards import ShardData
 from trainer.errors import UserError
-from trainer.run_data import ShardData, num_steps
+from trainer.run_data import num_steps
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,10 @@ def test_probing_leaves_mode_and_statistics_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "vgg"}, "model.encoder.name is 'vgg', must be one of residual64, xception, back"),
+        (
+            {"name": "vgg"},
+            "model.encoder.name is 'vgg', must be one of backbone, mlp, residual64, xception",
+        ),
         ({"num_branches": 0}, "model.num_branches is 0, must be at least 1"),
         ({"init": "same"}, "model.init is 'same', must be one of independent, copies"),
         ({"image_size": (0, 8)}, r"image_size is \(0, 8\), must be two numbers above 0"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.encoders import build_encoder
-from model.encoders.mlp import build_parts
+from model.encoders.mlp import Mlp
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 
@@ -27,7 +27,7 @@ def build(num_branches=2, **arguments):
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_layers_with_relu_between_them(depth):
     torch.manual_seed(0)
-    trunk, branch = build_parts({"widths": WIDTHS}, depth)
+    trunk, branch = Mlp({"widths": WIDTHS}, (1, 1)).build_parts(depth)
     assert [len(linears(part)) for part in (trunk, branch)] == [depth, 3 - depth]
     first, second, third = (*linears(trunk), *linears(branch))
     vectors = torch.randn(64, 5)
@@ -59,9 +59,9 @@ def test_network_takes_floats_as_they_are():
 
 def test_faults():
     with pytest.raises(ValueError, match="options has 'depth', mlp knows only 'widths'"):
-        build_parts({"widths": WIDTHS, "depth": 3}, 0)
+        Mlp({"widths": WIDTHS, "depth": 3}, (1, 1)).build_parts(0)
     for widths in (None, [4], [4, 0], [4, 2.5], "ab"):
         with pytest.raises(ValueError, match=r"widths is .*, must be two or more numbers above 0"):
-            build_parts({"widths": widths}, 0)
+            Mlp({"widths": widths}, (1, 1)).build_parts(0)
     with pytest.raises(ValueError, match="trunk_depth is 3, must be from 0 to 2 for an mlp"):
-        build_parts({"widths": WIDTHS}, 3)
+        Mlp({"widths": WIDTHS}, (1, 1)).build_parts(3)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from model.encoders import build_encoder
-from model.encoders.xception import SIZES, XceptionBlock, build_parts
+from model.encoders.xception import SIZES, Xception, XceptionBlock
 
 FACTS = Path(__file__).resolve().parents[3] / "fixtures/reference/reference_facts.json"
 SMALL = {"sizes": [4, 6, 8, 12, 12], "channels": 10}
@@ -34,7 +34,7 @@ def build(num_branches=1, image_size=(32, 16), **arguments):
 )
 def test_published_sizes(depth, in_trunk, in_branch):
     with torch.device("meta"):
-        trunk, branch = build_parts({}, depth, (256, 256))
+        trunk, branch = Xception({}, (256, 256)).build_parts(depth)
         maps = trunk(torch.empty(1, 3, 256, 256))
         assert branch(maps).shape == (1, 512, 16, 16)
     assert (count(trunk), count(branch)) == (in_trunk, in_branch)
@@ -48,7 +48,7 @@ def test_the_published_implementation_has_the_same_sizes(depth):
         pytest.skip("the published implementation's numbers (../shared) are not here")
     facts = json.loads(FACTS.read_text())[f"xception_split{depth}"]
     with torch.device("meta"):
-        trunk, branch = build_parts({}, depth, (256, 256))
+        trunk, branch = Xception({}, (256, 256)).build_parts(depth)
         maps = trunk(torch.empty(1, 3, 256, 256))
         found = {
             "trunk_params": count(trunk),

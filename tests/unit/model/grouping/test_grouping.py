@@ -1,8 +1,6 @@
 """Start values, samplers and their gradients, and the noise."""
 # Legend: N tasks, K branches, S samples.
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch.distributions import RelaxedOneHotCategorical
 
-from model.grouping.grouping import Grouping, Sampler, diagonal, gumbel_noise
+from dmtg import plugins
+from model.grouping.grouping import Grouping, gumbel_noise
+from model.grouping.samplers.diagonal import diagonal
 
-SAMPLERS = get_args(Sampler)
+SAMPLERS = plugins.SAMPLERS.names()
 ALIVE = [[True, True, False], [True, True, True], [False, True, False]]
 LOGITS = [[0.3, -1.0, 0.2], [0.5, 0.1, 0.0], [2.0, 0.4, 1.0]]
 

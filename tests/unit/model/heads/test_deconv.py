@@ -207,5 +207,5 @@ def test_heads_of_a_task_start_as_copies():
 
 def test_an_unknown_decoder():
     encoder = build_encoder("residual64", 1, image_size=SIZE, options={"channels": 8})
-    with pytest.raises(ValueError, match="decoder is 'unet', must be one of resize, deconv"):
+    with pytest.raises(ValueError, match="decoder is 'unet', must be one of deconv, resize"):
         build_stacked_heads(TASKS[0], 1, encoder, SIZE, "unet", (8,))

@@ -1,0 +1,76 @@
+"""What an encoder's module defines: how its trunk and one of its branches are built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
+
+from torch import nn
+
+from model.encoders.encoder import Pool
+
+
+class Parts(NamedTuple):
+    """A trunk and one branch.
+
+    Attributes:
+        trunk: From images [B,C,H,W] to the input of the branch; `nn.Identity` where nothing is
+            shared.
+        branch: From the trunk's output to a feature map [B,C,h,w].
+    """
+
+    trunk: nn.Module
+    branch: nn.Module
+
+
+class EncoderFamily(ABC):
+    """An encoder architecture; `dmtg.plugins.register_encoder` gives it its name.
+
+    `build_encoder` makes one object and calls `build_parts` once for each branch. It keeps the
+    trunk of the first call.
+
+    Args:
+        options: `model.encoder.options`, as the configuration has them.
+        image_size: H and W.
+        pretrained: Folder with pretrained weights; None unless `takes_pretrained`.
+
+    Attributes:
+        pool: How a feature map becomes the feature vector of a linear head: its mean over the
+            pixels, or all its values.
+        takes_pretrained: Whether `model.encoder.pretrained` may be given.
+        options: Options that rebuild the architecture without other files, as JSON can hold them.
+            An exported model keeps them.
+        image_size: See the argument.
+        pretrained: See the argument.
+        in_channels: Channels C of an image.
+
+    Raises:
+        ValueError: If an option is unknown or a value not allowed; the message begins with the
+            dotted path of the option, such as `model.encoder.options.channels`.
+    """
+
+    pool: ClassVar[Pool] = "mean"
+    takes_pretrained: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        image_size: tuple[int, int],
+        pretrained: str | None = None,
+    ) -> None:
+        self.options = dict(options)
+        self.image_size = image_size
+        self.pretrained = pretrained
+        self.in_channels = 3
+
+    @abstractmethod
+    def build_parts(self, trunk_depth: int) -> Parts:
+        """Build a trunk and one branch with new random weights.
+
+        Args:
+            trunk_depth: Number of leading stages that belong to the trunk.
+
+        Raises:
+            ValueError: If the encoder cannot be split there.
+        """

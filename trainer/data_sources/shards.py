@@ -1,0 +1,67 @@
+"""The data source `shards`: WebDataset shards with a manifest, indexed or streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from data_pipelines.reading.collate import Batch
+from data_pipelines.shards.manifest import Manifest
+from dmtg.plugins import register_data_source
+from trainer.build import open_manifest, resolve_tasks
+from trainer.config.config import Config
+from trainer.run_data import build_eval_loader, build_train_loader, steps_per_epoch
+
+
+@register_data_source("shards")
+class ShardData:
+    """`trainer.run_data.RunData` of the shards that the configuration names.
+
+    Raises:
+        UserError, DataError: Data or tasks cannot be used.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self.manifest = open_manifest(config)
+        self.tasks = resolve_tasks(config.tasks, self.manifest)
+        self.digest = self.manifest.digest()
+        self.dataset = _describe(config, self.manifest)
+        self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
+        self.train_samples: int | None = None
+        if config.data.stream is None:
+            self.train_samples = self.manifest.split(config.data.train_split).num_samples
+
+    def steps_per_epoch(self) -> int:
+        """See `RunData`."""
+        return steps_per_epoch(self._config, self.manifest)
+
+    def train_batches(
+        self, start_step: int, end_step: int, *, rank: int, world_size: int
+    ) -> Iterable[Batch]:
+        """See `RunData`."""
+        return build_train_loader(
+            self._config,
+            self.manifest,
+            self.tasks,
+            start_step=start_step,
+            end_step=end_step,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
+        """See `RunData`."""
+        return build_eval_loader(
+            self._config, self.manifest, self.tasks, rank=rank, world_size=world_size
+        )
+
+
+def _describe(config: Config, manifest: Manifest) -> str:
+    names = [config.data.eval_split]
+    if config.data.stream is None:
+        names.insert(0, config.data.train_split)
+    splits = [
+        f"{name}: {split.num_samples} samples in {len(split.shards)} shards"
+        for name, split in ((name, manifest.split(name)) for name in names)
+    ]
+    return f"{manifest.dataset} ({', '.join(splits)})"
