@@ -26,6 +26,7 @@ class Registry(Generic[T]):
         self.noun = noun
         self._package = package
         self._entries: dict[str, T] = {}
+        self._loaded = package is None
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a class or function under `name`.
@@ -73,11 +74,12 @@ class Registry(Generic[T]):
         return None if built_in else module
 
     def _load(self) -> None:
-        if self._package is None:
+        if self._loaded or self._package is None:
             return
         package = importlib.import_module(self._package)
         for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
             importlib.import_module(module.name)
+        self._loaded = True
 
 
 def _identity(entry: Callable[..., Any]) -> tuple[str, str]:
