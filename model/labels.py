@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.losses.losses import sample_weights
+from model.kinds.kind import get_kind
+from model.losses.loss import get_loss
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder, Targets
 
@@ -83,7 +84,7 @@ class TaskLabels(nn.Module):
 
     def _checked(self, labels: Tensor, task: int) -> Tensor:
         spec = self.tasks[task]
-        channels = spec.channels if spec.kind == "dense_regression" else 1
+        channels = get_kind(spec.kind).stored_channels(spec)
         if labels.shape[1:] != (channels, *self.image_size):
             raise ValueError(
                 f"labels of task {spec.name!r} have shape {tuple(labels.shape)}, "
@@ -95,7 +96,7 @@ class TaskLabels(nn.Module):
         """Return per task the sum of its samples' loss weights, fp32 [N]."""
         tasks = [self.get_buffer(f"tasks_{name}") for name in targets]
         sums = [
-            sample_weights(self.stack_spec(name).loss, own).sum(dim=1)
+            get_loss(self.stack_spec(name).loss).sample_weights(own).sum(dim=1)
             for name, own in targets.items()
         ]
         total = torch.zeros(self.num_tasks, device=sums[0].device)

@@ -11,9 +11,11 @@ from data_pipelines.reading.fields import LabelRequest
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.manifest import Field, Manifest, check_shards
 from data_pipelines.shards.sources import Folder, open_folder
+from dmtg.plugins import TASK_KINDS
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors
 from model.grouping.grouping import Grouping
+from model.kinds.kind import get_kind
 from model.network import MultiTaskNetwork
 from model.tasks.presets import PRESETS, TASKONOMY
 from model.tasks.spec import TaskSpec
@@ -89,7 +91,7 @@ def _resolve(
         classes = field.classes if field and len(field.classes) == known[name].channels else ()
         spec = replace(known[name], classes=classes or known[name].classes).to_dict()
     elif field is not None and field.kind != "image":
-        spec = _spec_of_field(name, field)
+        spec = _spec_of_field(name, str(definition.get("kind", field.kind)), field)
     try:
         return TaskSpec.from_dict({"name": name, **spec, **definition})
     except (ValueError, TypeError) as error:
@@ -98,23 +100,14 @@ def _resolve(
         raise UserError(f"tasks.define.{name}: {error}{hint}") from None
 
 
-def _spec_of_field(name: str, field: Field) -> dict[str, Any]:
-    spec: dict[str, Any] = {"name": name, "kind": field.kind, "classes": list(field.classes)}
-    if field.classes:
-        spec["channels"] = len(field.classes)
-    elif field.kind == "dense_regression":
-        spec["channels"] = field.channels
-    if field.mean is not None:
-        spec |= {"mean": [field.mean], "scale": [field.std]}
-    return spec
+def _spec_of_field(name: str, kind: str, field: Field) -> dict[str, Any]:
+    attributes = get_kind(kind).from_field(field) if kind in TASK_KINDS else {}
+    return {"name": name, "kind": kind, **attributes}
 
 
 def label_requests(tasks: tuple[TaskSpec, ...]) -> list[LabelRequest]:
-    """What the loader must read for the tasks."""
-    return [
-        LabelRequest(t.name, t.field, t.channels if t.kind == "dense_regression" else 1)
-        for t in tasks
-    ]
+    """Return what the loader must read for the tasks."""
+    return [LabelRequest(t.name, t.field, get_kind(t.kind).stored_channels(t)) for t in tasks]
 
 
 def build_network(

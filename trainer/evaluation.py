@@ -9,9 +9,9 @@ from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
 from model.heads.layout import Head
+from model.kinds.kind import get_kind
 from model.metrics import metric_for
 from model.network import MultiTaskNetwork
-from model.tasks.constant import ConstantPredictor
 from model.tasks.spec import TaskSpec
 from trainer.engines.engine import Engine
 
@@ -80,7 +80,7 @@ def evaluate_constants(
     network: MultiTaskNetwork, training: Iterable[Batch], batches: Iterable[Batch]
 ) -> Metrics:
     """Metrics of the best constant prediction of every task, learned from training labels."""
-    predictors = {task.name: ConstantPredictor(task) for task in network.tasks}
+    predictors = {t.name: get_kind(t.kind).constant_predictor(t) for t in network.tasks}
     for batch in training:
         for name, target in task_targets(network, batch).items():
             predictors[name].update(*target)

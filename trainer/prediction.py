@@ -1,4 +1,4 @@
-"""Predicts images with an exported model: a picture per dense task, a JSON of the attributes."""
+"""Predict images with an exported model: a picture per dense task, a JSON of the attributes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from data_pipelines.transforms import Geometry
 from dmtg.files import atomic_path, atomic_write
 from model.bundle import PrunedModel, load_pruned
+from model.kinds.kind import get_kind
+from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
-from trainer.report.drawing import Picture, draw, value_range
 
 _COLUMNS = 4
 
@@ -42,7 +42,7 @@ def predict_images(model_path: Path, images: list[Path], out: Path) -> list[dict
     stems = [image.stem for image in images]
     twice = {stem for stem in stems if stems.count(stem) > 1}
     if twice:
-        raise UserError(f"images: several are called {min(twice)!r}; give them names of their own")
+        raise UserError(f"images: several are called {min(twice)!r}; give them different names")
     model = load_pruned(model_path)
     pictures = [_read(path) for path in images]
     out.mkdir(parents=True, exist_ok=True)
@@ -65,15 +65,17 @@ def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dic
     channels_first = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     params = geometry.draw(np.random.default_rng(0), *picture.shape[:2])
     resized = geometry.apply(channels_first, params, "bilinear")
-    found = {
+    predictions = {
         name: value[0] for name, value in model(torch.from_numpy(resized.copy())[None]).items()
     }
     attributes = {
-        spec.name: _attribute(spec, found[spec.name]) for spec in model.tasks if not spec.dense
+        spec.name: get_kind(spec.kind).record(spec, predictions[spec.name])
+        for spec in model.tasks
+        if not spec.dense
     }
-    dense = {s: found[s.name].numpy() for s in model.tasks if s.dense}
+    dense = {spec: predictions[spec.name].numpy() for spec in model.tasks if spec.dense}
     for spec, values in dense.items():
-        drawn = Image.fromarray(draw(spec, values))
+        drawn = Image.fromarray(get_kind(spec.kind).draw(spec, values))
         drawn = drawn.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
         with atomic_path(out / f"{path.stem}.{spec.name}.png", sync=False) as partial:
             drawn.save(partial)
@@ -82,17 +84,6 @@ def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dic
         file.write(json.dumps(record, indent=1) + "\n")
     _overview(picture, dense, attributes, out / f"{path.stem}.overview.png")
     return record
-
-
-def _attribute(spec: TaskSpec, value: Tensor) -> dict[str, Any]:
-    if spec.kind == "binary":
-        probability = float(value)
-        return {"value": probability >= 0.5, "probability": probability}
-    if spec.kind == "regression":
-        return {"value": float(value), "unit": spec.unit}
-    names = spec.classes or tuple(str(index) for index in range(spec.channels))
-    shares = dict(zip(names, value.tolist(), strict=True))
-    return {"value": max(shares, key=shares.__getitem__), "probabilities": shares}
 
 
 def _overview(
@@ -110,7 +101,7 @@ def _overview(
     axis.set_title("image", fontsize=9)
     for spec, values in dense.items():
         axis = next(places)
-        axis.imshow(draw(spec, values))
+        axis.imshow(get_kind(spec.kind).draw(spec, values))
         axis.set_title(_title(spec, values), fontsize=9)
     if attributes:
         lines = [f"{name}: {_short(entry['value'])}" for name, entry in attributes.items()]
@@ -124,10 +115,7 @@ def _overview(
 
 
 def _title(spec: TaskSpec, values: np.ndarray) -> str:
-    if spec.kind == "dense_classification" or spec.display == "normal":
-        return spec.name
-    low, high = value_range(spec, values[0])
-    return f"{spec.name}\n{low:.3g} to {high:.3g} {spec.unit}".rstrip()
+    return f"{spec.name}\n{get_kind(spec.kind).caption(spec, values)}".rstrip()
 
 
 def _short(value: object) -> str:

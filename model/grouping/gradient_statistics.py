@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from model.heads.head_losses import Predictions
 from model.heads.layout import HeadSelection
-from model.losses.losses import sample_losses
+from model.losses.loss import get_loss
 from model.rows import take
 from model.tasks.targets import Targets
 
@@ -92,7 +92,7 @@ def branch_statistics(
     computed as each other, that changes no affinity but for noise: these do not see scale.
 
     Args:
-        loss_of: The loss of every stack.
+        loss_of: Name of the loss of every stack.
         predictions: Of the heads of the selection, with one or more for every task.
         selection: Of all branches.
         hook: Open while the branches were computed.
@@ -137,7 +137,7 @@ def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, 
     """Return the gradient of every sample's loss in the predictions of m heads.
 
     Args:
-        loss: As `sample_losses` takes it.
+        loss: Name of the loss.
         prediction: [m,B,O] or [m,B,O,H,W].
         grid: h and w of the features they will be correlated with.
 
@@ -146,7 +146,7 @@ def residuals(loss: str, prediction: Tensor, targets: Targets, grid: tuple[int, 
     """
     leaf = prediction.detach().float().requires_grad_()
     with torch.enable_grad():
-        total = sample_losses(loss, leaf, targets).sum()
+        total = get_loss(loss).sample_losses(leaf, targets).sum()
         (gradient,) = torch.autograd.grad(total, leaf)
     if gradient.ndim == 3:
         cells = gradient[..., None].expand(-1, -1, -1, math.prod(grid))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.heads.layout import HeadSelection
-from model.losses.losses import sample_losses
+from model.losses.loss import get_loss
 from model.tasks.targets import Targets
 
 Predictions = Mapping[str, Sequence[Any]]  # per stack and branch a tensor [m,B,...], or None
@@ -30,12 +30,12 @@ def head_losses(
     """Return the sums of the sample losses [N,K], or all of them [N,K,B]; zero without a head.
 
     Args:
-        loss_of: The loss of every stack, as `sample_losses` takes it.
+        loss_of: Name of the loss of every stack.
         predictions: Of the heads of the selection.
         shape: N and K.
     """
     losses = [
-        sample_losses(loss_of[name], prediction, targets[name].select(rows))
+        get_loss(loss_of[name]).sample_losses(prediction, targets[name].select(rows))
         for name, own in selection.stacked_heads.items()
         for prediction, rows in zip(predictions[name], own.tasks, strict=True)
         if rows is not None

@@ -1,1 +1,4 @@
-"""TODO."""
+"""The losses that tasks are trained with, one module each; `loss.py` says what a loss is.
+
+Read by name through `get_loss`: by the heads, the gradient statistics and the task kinds.
+"""

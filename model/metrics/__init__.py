@@ -1,39 +1,18 @@
 """Metrics as sums: states may be added over batches and processes, and are divided once.
 
-A state is a float64 vector. Updates take what the network gives: a prediction [B,C] or [B,C,H,W]
-and from `MultiTaskNetwork.by_task` a target [B] or [B,C,H,W] (ids [B,H,W]) with its mask.
-
-Legend: B batch, C channels or classes, H, W.
+`metric_for` gives evaluation, scoring and comparison the metrics of a task.
 """
 
 from __future__ import annotations
 
+from dmtg.plugins import METRICS
+from model.kinds.kind import get_kind
 from model.metrics.base import Metric
-from model.metrics.dense import (
-    DenseClassificationMetric,
-    DenseRegressionMetric,
-    DepthMetric,
-    NormalMetric,
-    ResponseMetric,
-)
-from model.metrics.scalar import BinaryMetric, MulticlassMetric, RegressionMetric
 from model.tasks.spec import TaskSpec
 
 __all__ = ["Metric", "metric_for"]
 
 
 def metric_for(spec: TaskSpec) -> Metric:
-    """Return the metrics of a task."""
-    classes: dict[str, type[Metric]] = {
-        "binary": BinaryMetric,
-        "multiclass": MulticlassMetric,
-        "regression": RegressionMetric,
-        "dense_regression": DenseRegressionMetric,
-        "dense_classification": DenseClassificationMetric,
-    }
-    if spec.kind == "dense_regression":
-        if spec.positive_above is not None:
-            return ResponseMetric(spec)
-        shown: dict[str, type[Metric]] = {"depth": DepthMetric, "normal": NormalMetric}
-        return shown.get(spec.display, DenseRegressionMetric)(spec)
-    return classes[spec.kind](spec)
+    """Return the metrics of a task: those that it names, else those that its kind chooses."""
+    return METRICS[get_kind(spec.kind).metric_name(spec)](spec)

@@ -1,29 +1,39 @@
-"""What the metrics of every kind of task share.
+"""What metrics have in common.
 
-Legend: B batch, C channels or classes, H, W.
+A state is a float64 vector. Updates take what the network gives: a prediction [B,O] or [B,O,H,W],
+and from `MultiTaskNetwork.by_task` a target [B] or [B,C,H,W] (ids [B,H,W]) with its mask.
+
+Legend: B batch, C channels or classes, O outputs, H, W.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from model.losses.loss import value_loss
 from model.tasks.decode import per_channel
 from model.tasks.spec import TaskSpec
 
 
 class Metric(ABC):
-    """The metrics of one task.
+    """The metrics of one task. Register a subclass with `@register_metric("name")`.
 
     Attributes:
-        primary: The metric that stands for the task.
+        kinds: Names of the task kinds that the metrics fit.
+        needs: Attributes of a task that must be set where it names the metrics.
+        primary: The metric that stands for the task: `error` for an error rate from 0 to 1, which
+            adds to the total error of a model.
         higher_is_better: Of the primary metric.
     """
 
-    primary = "error"
-    higher_is_better = False
+    kinds: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    primary: ClassVar[str] = "error"
+    higher_is_better: ClassVar[bool] = False
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
@@ -34,11 +44,11 @@ class Metric(ABC):
         """Length of a state."""
 
     @abstractmethod
-    def _sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Return what a batch adds to the state."""
 
     @abstractmethod
-    def _ratios(self, sums: list[float]) -> dict[str, float]:
+    def ratios(self, sums: list[float]) -> dict[str, float]:
         """Return the metrics of a state that has seen labels."""
 
     def zeros(self, device: torch.device | str = "cpu") -> Tensor:
@@ -47,12 +57,24 @@ class Metric(ABC):
 
     def update(self, state: Tensor, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         """Return the state with one more batch; values outside the mask are not looked at."""
-        return state + self._sums(prediction, target, mask).to(torch.float64)
+        return state + self.sums(prediction, target, mask).to(torch.float64)
 
     def compute(self, state: Tensor) -> dict[str, float]:
         """Return the metrics by name; empty where the state has not seen a single label."""
         sums = state.tolist()
-        return self._ratios(sums) if any(sums) else {}
+        return self.ratios(sums) if any(sums) else {}
+
+
+class ValueMetric(Metric):
+    """The metrics of a task whose labels are values: predictions are decoded by its loss."""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        super().__init__(spec)
+        self._loss = value_loss(spec.loss)
+
+    def update(self, state: Tensor, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return the state with one more batch, see `Metric.update`."""
+        return super().update(state, self._loss.values(prediction), target, mask)
 
 
 def natural_errors(spec: TaskSpec, prediction: Tensor, target: Tensor) -> Tensor:

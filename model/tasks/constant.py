@@ -1,65 +1,113 @@
 """The best prediction that ignores the image: what every trained task must beat.
 
-Legend: B batch, C channels or classes, P values seen.
+Legend: B batch, C channels or classes, O outputs, P values seen.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
 import torch
 from torch import Tensor
-
-from model.tasks.spec import TaskSpec
 
 CAPACITY = 1 << 16
 
 
-class ConstantPredictor:
-    """Learns from labels the constant with the least loss.
+class LabelSummary(ABC):
+    """What the labels of a task look like, updated batch by batch."""
 
-    The most frequent class (the lowest of equals), the mean for `mse`, the median for `l1`. For
-    `l1_shift` it is the median of all pixels, although the loss leaves out the border: the metrics
-    do not. A median is taken over at most `CAPACITY` values, evenly chosen from all that were seen.
+    @abstractmethod
+    def update(self, target: Tensor, mask: Tensor) -> None:
+        """Add the labels of a batch, as `MultiTaskNetwork.by_task` gives them."""
+
+
+class ClassCounts(LabelSummary):
+    """How often each class occurs.
+
+    Attributes:
+        counts: Long [C].
     """
 
-    def __init__(self, spec: TaskSpec) -> None:
-        self.spec = spec
-        self._classes = max(2, spec.outputs)
-        self._counts = torch.zeros(self._classes, dtype=torch.long)
-        self._sum = torch.zeros(spec.outputs, dtype=torch.float64)
-        self._seen = 0
-        self._stride = 1
-        self._sample = torch.empty(0, spec.outputs)
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.counts = torch.zeros(num_classes, dtype=torch.long)
 
     def update(self, target: Tensor, mask: Tensor) -> None:
-        """Take in the labels of a batch, as `MultiTaskNetwork.by_task` gives them."""
-        if "regression" not in self.spec.kind:
-            ids = target[mask].long().cpu()
-            self._counts += torch.bincount(ids, minlength=self._classes)
-            return
+        """Count the class ids [B] or [B,H,W] inside the mask."""
+        ids = target[mask].long().cpu()
+        self.counts += torch.bincount(ids, minlength=self.num_classes)
+
+    @property
+    def most_frequent(self) -> int:
+        """The most frequent class; the lowest of several."""
+        return int(self.counts.argmax())
+
+
+class ValueSample(LabelSummary):
+    """Count, mean and median of the values of each channel.
+
+    The median is taken over at most `CAPACITY` values, evenly chosen from all values.
+
+    Attributes:
+        count: Number of values P.
+        sample: The chosen values, fp32 [at most CAPACITY, C].
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sample = torch.empty(0, channels)
+        self._sum = torch.zeros(channels, dtype=torch.float64)
+        self._stride = 1
+
+    def update(self, target: Tensor, mask: Tensor) -> None:
+        """Add the values [B] or [B,C,H,W] inside the mask [B] or [B,H,W]."""
         values = target.movedim(1, -1)[mask] if target.ndim == 4 else target[mask][:, None]
         values = values.cpu()  # [P,C]
         self._sum += values.double().sum(dim=0)
-        self._sample = torch.cat([self._sample, values[-self._seen % self._stride :: self._stride]])
-        self._seen += len(values)
-        while len(self._sample) > CAPACITY:
-            self._sample = self._sample[::2]
+        self.sample = torch.cat([self.sample, values[-self.count % self._stride :: self._stride]])
+        self.count += len(values)
+        while len(self.sample) > CAPACITY:
+            self.sample = self.sample[::2]
             self._stride *= 2
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean of all values [C]."""
+        return (self._sum / self.count).float()
+
+    @property
+    def median(self) -> Tensor:
+        """The median of the sample [C]."""
+        return self.sample.median(dim=0).values
+
+
+Summary = TypeVar("Summary", bound=LabelSummary)
+
+
+class ConstantPredictor(Generic[Summary]):
+    """Learn from labels the constant with the least loss.
+
+    Args:
+        labels: Summary of the labels, empty at first.
+        best: From the summary to the outputs [O] of a head that predicts the constant.
+    """
+
+    def __init__(self, labels: Summary, best: Callable[[Summary], Tensor]) -> None:
+        self.labels = labels
+        self._best = best
+
+    def update(self, target: Tensor, mask: Tensor) -> None:
+        """Add the labels of a batch, as `MultiTaskNetwork.by_task` gives them."""
+        self.labels.update(target, mask)
+
     def constant(self) -> Tensor:
-        """Return the outputs [C] of a head that predicts the constant; zeros without labels."""
-        if "regression" not in self.spec.kind:
-            best = int(self._counts.argmax())
-            if self.spec.loss == "bce":
-                return torch.tensor([2.0 * best - 1.0])
-            return torch.eye(self._classes)[best]
-        if self._seen == 0:
-            return torch.zeros(self.spec.outputs)
-        if self.spec.loss == "mse":
-            return (self._sum / self._seen).float()
-        return self._sample.median(dim=0).values
+        """Return the outputs [O] of a head that predicts the constant; finite without labels."""
+        return self._best(self.labels)
 
     def prediction(self, batch_size: int, image_size: tuple[int, int] | None = None) -> Tensor:
-        """Return the constant as a prediction [B,C], or [B,C,H,W] for a dense task."""
+        """Return the constant as a prediction [B,O], or [B,O,H,W] for a dense task."""
         constant = self.constant()
         if image_size is None:
             return constant.expand(batch_size, -1)

@@ -1,6 +1,6 @@
 """What a prediction means: probabilities, classes and values in natural units.
 
-Legend: B batch, C channels or classes, H, W.
+Legend: B batch, C channels or classes, O outputs, H, W.
 """
 
 from __future__ import annotations
@@ -8,29 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dmtg.plugins import TASK_KINDS
 from model.tasks.spec import TaskSpec
 
 
 def natural(spec: TaskSpec, prediction: Tensor) -> Tensor:
-    """Return a task's prediction in the terms of the task.
+    """Return a task's prediction in the terms of the task, see `TaskKind.natural`.
 
     Args:
-        prediction: Output of the task's head, [B,C] or [B,C,H,W].
-
-    Returns:
-        binary: probability [B]; multiclass: probabilities [B,C]; regression: values in the natural
-        unit [B]; dense_regression: the same [B,C,H,W]; dense_classification: class ids [B,H,W].
+        prediction: Outputs of the task's head, [B,O] or [B,O,H,W].
     """
-    if spec.kind == "binary":
-        if spec.loss == "bce":
-            return prediction[:, 0].sigmoid()
-        return prediction.softmax(dim=1)[:, 1]
-    if spec.kind == "multiclass":
-        return prediction.softmax(dim=1)
-    if spec.kind == "dense_classification":
-        return class_ids(spec, prediction)
-    values = natural_values(spec, prediction)
-    return values[:, 0] if spec.kind == "regression" else values
+    return TASK_KINDS[spec.kind]().natural(spec, prediction)
 
 
 def class_ids(spec: TaskSpec, prediction: Tensor) -> Tensor:

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
-TaskKind = Literal["binary", "multiclass", "regression", "dense_regression", "dense_classification"]
+from dmtg.plugins import LOSSES, TASK_KINDS
+from model.tasks.display import DISPLAYS
+
 Signature = tuple[str, int, str]
-
-DENSE_KINDS = frozenset({"dense_regression", "dense_classification"})
-DISPLAYS = ("grey", "depth", "normal", "classes", "signed")
-
-# The first loss of each kind is its default.
-LOSSES: dict[str, tuple[str, ...]] = {
-    "binary": ("bce", "cross_entropy"),
-    "multiclass": ("cross_entropy",),
-    "regression": ("l1", "mse"),
-    "dense_regression": ("l1", "mse", "l1_shift"),
-    "dense_classification": ("cross_entropy",),
-}
 
 
 @dataclass(frozen=True)
@@ -29,13 +18,13 @@ class TaskSpec:
 
     Attributes:
         name: Unique among the tasks of a run.
-        kind: What a label is.
+        kind: What a label is: the name of a class in `model.kinds` or of a plug-in.
         channels: Number of classes (multiclass, dense_classification), of values per pixel
             (dense_regression); 1 for binary and regression.
         field: Label field in the data; empty means the name.
         loss: Empty means the kind's default. A binary task with `cross_entropy` has two outputs.
         mean: Subtracted from raw values, one per channel or one for all.
-        scale: Divides what is left, so that target = (raw - mean) / scale.
+        scale: Divides the difference, so that target = (raw - mean) / scale.
         valid_below: Raw dense values at or above it are invalid pixels.
         ignore_index: Class id of a dense_classification that is not labelled.
         unit: Name of the natural unit, as in "m".
@@ -45,13 +34,14 @@ class TaskSpec:
             a keypoint), which adds the metric `f1`.
         display: How a dense prediction is drawn.
         classes: Names of the classes, in order of their ids.
+        metric: Name of the metric class; empty means the kind's choice.
 
     Raises:
         ValueError: If the attributes contradict each other; the message names the task.
     """
 
     name: str
-    kind: TaskKind
+    kind: str
     channels: int = 1
     field: str = ""
     loss: str = ""
@@ -65,76 +55,37 @@ class TaskSpec:
     positive_above: float | None = None
     display: str = "grey"
     classes: tuple[str, ...] = ()
+    metric: str = ""
 
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("task name is empty; give every task a name")
-        if self.kind not in get_args(TaskKind):
-            raise self._error("kind", self.kind, f"one of {', '.join(get_args(TaskKind))}")
+        if self.kind not in TASK_KINDS.names():
+            raise self.error("kind", f"one of {', '.join(TASK_KINDS.names())}")
+        kind = TASK_KINDS[self.kind]()
         object.__setattr__(self, "field", self.field or self.name)
-        object.__setattr__(self, "loss", self.loss or LOSSES[self.kind][0])
+        object.__setattr__(self, "loss", self.loss or kind.default_loss)
         for name in ("mean", "scale", "classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        self._check_channels()
-        self._check_scaling()
-        self._check_positive()
-        if self.loss not in LOSSES[self.kind]:
-            allowed = ", ".join(LOSSES[self.kind])
-            raise self._error("loss", self.loss, f"one of {allowed} for a {self.kind} task")
-        if self.display not in DISPLAYS:
-            raise self._error("display", self.display, f"one of {', '.join(DISPLAYS)}")
+        kind.check(self)
+        if self.display not in tuple(DISPLAYS):
+            raise self.error("display", f"one of {', '.join(DISPLAYS)}")
 
-    def _error(self, attribute: str, found: object, allowed: str) -> ValueError:
-        return ValueError(f"task {self.name!r}: {attribute} is {found!r}, must be {allowed}")
-
-    def _check_channels(self) -> None:
-        if self.kind in ("binary", "regression") and self.channels != 1:
-            raise self._error("channels", self.channels, f"1 for a {self.kind} task")
-        if self.kind in ("multiclass", "dense_classification") and self.channels < 2:
-            raise self._error("channels", self.channels, "the number of classes, at least 2")
-        if self.channels < 1:
-            raise self._error("channels", self.channels, "at least 1")
-        named = 2 if self.kind == "binary" else self.channels
-        if self.classes and len(self.classes) != named:
-            raise self._error("classes", self.classes, f"empty or {named} names")
-
-    def _check_scaling(self) -> None:
-        for name in ("mean", "scale"):
-            values = getattr(self, name)
-            if len(values) not in {1, self.channels} or not all(map(math.isfinite, values)):
-                raise self._error(name, values, f"one finite number or {self.channels} of them")
-        if min(self.scale) <= 0:
-            raise self._error("scale", self.scale, "above 0")
-        if "regression" not in self.kind and (self.mean, self.scale) != ((0.0,), (1.0,)):
-            raise self._error("mean, scale", (self.mean, self.scale), "left out: labels are ids")
-        if self.valid_below is not None and self.kind != "dense_regression":
-            raise self._error("valid_below", self.valid_below, f"left out for a {self.kind} task")
-        if self.ignore_index is not None and self.kind != "dense_classification":
-            raise self._error("ignore_index", self.ignore_index, f"left out for a {self.kind} task")
-        if not math.isfinite(self.unit_scale) or self.unit_scale == 0:
-            raise self._error("unit_scale", self.unit_scale, "a finite number other than 0")
-
-    def _check_positive(self) -> None:
-        if self.positive_above is None:
-            return
-        if (self.kind, self.channels) != ("dense_regression", 1) or self.display == "depth":
-            raise self._error(
-                "positive_above",
-                self.positive_above,
-                "left out except for a dense_regression of one channel that is no depth",
-            )
-        if not math.isfinite(self.positive_above):
-            raise self._error("positive_above", self.positive_above, "a finite number")
+    def error(self, attribute: str, allowed: str) -> ValueError:
+        """Return the error that an attribute, or several separated by `, `, has a wrong value."""
+        values = tuple(getattr(self, name) for name in attribute.split(", "))
+        value = values if len(values) > 1 else values[0]
+        return ValueError(f"task {self.name!r}: {attribute} is {value!r}, must be {allowed}")
 
     @property
     def dense(self) -> bool:
         """Whether there is a label for every pixel."""
-        return self.kind in DENSE_KINDS
+        return TASK_KINDS[self.kind].dense
 
     @property
     def outputs(self) -> int:
         """Number of values a head predicts, per pixel for a dense task."""
-        return 2 if self.kind == "binary" and self.loss == "cross_entropy" else self.channels
+        return LOSSES[self.loss]().outputs(self.channels)
 
     @property
     def signature(self) -> Signature:
@@ -142,15 +93,16 @@ class TaskSpec:
         return (self.kind, self.outputs, self.loss)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as values that JSON can hold."""
+        """Return the attributes as values that JSON can hold; without `metric` if it is empty."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
+            if name != "metric" or value
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TaskSpec:
-        """Rebuild a task from `to_dict`.
+        """Make a task from what `to_dict` returned.
 
         Raises:
             ValueError: If an attribute is unknown or its value not allowed.

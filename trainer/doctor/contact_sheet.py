@@ -1,5 +1,7 @@
-"""A picture of samples and their labels, a row a sample and a column a task."""
-# Shapes: C channels, H, W.
+"""A picture of samples and their labels: one row per sample, one column per task.
+
+Legend: C channels, H, W.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.reading.collate import Batch
 from dmtg.files import atomic_path
+from model.kinds.kind import get_kind
+from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.doctor.rules import rule_of
-from trainer.report.drawing import Picture, draw, value_range
 
 _CELL = 160  # pixels a side
 _MARGIN, _HEADER, _LINE = 6, 22, 13
@@ -26,7 +29,7 @@ _BLANK = (235, 235, 235)
 def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) -> None:
     """Write the sheet: the image, every dense label in natural colours, the scalars as text.
 
-    Invalid pixels are black; a label that is missing says so.
+    Invalid pixels are black; a missing label is marked "missing".
 
     Args:
         samples: A batch for each sample, in the host's memory.
@@ -79,27 +82,17 @@ def _draw_label(
 
 
 def _caption(pen: ImageDraw.ImageDraw, left: int, top: int, text: str) -> None:
-    """Write below a cell what fits in its width."""
+    """Write below a cell as much of the text as fits in its width."""
     fitting = next(n for n in range(len(text), -1, -1) if pen.textlength(text[:n]) <= _CELL)
     pen.text((left, top + _CELL + 3), text[:fitting], fill="black")
 
 
 def _picture(task: TaskSpec, label: np.ndarray, mask: np.ndarray) -> tuple[Picture, str]:
-    """The label in colour and the range that its colours span."""
+    """Return the label in colour, invalid pixels black, and its caption."""
     if not mask.any():
         return np.zeros((*mask.shape, 3), np.uint8), "all invalid"
-    if task.kind == "dense_classification":
-        ids = np.where(mask, label[0], 0)
-        picture = draw(task, ids).copy()
-        caption = f"{len(np.unique(ids[mask]))} classes"
-    else:
-        natural = label.astype(np.float64) * task.unit_scale + task.unit_offset
-        # The range of the colours is taken from what is drawn: no invalid value may be in it
-        picture = draw(task, np.where(mask, natural, natural[:, mask].mean())).copy()
-        low, high = value_range(task, natural[0, mask])
-        caption = f"{low:.3g} to {high:.3g} {task.unit}".rstrip()
-    picture[~mask] = 0
-    return picture, caption
+    picture, caption = get_kind(task.kind).draw_label(task, label, mask)
+    return np.where(mask[..., None], picture, np.uint8(0)), caption
 
 
 def _paste(sheet: Image.Image, picture: Picture, column: int, top: int) -> None:
@@ -113,10 +106,6 @@ def _lines(sample: Batch, scalars: Sequence[TaskSpec]) -> list[str]:
         if not sample.valid[task.name][0]:
             lines.append(f"{task.name}: missing")
             continue
-        value = float(sample.labels[task.name][0])
-        if task.kind == "regression":
-            text = f"{value * task.unit_scale + task.unit_offset:.4g} {task.unit}".rstrip()
-        else:
-            text = task.classes[int(value)] if task.classes else str(int(value))
+        text = get_kind(task.kind).label_text(task, float(sample.labels[task.name][0]))
         lines.append(f"{task.name}: {text}")
     return lines

@@ -1,21 +1,12 @@
-"""How the labels of a task are to be read, in the terms of the data pipelines."""
+"""How the labels of a task are checked, as the data pipelines take it."""
 
 from __future__ import annotations
 
 from data_pipelines.doctor.statistics import LabelRule
+from model.kinds.kind import get_kind
 from model.tasks.spec import TaskSpec
 
 
 def rule_of(task: TaskSpec) -> LabelRule:
-    """The rule of a task; classes without names are called by their ids."""
-    classes = task.classes
-    if "regression" not in task.kind and not classes:
-        classes = tuple(str(number) for number in range(max(2, task.channels)))
-    return LabelRule(
-        task.name,
-        task.kind,
-        classes=classes,
-        scale=task.scale,
-        valid_below=task.valid_below,
-        ignore_index=task.ignore_index,
-    )
+    """Return the rule of a task; classes without names are called by their ids."""
+    return LabelRule(task.name, **get_kind(task.kind).label_rule(task))

@@ -23,12 +23,12 @@ from torch.utils._pytree import tree_leaves
 from data_pipelines.reading.collate import Batch
 from model.encoders.pooled_stem import PooledStem
 from model.heads.layout import Head
+from model.kinds.kind import get_kind
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.monitoring.flops import flop_counter
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_STORED = {"dense_regression": torch.uint16, "dense_classification": torch.uint8}
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ def empty_batch(tasks: Sequence[TaskSpec], size: int, image_shape: tuple[int, in
         dense={
             task.name: torch.zeros(
                 size,
-                task.channels if task.kind == "dense_regression" else 1,
+                get_kind(task.kind).stored_channels(task),
                 *picture,
-                dtype=_STORED[task.kind],
+                dtype=get_kind(task.kind).stored_dtype,
             )
             for task in maps
         },

@@ -17,7 +17,7 @@ from model.grouping.gradient_statistics import (
     statistic_sums,
 )
 from model.grouping.head_sampling import HeadSample
-from model.losses.losses import sample_losses
+from model.losses.loss import get_loss
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder, Targets
@@ -61,7 +61,7 @@ def dense_case(name):
 
 def autograd(loss, targets, prediction):
     leaf = prediction.clone().requires_grad_()
-    return torch.autograd.grad(sample_losses(loss, leaf, targets).sum(), leaf)[0]
+    return torch.autograd.grad(get_loss(loss).sample_losses(leaf, targets).sum(), leaf)[0]
 
 
 def cell_mean(maps, grid, row, column):

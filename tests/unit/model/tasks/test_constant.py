@@ -1,16 +1,16 @@
 import pytest
 import torch
 
-from model.losses.losses import sample_losses
+from model.kinds.kind import get_kind
+from model.losses.loss import get_loss
 from model.metrics import metric_for
 from model.tasks import constant
-from model.tasks.constant import ConstantPredictor
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder
 
 
 def learn(spec, *batches):
-    predictor = ConstantPredictor(spec)
+    predictor = get_kind(spec.kind).constant_predictor(spec)
     for target, mask in batches:
         predictor.update(target, mask)
     return predictor
@@ -69,7 +69,9 @@ def test_no_other_constant_has_less_loss(loss):
 
     def total(shift):
         return float(
-            sample_losses(loss, (predictor.prediction(4, (6, 5)) + shift)[None], targets).sum()
+            get_loss(loss)
+            .sample_losses((predictor.prediction(4, (6, 5)) + shift)[None], targets)
+            .sum()
         )
 
     assert total(0.0) < min(total(40.0), total(-40.0))
@@ -77,16 +79,16 @@ def test_no_other_constant_has_less_loss(loss):
 
 def test_the_sample_stays_bounded_and_even(monkeypatch):
     monkeypatch.setattr(constant, "CAPACITY", 64)
-    predictor = ConstantPredictor(TaskSpec("t", "regression"))
+    predictor = learn(TaskSpec("t", "regression"))
     values = torch.arange(1000.0)
     for part in values.split(37):
         predictor.update(part, all_of(len(part)))
-        assert len(predictor._sample) <= 64
-    steps = predictor._sample[:, 0].diff()
+        assert len(predictor.labels.sample) <= 64
+    steps = predictor.labels.sample[:, 0].diff()
     assert (steps == steps[0]).all(), "every value has the same weight"
     assert float(predictor.constant()) == pytest.approx(499.5, abs=20)
 
 
 @pytest.mark.parametrize("kind", ["binary", "regression", "dense_regression"])
 def test_without_labels_the_constant_is_finite(kind):
-    assert ConstantPredictor(TaskSpec("t", kind)).constant().isfinite().all()
+    assert learn(TaskSpec("t", kind)).constant().isfinite().all()

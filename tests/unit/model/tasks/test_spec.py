@@ -2,7 +2,9 @@ import json
 
 import pytest
 
-from model.tasks.spec import LOSSES, TaskSpec
+from dmtg.plugins import LOSSES, TASK_KINDS
+from model.kinds.kind import get_kind
+from model.tasks.spec import TaskSpec
 
 DEPTH = TaskSpec(
     "depth", "dense_regression", mean=(1500.0,), scale=(1000.0,), valid_below=8192.0, unit="m"
@@ -39,6 +41,7 @@ def test_signature(spec, signature):
         TaskSpec("s", "dense_classification", channels=3, ignore_index=0, classes=("a", "b", "c")),
         TaskSpec("n", "dense_regression", channels=2, mean=(1, 2), scale=(3, 4), display="signed"),
         TaskSpec("e", "dense_regression", positive_above=0.25, loss="l1_shift"),
+        TaskSpec("m", "dense_regression", metric="depth"),
     ],
 )
 def test_round_trip_through_json(spec):
@@ -48,7 +51,7 @@ def test_round_trip_through_json(spec):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "tenary"}, "task 't': kind is 'tenary', must be one of binary, multiclass"),
+        ({"kind": "tenary"}, "task 't': kind is 'tenary', must be one of binary, dense_class"),
         ({"kind": "binary", "channels": 2}, "channels is 2, must be 1 for a binary task"),
         ({"kind": "multiclass"}, "channels is 1, must be the number of classes, at least 2"),
         ({"kind": "dense_regression", "channels": 0}, "channels is 0, must be at least 1"),
@@ -67,11 +70,19 @@ def test_round_trip_through_json(spec):
         ({"kind": "dense_regression", "channels": 2, "positive_above": 1.0}, "of one channel"),
         ({"kind": "dense_regression", "display": "depth", "positive_above": 1.0}, "no depth"),
         ({"kind": "dense_regression", "positive_above": float("inf")}, "must be a finite number"),
+        ({"kind": "dense_regression", "metric": "binary"}, "metric is 'binary', must be one of d"),
+        ({"kind": "dense_regression", "metric": "response"}, "positive_above is None, must be set"),
+        ({"kind": ["binary"]}, r"kind is \['binary'\], must be one of"),
     ],
 )
 def test_contradictions_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         TaskSpec("t", **arguments)
+
+
+def test_an_empty_metric_is_not_written():
+    """Files written before the attribute existed, and those read by such a version, lack it."""
+    assert "metric" not in DEPTH.to_dict()
 
 
 def test_a_task_needs_a_name():
@@ -86,5 +97,23 @@ def test_from_dict_names_what_is_wrong():
         TaskSpec.from_dict({"name": "t"})
 
 
-def test_every_kind_has_a_default_loss():
-    assert all(LOSSES.values())
+@pytest.mark.parametrize(
+    ("kind", "losses"),
+    [
+        ("binary", ["bce", "cross_entropy"]),
+        ("multiclass", ["cross_entropy"]),
+        ("regression", ["l1", "mse"]),
+        ("dense_regression", ["l1", "mse", "l1_shift"]),
+        ("dense_classification", ["cross_entropy"]),
+    ],
+)
+def test_every_kind_has_a_default_loss_and_names_the_others(kind, losses):
+    allowed = get_kind(kind).allowed_losses(kind)
+    assert allowed[0] == losses[0] and set(allowed) == set(losses)
+    assert kind in TASK_KINDS and set(losses) <= set(LOSSES.names())
+
+
+def test_an_unknown_loss_is_an_error_that_lists_what_the_kind_allows():
+    message = "loss is 'huber', must be one of l1, mse for a regression task"
+    with pytest.raises(ValueError, match=message):
+        TaskSpec("t", "regression", loss="huber")

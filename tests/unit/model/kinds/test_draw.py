@@ -1,13 +1,22 @@
 import numpy as np
 import pytest
 
+from model.kinds.kind import get_kind
+from model.tasks.display import DISPLAYS
 from model.tasks.spec import TaskSpec
-from trainer.report.drawing import draw, value_range
 
 DEPTH = TaskSpec("depth", "dense_regression", display="depth")
 SIGNED = TaskSpec("curve", "dense_regression", channels=2, display="signed")
 NORMAL = TaskSpec("normal", "dense_regression", channels=3, display="normal")
 CLASSES = TaskSpec("seg", "dense_classification", channels=25, display="classes")
+
+
+def draw(spec, values):
+    return get_kind(spec.kind).draw(spec, values)
+
+
+def value_range(spec, values):
+    return DISPLAYS[spec.display].value_range(values)
 
 
 def test_normals_are_drawn_as_rgb_whatever_their_length():
