@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, print_json, table_console
 
 
@@ -27,13 +28,16 @@ def evaluate(
     check: Annotated[
         bool, typer.Option("--check", help="Exit with 1 unless every task beats its constant.")
     ] = False,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the metrics of a model beside those of a constant prediction, or of a reference."""
+    from dmtg.plugins import load_plugins
     from trainer.scoring.reference import read_reference, write_reference
     from trainer.scoring.scores import score_model, scores_json
     from trainer.scoring.table import print_scores
 
+    load_plugins(plugin or ())
     evaluation = score_model(
         model,
         shards_dir,

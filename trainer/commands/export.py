@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
 
 
@@ -17,9 +18,12 @@ def export(
     shards_dir: Annotated[
         str | None, typer.Option("--shards", help="Compare on these shards, not on the run's.")
     ] = None,
+    plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
     """Write the run's pruned model after comparing its predictions with the full model's."""
+    from dmtg.plugins import load_plugins
     from trainer.export import export_run
 
+    load_plugins(plugin or ())
     finish(as_json, asdict(export_run(run, out, shards_dir)))

@@ -105,7 +105,7 @@ def taskonomy(
     from data_pipelines.convert.taskonomy.converter import write_taskonomy
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=_listed(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -114,7 +114,7 @@ def taskonomy(
         workers=workers,
     )
     with _user_errors():
-        buildings = BuildingSplits(splits, _split_names(val_buildings) or (), val_share)
+        buildings = BuildingSplits(splits, _listed(val_buildings) or (), val_share)
         manifest = write_taskonomy(root, out, buildings, options)
     _summarise(as_json, out, manifest)
 
@@ -137,7 +137,7 @@ def celeba(
     from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=_listed(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -172,7 +172,7 @@ def huggingface(
     from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=_listed(tasks),
         size=size,
         limit=limit,
         seed=seed,
@@ -213,7 +213,7 @@ def images(
     finish(as_json, {"images": len(extract_images(root, out, split=split, limit=limit))})
 
 
-def _split_names(text: str | None) -> tuple[str, ...] | None:
+def _listed(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(filter(None, (name.strip() for name in text.split(","))))
 
 
