@@ -1,4 +1,4 @@
-"""What `dmtg bench step` measures: a case, and this project's step on it.
+"""A case of `dmtg bench step`, and this project's training step on it.
 
 Legend: N tasks, K branches, B batch, D features, S pixels on a side.
 """
@@ -25,26 +25,26 @@ from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 from trainer.step import train_step
 
-SHRINK = 16  # of the published encoder of indoor scenes: an image to its feature map
+SHRINK = 16  # image size over feature map size, of the published encoder for indoor scenes
 SEED = 0
-TAU = 2.5  # as published for attributes
+TAU = 2.5  # temperature, as published for attributes
 
-Step = Callable[[], Tensor]  # makes a step and returns the losses [N,K] it saw
+Step = Callable[[], Tensor]  # makes a step and returns its losses [N,K]
 
 
 @dataclass(frozen=True)
 class StepCase:
-    """One thing to measure.
+    """The network, data and precision of one measurement.
 
     Attributes:
-        encoder: residual64, xception, or none for heads alone on random features.
+        encoder: residual64, xception, or none for only heads on random features.
         tasks: N.
         branches: K.
         batch: B.
         size: S.
         heads: linear, or dense for the published decoders.
         features: D where there is no encoder.
-        precision: fp32 or bf16, of this project's step.
+        precision: Precision of this project's step, fp32 or bf16.
         compile: As `model.compile`.
         checkpoint: As `model.checkpoint_branches`.
     """
@@ -62,32 +62,32 @@ class StepCase:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device on which steps are made."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which products are computed."""
+        """The type in which products are computed."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def specs(self) -> tuple[TaskSpec, ...]:
-        """The N tasks."""
+        """Return the N tasks."""
         kind: Any = "binary" if self.heads == "linear" else "dense_regression"
         return tuple(TaskSpec(f"task{number:04d}", kind) for number in range(self.tasks))
 
     def data(self) -> Batch:
-        """The same random samples each time, on the device."""
-        draw = torch.Generator().manual_seed(SEED)
+        """Return random samples on the device, the same in every call."""
+        generator = torch.Generator().manual_seed(SEED)
         images = torch.randint(
-            256, (self.batch, 3, self.size, self.size), generator=draw, dtype=torch.uint8
+            256, (self.batch, 3, self.size, self.size), generator=generator, dtype=torch.uint8
         )
         names = tuple(task.name for task in self.specs())
         dense, scalars = {}, torch.zeros(0, self.batch)
         if self.heads == "linear":
-            scalars = torch.randint(2, (self.tasks, self.batch), generator=draw).float()
+            scalars = torch.randint(2, (self.tasks, self.batch), generator=generator).float()
         else:
             shape = (self.batch, 1, self.size, self.size)
-            dense = {name: torch.rand(shape, generator=draw) for name in names}
+            dense = {name: torch.rand(shape, generator=generator) for name in names}
         batch = Batch(
             tasks=names,
             scalar_tasks=() if dense else names,
@@ -100,12 +100,12 @@ class StepCase:
         return batch.to(self.device)
 
     def noise(self, step: int) -> Tensor:
-        """The Gumbel noise of a step [N,K], as training draws it."""
+        """Return the Gumbel noise of a step [N,K], as in training."""
         return gumbel_noise((self.tasks, self.branches), SEED, step).to(self.device)
 
 
 class Features(nn.Module):
-    """In place of an encoder: features [B,...] of its own, whatever it is given."""
+    """An encoder whose features [B,...] are parameters; its input is not used."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -117,13 +117,13 @@ class Features(nn.Module):
 
 
 def feature_shape(case: StepCase) -> tuple[int, int, int, int]:
-    """The shape [B,D,h,w] of random features in place of an encoder's map."""
+    """Return the shape [B,D,h,w] of random features that replace an encoder's map."""
     side = 1 if case.heads == "linear" else case.size // SHRINK
     return case.batch, case.features, side, side
 
 
 class _BenchData:
-    """`trainer.run_data.RunData` that only holds tasks: the steps get their batch directly."""
+    """`trainer.run_data.RunData` that holds only tasks: the steps get their batch directly."""
 
     train_samples: int | None = None
     eval_samples = 1
@@ -133,20 +133,20 @@ class _BenchData:
         self.tasks = case.specs()
 
     def steps_per_epoch(self) -> int:
-        """Some number: nothing depends on it."""
+        """Return 1; no result depends on it."""
         return 1
 
     def train_batches(self, *_: int, **__: int) -> Iterator[Batch]:
-        """Nothing."""
+        """Return no batches."""
         return iter(())
 
     def eval_batches(self, **_: int) -> Iterator[Batch]:
-        """Nothing."""
+        """Return no batches."""
         return iter(())
 
 
 def bench_config(case: StepCase, out: Path) -> Config:
-    """The configuration of a run that makes the case's steps."""
+    """Return the configuration of a run that makes the case's steps."""
     tree: dict[str, Any] = {
         "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
         "data": {
@@ -172,9 +172,9 @@ def bench_config(case: StepCase, out: Path) -> Config:
 
 @contextmanager
 def our_step(case: StepCase) -> Iterator[tuple[Step, MultiTaskNetwork]]:
-    """The step of this project on the case, and the network it trains."""
+    """Yield this project's step on the case, and the network it trains."""
     if case.encoder == "none":
-        network = _heads_alone(case)
+        network = _only_heads(case)
         yield _pass_of_heads(case, network), network
         return
     with TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def _training_step(case: StepCase, session: Session) -> Step:
     return step
 
 
-def _heads_alone(case: StepCase) -> MultiTaskNetwork:
+def _only_heads(case: StepCase) -> MultiTaskNetwork:
     torch.manual_seed(SEED)
     shape = feature_shape(case)
     encoder = Encoder(
@@ -216,19 +216,19 @@ def _heads_alone(case: StepCase) -> MultiTaskNetwork:
 
 
 def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
-    """Forward and backward pass of the heads; there is no optimizer."""
+    """Return a step of forward and backward pass of the heads, without an optimizer."""
     batch, selection = case.data(), network.select(network.heads)
     weights = ((1.0 + case.noise(0)) / TAU).softmax(dim=1)  # [N,K]
 
     def step() -> Tensor:
         network.zero_grad()
         targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
-        share = network.weights(targets).reciprocal().unsqueeze(1)
+        inverse_label_counts = network.weights(targets).reciprocal().unsqueeze(1)
         bf16 = case.precision == "bf16"
         with torch.autocast(case.device.type, torch.bfloat16, enabled=bf16):
             losses = network(batch.images, selection, targets)
         assert isinstance(losses, Tensor)
-        losses = losses * share
+        losses = losses * inverse_label_counts
         (weights * losses).sum().backward()
         return losses.detach()
 

@@ -1,4 +1,4 @@
-"""Measures a recipe on planted problems, whose true groups are known, against these groups."""
+"""Measure a recipe on planted problems, whose true groups are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.recipes.groups import groups_of_labels
 from trainer.run import train_run
 
 _EVAL_BATCHES, _EVAL_BATCH = 8, 1024
-_FIRST_EVAL_BATCH = 10**9  # of the problem's stream, beyond every training step
+_FIRST_EVAL_BATCH = 10**9  # number of a batch that no training step reaches
 
 
 class PlantedData:
@@ -52,27 +52,27 @@ class PlantedData:
     def train_batches(
         self, start_step: int, end_step: int, *, rank: int, world_size: int
     ) -> Iterator[Batch]:
-        """Every rank draws batches of its own."""
+        """Yield the micro-batches of a rank, different on each."""
         size = self._micro_batch // world_size
         for number in range(start_step * self._accumulation, end_step * self._accumulation):
             yield self._problem.batch(number * world_size + rank, size)
 
     def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
-        """The same samples in every evaluation."""
+        """Yield the evaluation batches, the same in every evaluation."""
         for number in range(rank, _EVAL_BATCHES, world_size):
             yield self._problem.batch(_FIRST_EVAL_BATCH + number, _EVAL_BATCH)
 
 
 @dataclass(frozen=True)
 class PlantedResult:
-    """How a recipe did on one problem.
+    """The result of a recipe on one problem.
 
     Attributes:
         error: Mean test error of the tasks.
-        true_error: That of the true grouping, trained the same way.
-        ari: Adjusted Rand index of the recipe's groups against the truth.
-        branches: Branches that have tasks at the end.
-        seconds: That the recipe took.
+        true_error: Mean test error of the true grouping, trained the same way.
+        ari: Adjusted Rand index of the recipe's groups and the true groups.
+        branches: Number of branches with tasks at the end.
+        seconds: Wall time of the recipe's run.
     """
 
     seed: int
@@ -140,7 +140,7 @@ def measure_grouping(
 
 
 def write_groups(path: Path, problem: PlantedProblem) -> Path:
-    """Write the true groups of a problem as `grouping.groups` takes them."""
+    """Write the true groups of a problem in the format of `grouping.groups`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     groups = groups_of_labels([int(group) for group in problem.groups])
     write_json(path, {"groups": [[problem.tasks[task] for task in group] for group in groups]})
@@ -180,7 +180,7 @@ def planted_config(
 
 
 def _train(config: Config, problem: PlantedProblem) -> tuple[float, list[int], float]:
-    """The mean test error, the branch of every task, and the seconds that it took."""
+    """Train and return the mean test error, the branch of every task, and the wall time in s."""
     start = time.perf_counter()
     accelerator: Accelerator = make_accelerator(config)
     session, metrics = train_run(config, accelerator, PlantedData(problem, config))
@@ -190,7 +190,7 @@ def _train(config: Config, problem: PlantedProblem) -> tuple[float, list[int], f
 
 
 def as_json(results: Sequence[PlantedResult]) -> dict[str, Any]:
-    """The results, and the mean over the seeds of all but the seed."""
+    """Return the results, and the mean over the seeds of every number except the seed."""
     rows = [asdict(result) for result in results]
     mean = {name: fmean(row[name] for row in rows) for name in rows[0] if name != "seed"}
     return {"seeds": rows, "mean": mean}

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from dmtg.plugins import load_plugins
 from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, print_json, table_console
 
@@ -33,6 +32,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print the metrics of a model beside those of a constant prediction, or of a reference."""
+    from dmtg.plugins import load_plugins
     from trainer.scoring.reference import read_reference, write_reference
     from trainer.scoring.scores import score_model, scores_json
     from trainer.scoring.table import print_scores

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from dmtg.plugins import load_plugins
 from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
 
@@ -23,6 +22,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the run's pruned model after comparing its predictions with the full model's."""
+    from dmtg.plugins import load_plugins
     from trainer.export import export_run
 
     load_plugins(plugin or ())

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from dmtg.plugins import load_plugins
 from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
 
@@ -20,6 +19,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Write a picture per dense task and a JSON of the attributes for every image."""
+    from dmtg.plugins import load_plugins
     from trainer.prediction import predict_images
 
     load_plugins(plugin or ())

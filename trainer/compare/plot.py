@@ -1,4 +1,4 @@
-"""The picture of a comparison: what the recipes reach, at what cost, and on which tasks."""
+"""Plot of a comparison: score of each recipe, its cost, and its gain on each task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trainer.compare.table import REFERENCE, RecipeResult, Spread
 
 
 def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
-    """Write the picture; recipes without a finished cell are left out."""
+    """Write the plot; recipes without a finished cell are left out."""
     results = [result for result in results if result.done]
     tasks = [name for name in results[0].tasks if any(name in r.gains for r in results)]
     panels = 3 if tasks else 2
@@ -36,9 +36,9 @@ def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
 
 
 def _score(result: RecipeResult) -> Spread:
-    found = result.total_error or result.train_loss
-    assert found is not None, "a finished cell has a loss"
-    return found
+    score = result.total_error or result.train_loss
+    assert score is not None, "a finished cell has a loss"
+    return score
 
 
 def _score_name(results: Sequence[RecipeResult]) -> str:
@@ -68,7 +68,7 @@ def _draw_cost(axis: Axes, results: Sequence[RecipeResult]) -> None:
 
 def _draw_gains(axis: Axes, results: Sequence[RecipeResult], tasks: Sequence[str]) -> None:
     cells = [[r.gains[t].mean if t in r.gains else np.nan for r in results] for t in tasks]
-    limit = float(np.nanpercentile(np.abs(cells), 95)) or 1.0  # one bad task is not to hide others
+    limit = float(np.nanpercentile(np.abs(cells), 95)) or 1.0  # without outliers
     image = axis.imshow(cells, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
     axis.set_yticks(range(len(tasks)), tasks, fontsize=7)
     axis.set_xticks(range(len(results)), [r.recipe for r in results], rotation=45, ha="right")

@@ -1,4 +1,4 @@
-"""The tables of a comparison: in the terminal, as Markdown, as JSON, and the plot beside them."""
+"""Write the tables of a comparison to the terminal, to Markdown and to JSON, with the plot."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def save_comparison(
     """Write `compare.json`, `compare.md` and, if any cell is finished, `compare.png`.
 
     Args:
-        records: Of the cells.
+        records: Records of the cells.
         out: Folder of the comparison.
-        about: A sentence that says what was compared.
+        about: A sentence that states what was compared.
 
     Returns:
         The results by recipe, and their tables.
@@ -59,7 +59,7 @@ def save_comparison(
 
 
 def shown(spread: Spread | None, digits: int = 4) -> str:
-    """A mean and its deviation to that many digits of the mean, `-` where there is none."""
+    """Return mean and standard deviation as text, the mean to `digits` digits; `-` for None."""
     if spread is None:
         return "-"
     mean = f"{spread.mean:.{digits}g}"
@@ -67,7 +67,7 @@ def shown(spread: Spread | None, digits: int = 4) -> str:
 
 
 def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
-    """One row for every recipe; columns without any number are left out."""
+    """Return one row for every recipe; columns without a number are left out."""
     columns = {
         "recipe": [result.recipe for result in results],
         "seeds": [_seeds(result) for result in results],
@@ -86,7 +86,7 @@ def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
 
 
 def task_rows(results: Sequence[RecipeResult], specs: Sequence[TaskSpec]) -> Rows:
-    """One row for every task with its primary metric, and a column for every recipe."""
+    """Return one row for every task with its primary metric, one column for every recipe."""
     rows = [["task", "metric", *(result.recipe for result in results)]]
     for spec in specs:
         metric = metric_for(spec)
@@ -119,7 +119,7 @@ def print_tables(tables: Sequence[Rows], console: Console) -> None:
 
 
 def to_markdown(tables: Sequence[Rows], introduction: str) -> str:
-    """The introduction and the tables below it."""
+    """Return the introduction followed by the tables, as Markdown."""
     parts = [introduction]
     for header, *rows in tables:
         lines = [header, ["---"] * len(header), *rows]

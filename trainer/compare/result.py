@@ -1,4 +1,4 @@
-"""What a finished run says about its recipe, read from its folder."""
+"""Read the result of a finished run from its folder."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from trainer.recipes.learner import hard_heads
 from trainer.report.picture import read_metrics
 from trainer.run_folder import RunFolder
 
-_LAST = 0.1  # share of the training records that the training loss is the mean of
+_LAST = 0.1  # fraction of the training records over which the training loss is averaged
 
 
 def read_result(run: Path) -> dict[str, Any]:
     """Read a finished run.
 
     Returns:
-        As JSON can hold them: the `tasks`, the `metrics` of the final evaluation, the mean
+        As JSON values: the `tasks`, the `metrics` of the final evaluation, the mean
         `train_loss` at the end, the `groups` of task names, and the `parameters` of the model with
         one head per task.
 
     Raises:
-        UserError: The folder holds no whole checkpoint or no evaluation of it.
+        UserError: The folder holds no complete checkpoint or no evaluation of it.
     """
     folder = RunFolder(run)
     newest = newest_checkpoint(folder.checkpoints)

@@ -1,4 +1,4 @@
-"""What the cells of a comparison found, by recipe: means and deviations over the seeds."""
+"""Results of a comparison by recipe: means and standard deviations over the seeds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from trainer.scoring.summary import summarise
 
-REFERENCE = "single_task"  # the recipe that gains are over
+REFERENCE = "single_task"  # gains are relative to this recipe
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A number over the seeds.
+    """Mean and standard deviation of a number over the seeds.
 
     Attributes:
         std: Sample standard deviation; None for a single seed.
@@ -32,29 +32,29 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """The spread of the values that exist; None where none does."""
-        found = tuple(value for value in values if value is not None)
-        if not found:
+        """Return the spread of the values that are not None; None if there is no such value."""
+        known = tuple(value for value in values if value is not None)
+        if not known:
             return None
-        return cls(fmean(found), stdev(found) if len(found) > 1 else None, found)
+        return cls(fmean(known), stdev(known) if len(known) > 1 else None, known)
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """A recipe's finished cells.
+    """The results of a recipe's finished cells.
 
     Attributes:
         done: Number of finished cells.
         failed: Number of cells that failed.
-        total_error: 100 times the sum of the tasks' error rates, of the tasks that have one.
+        total_error: 100 times the sum of the error rates of the tasks that have one.
         train_loss: Mean loss at the end of training.
         gain: Mean over the tasks of the gain over `REFERENCE`, in percent.
-        seconds: From start to end of the processes, a search included.
-        parameters: Of the model with one head per task.
+        seconds: Wall time of the processes, a search included.
+        parameters: Number of parameters of the model with one head per task.
         groups: Number of branches of that model.
         agreement: Mean adjusted Rand index of the groupings of two seeds; None for one seed.
-        tasks: Per task its primary metric.
-        gains: Per task its gain over `REFERENCE`, in percent.
+        tasks: Primary metric of each task.
+        gains: Gain of each task over `REFERENCE`, in percent.
     """
 
     recipe: str
@@ -95,13 +95,13 @@ def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
 
 
 def specs_of(records: Sequence[Mapping[str, Any]]) -> list[TaskSpec]:
-    """The tasks of the finished cells; empty if there is none."""
+    """Return the tasks of the finished cells; empty if no cell is finished."""
     done = [record for record in records if record["status"] == "done"]
     return [TaskSpec.from_dict(task) for task in done[0]["tasks"]] if done else []
 
 
 def _mean_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Per task the primary metric's mean over the cells, where one can be relative to it."""
+    """Return each task's mean primary metric, where a gain can be computed relative to it."""
     reference: dict[str, dict[str, float]] = {}
     for spec in specs_of(cells):
         primary = metric_for(spec).primary
@@ -149,7 +149,7 @@ def _of_recipe(
 
 
 def _agreement(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean adjusted Rand index over the pairs of cells."""
+    """Return the mean adjusted Rand index over the pairs of cells."""
     labels = []
     for cell in cells:
         group_of = {name: number for number, names in enumerate(cell["groups"]) for name in names}
