@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+PARTIAL_PREFIX = ".partial-"  # of the temporary names; a killed process leaves such files behind
+
 
 @contextmanager
 def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
@@ -26,17 +28,13 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         OSError: The file cannot be written, synced or renamed.
     """
     path = Path(path)
-    partial = path.with_name(f".partial-{socket.gethostname()}-{os.getpid()}-{path.name}")
+    partial = partial_path(path)
     try:
         yield partial
-        if sync:
-            sync_path(partial)
-        os.replace(partial, path)
+        publish(partial, path, sync=sync)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if sync:
-        sync_path(path.parent)
 
 
 @contextmanager
@@ -49,6 +47,23 @@ def atomic_write(path: str | Path, mode: str = "w", *, sync: bool = True) -> Ite
     encoding = None if "b" in mode else "utf-8"
     with atomic_path(path, sync=sync) as partial, open(partial, mode, encoding=encoding) as file:
         yield file
+
+
+def partial_path(path: Path) -> Path:
+    """Return the temporary name of a file that this process writes, see `atomic_path`."""
+    return path.with_name(f"{PARTIAL_PREFIX}{socket.gethostname()}-{os.getpid()}-{path.name}")
+
+
+def publish(partial: Path, path: Path, *, sync: bool = True) -> None:
+    """Rename a complete, closed file to its final name, see `atomic_path`.
+
+    `atomic_path` calls this; call it directly for a file that is written over many calls.
+    """
+    if sync:
+        sync_path(partial)
+    os.replace(partial, path)
+    if sync:
+        sync_path(path.parent)
 
 
 def sync_path(path: Path) -> None:

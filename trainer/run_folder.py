@@ -7,7 +7,7 @@ from typing import IO, Any
 
 import yaml
 
-from data_pipelines.shards.manifest import publish
+from dmtg.files import atomic_write
 from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.run_lock import lock
@@ -92,10 +92,8 @@ class RunFolder:
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.out / "lock")
-        partial = self.config.with_name("config.yaml.partial")
-        with open(partial, "wb") as file:
-            file.write(config.to_yaml().encode())
-            publish(file, self.config)
+        with atomic_write(self.config) as file:
+            file.write(config.to_yaml())
 
     def release(self) -> None:
         """Let other starts into the folder again."""

@@ -126,14 +126,14 @@ def doctor(
     out: Annotated[Path, typer.Option("--out", help="Contact sheet.")] = Path("doctor.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Judge the labels of a data set; exit with 1 on a fault that makes training meaningless."""
+    """Check the labels of a dataset; exit with 1 on an error that makes training meaningless."""
     from trainer.doctor.examine import examine
     from trainer.doctor.table import print_report
 
     report = examine(root, samples, split, out)
     print_report(report, Console(width=None if sys.stdout.isatty() else 140))
     finish(as_json, {"sheet": str(out), **(report.to_json() if as_json else {})})
-    if report.level == "fault":
+    if report.level == "error":
         raise typer.Exit(1)
 
 

@@ -105,7 +105,7 @@ def taskonomy(
 
     options = ConversionOptions(
         tasks=_listed(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -136,7 +136,7 @@ def celeba(
 
     options = ConversionOptions(
         tasks=_listed(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -170,7 +170,7 @@ def huggingface(
 
     options = ConversionOptions(
         tasks=_listed(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -189,7 +189,7 @@ def index(
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifest of WebDataset shards that somebody else made."""
+    """Write the manifest and the indexes of existing WebDataset shards."""
     from data_pipelines.convert.index import index_shards
     from data_pipelines.convert.mapping import FieldMap
 

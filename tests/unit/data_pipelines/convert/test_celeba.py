@@ -68,7 +68,7 @@ def test_the_official_partition_and_every_attribute(root, tmp_path):
 
 
 def test_faces_shrink_and_portable_shards_are_png(root, tmp_path):
-    write(root, tmp_path / "small", size=10)
+    write(root, tmp_path / "small", image_size=10)
     members = read(tmp_path / "small", "train")["000004"]
     assert decode("rgb.jpg", members["rgb.jpg"]).shape == (3, 15, 10)
     write(root, tmp_path / "png", portable=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from data_pipelines.convert import stream
+from data_pipelines.convert import streamed_dataset
 from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
 from data_pipelines.convert.mapping import FieldMap
@@ -58,7 +58,7 @@ def row(number):
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    stream._opened.cache_clear()
+    streamed_dataset._opened.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +143,7 @@ def test_every_column_of_a_parquet_folder(folder, tmp_path):
 
 def test_a_rerun_continues_and_a_finished_one_is_recognised(folder, tmp_path, monkeypatch):
     expected = write(folder, tmp_path / "whole", samples_per_shard=6)
-    rows = stream.Stream.rows
+    rows = streamed_dataset.StreamedDataset.rows
     asked = []
 
     def failing(self, split, part, pictures):
@@ -154,14 +154,18 @@ def test_a_rerun_continues_and_a_finished_one_is_recognised(folder, tmp_path, mo
             yield found
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Stream, "rows", failing)
+        patch.setattr(streamed_dataset.StreamedDataset, "rows", failing)
         with pytest.raises(ConnectionError, match="hub went away"):
             write(folder, tmp_path / "out", samples_per_shard=6)
     assert asked == [("train", "0/2/0/1"), ("train", "1/2/0/1")]
     with pytest.raises(DataError, match="begun with other arguments: size is 6, was None"):
-        write(folder, tmp_path / "out", samples_per_shard=6, size=6)
+        write(folder, tmp_path / "out", samples_per_shard=6, image_size=6)
     asked.clear()
-    monkeypatch.setattr(stream.Stream, "rows", lambda *a: (asked.append(a[1:3]), rows(*a))[1])
+    monkeypatch.setattr(
+        streamed_dataset.StreamedDataset,
+        "rows",
+        lambda *a: (asked.append(a[1:3]), rows(*a))[1],
+    )
     assert write(folder, tmp_path / "out", samples_per_shard=6) == expected
     assert asked == [("train", "1/2/0/1"), ("validation", "0/1/0/1")]
     asked.clear()
@@ -208,7 +212,7 @@ def test_a_limit_reads_a_part_of_the_stream(image_folder, tmp_path):
 def test_named_splits_tasks_size_and_portable(folder, tmp_path):
     field_map = MAP.model_copy(update={"splits": {"held_out": "validation"}, "dataset": "pets"})
     manifest = write(
-        folder, tmp_path / "out", field_map, tasks=("depth", "old"), size=6, portable=True
+        folder, tmp_path / "out", field_map, tasks=("depth", "old"), image_size=6, portable=True
     )
     assert list(manifest.splits) == ["held_out"]
     assert manifest.dataset == "pets"

@@ -56,7 +56,10 @@ def test_resuming_gives_the_tail_with_its_augmentation(shards):
 
 def test_processes_and_accumulation_share_one_global_batch(shards):
     alone = torch.cat([batch.images for batch in train(shards)])
-    parts = [list(train(shards, rank=rank, world_size=2, accumulation=2)) for rank in range(2)]
+    parts = [
+        list(train(shards, rank=rank, world_size=2, gradient_accumulation_steps=2))
+        for rank in range(2)
+    ]
     joined = [
         batch.images
         for step in range(9)
@@ -103,9 +106,13 @@ def test_global_random_numbers_are_left_alone(shards):
 
 def test_epoch_order_takes_default_or_given_streams(shards):
     split = shards.manifest.split("train")
-    order = epoch_order(split, seed=0, global_batch=12, streams=None)
-    assert (order.streams, order.sizes, order.steps_per_epoch(12)) == (4, (10, 10, 10, 7), 3)
-    assert epoch_order(split, seed=0, global_batch=12, streams=6).streams == 6
+    order = epoch_order(split, seed=0, global_batch=12, num_streams=None)
+    assert (order.num_streams, order.shard_sizes, order.steps_per_epoch(12)) == (
+        4,
+        (10, 10, 10, 7),
+        3,
+    )
+    assert epoch_order(split, seed=0, global_batch=12, num_streams=6).num_streams == 6
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -62,7 +61,8 @@ def test_equal_names_elsewhere_and_new_content_are_other_files(files):
 
 def test_what_was_not_used_for_longest_gives_way(files):
     first, second = files.open("u://1", b"1" * 400), files.open("u://2", b"2" * 400)
-    time.sleep(0.01)
+    for age, path in enumerate([second, first]):  # the first one was used before the second
+        os.utime(path, ns=(10**9 - age, 10**9 - age))
     files.open("u://1", b"1" * 400)  # used again, so that the second is the oldest
     third = files.open("u://3", b"3" * 400)
     assert copies(files) == sorted([first, third])
@@ -139,14 +139,14 @@ def reader(folder, log, seed):
             with open(log, "ab") as lines:
                 lines.write(b"%d\n" % number)
             file.write(content[:450])
-            time.sleep(0.001)
+            os.sched_yield()
             file.write(content[450:])
 
         digest = hashlib.sha256(content).hexdigest()
         _, descriptor = cache.open(f"u://{number}", 900, digest, copy)
         good = os.pread(descriptor, 1000, 0) == content
         os.close(descriptor)
-        with cache._counting():  # other processes add and delete files between two looks
+        with cache._room_lock():  # other processes add and delete files between two looks
             total = sum(p.stat().st_size for p in folder.glob("*.copy"))
         assert good and total <= 3000
 
@@ -163,20 +163,21 @@ def test_many_processes_share_a_cache_that_is_too_small(tmp_path):
     assert not list(folder.glob("*.partial"))
 
 
-def ask(folder, log):
+def ask(folder, log, together):
     def copy(file):
         with open(log, "ab") as lines:
             lines.write(b"copied\n")
-        time.sleep(0.2)
         file.write(b"1" * 900)
 
     digest = hashlib.sha256(b"1" * 900).hexdigest()
-    os.close(ShardCache(folder, 1000).open("u://1", 900, digest, copy)[1])
+    cache = ShardCache(folder, 1000)
+    together.wait()
+    os.close(cache.open("u://1", 900, digest, copy)[1])
 
 
 def test_processes_that_want_one_file_at_once_copy_it_once(tmp_path):
     context = get_context("fork")
-    arguments = (tmp_path / "cache", tmp_path / "log")
+    arguments = (tmp_path / "cache", tmp_path / "log", context.Barrier(4))
     started = [context.Process(target=ask, args=arguments) for _ in range(4)]
     for process in started:
         process.start()

@@ -63,7 +63,8 @@ def test_an_exception_leaves_finished_shards_only(tmp_path):
 def test_an_unfinished_shard_has_no_final_name(tmp_path):
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("k", {"a.json": b"{}"})
-        assert os.listdir(tmp_path) == ["train-000000.tar.partial"]
+        (unfinished,) = os.listdir(tmp_path)
+        assert unfinished.startswith(".partial-") and unfinished.endswith("-train-000000.tar")
     assert sorted(os.listdir(tmp_path)) == ["train-000000.tar", "train-000000.tar.index"]
 
 

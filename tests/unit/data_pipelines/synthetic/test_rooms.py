@@ -28,7 +28,7 @@ from data_pipelines.synthetic.raycast import (
     solid_distance,
 )
 from data_pipelines.synthetic.rooms import write_rooms
-from data_pipelines.synthetic.sample import Job, make_sample, visible_scene
+from data_pipelines.synthetic.sample import RoomJob, make_sample, visible_scene
 from data_pipelines.synthetic.scene import SHAPES, Camera, Scene, Solid
 from data_pipelines.synthetic.shading import render
 
@@ -361,7 +361,7 @@ def test_files_depend_on_the_seed_and_not_on_the_workers(small: Path, tmp_path: 
 
 
 def test_a_sample_does_not_depend_on_how_many_there_are(small: Path) -> None:
-    sample = make_sample(Job(7, "train", 20, 32, 0.0))
+    sample = make_sample(RoomJob(7, "train", 20, 32, 0.0))
     members = read(small)
     for name, data in sample.members.items():
         assert members[f"{sample.key}.{name}"] == data
