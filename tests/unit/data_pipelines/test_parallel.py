@@ -1,4 +1,4 @@
-"""Work in several processes: ordered, drawn as needed, and ended when a process dies."""
+"""Work in several processes: order, reading ahead, and the end of processes."""
 
 import importlib
 import multiprocessing
@@ -64,7 +64,7 @@ def test_results_come_in_the_order_of_endless_items(workers):
     assert len(drawn) < 50 + 10 * workers
 
 
-def test_a_quick_item_does_not_overtake_a_slow_one(tmp_path, monkeypatch):
+def test_results_keep_the_order_of_slow_items(tmp_path, monkeypatch):
     """Items 0 and 2 end only after the items that follow them have begun."""
     (tmp_path / "slow_work.py").write_text(WORK)
     monkeypatch.syspath_prepend(tmp_path)

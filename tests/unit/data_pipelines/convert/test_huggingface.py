@@ -148,10 +148,10 @@ def test_a_rerun_continues_and_a_finished_one_is_recognised(folder, tmp_path, mo
 
     def failing(self, split, part, pictures):
         asked.append((split, part))
-        for number, found in enumerate(rows(self, split, part, pictures)):
+        for number, row in enumerate(rows(self, split, part, pictures)):
             if part.startswith("1/") and number == 3:
                 raise ConnectionError("the hub went away")
-            yield found
+            yield row
 
     with monkeypatch.context() as patch:
         patch.setattr(streamed_dataset.StreamedDataset, "rows", failing)
@@ -194,12 +194,12 @@ def test_an_image_folder_is_read_in_parts_and_its_files_kept(image_folder, tmp_p
     assert manifest.fields["label"].classes == ("cat", "dog")
     assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 100, "test": 5}
     store = ShardStore(tmp_path / "out", manifest.split("train").shards)
-    found = [store.read(n, ["image.jpg", "labels.json"])[1] for n in range(100)]
-    labels = [decode("a.json", members["labels.json"])["label"] for members in found]
+    samples = [store.read(n, ["image.jpg", "labels.json"])[1] for n in range(100)]
+    labels = [decode("a.json", members["labels.json"])["label"] for members in samples]
     assert sum(labels) == 30
     assert 3 < sum(labels[:25]) < 13  # sorted by class in the source, mixed here
     sources = {path.read_bytes() for path in (image_folder / "train").glob("*/*.jpg")}
-    assert {members["image.jpg"] for members in found} == sources
+    assert {members["image.jpg"] for members in samples} == sources
 
 
 def test_a_limit_reads_a_part_of_the_stream(image_folder, tmp_path):
@@ -263,15 +263,15 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         (MAP, {"tasks": ("depth", "hat")}, "tasks hat: the map has age, depth"),
         (MAP.model_copy(update={"splits": {"train": "dev"}}), {}, "no split 'dev', allowed are tr"),
     ]
-    for field_map, options, fault in cases:
-        with pytest.raises(DataError, match=fault):
+    for field_map, options, expected in cases:
+        with pytest.raises(DataError, match=expected):
             write(folder, tmp_path / "out", field_map, **options)
     with pytest.raises(DataError, match="nowhere: cannot be opened"):
         write(tmp_path / "nowhere", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "fault"),
+    ("kind", "value", "expected"),
     [
         ("regression", float("nan"), "not a finite number"),
         ("regression", "7", "not a finite number"),
@@ -282,8 +282,8 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         ("multiclass", 2, "not a class from 0 to 1"),
     ],
 )
-def test_scalars_of_the_wrong_kind_are_missing(kind, value, fault):
+def test_scalars_of_the_wrong_kind_are_missing(kind, value, expected):
     classes = ("a", "b") if kind == "multiclass" else ()
     field = Field(member="labels.json", key="x", kind=kind, classes=classes)
-    with pytest.raises(MissingLabel, match=fault):
+    with pytest.raises(MissingLabel, match=expected):
         scalar_value(field, value)

@@ -278,9 +278,9 @@ def test_moments_of_parts_are_those_of_the_whole():
     values = rng.normal(1e6, 0.5, 1000)
     cuts = np.split(values, [1, 10, 500])
     parts = [(len(c), float(c.mean()), float(((c - c.mean()) ** 2).sum())) for c in cuts]
-    found = with_statistics(FIELDS["age"], parts)
-    assert found.mean == pytest.approx(values.mean(), rel=1e-12)
-    assert found.std == pytest.approx(values.std(), rel=1e-6)
+    field = with_statistics(FIELDS["age"], parts)
+    assert field.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert field.std == pytest.approx(values.std(), rel=1e-6)
     given = FIELDS["age"].model_copy(update={"mean": 1.0, "std": 2.0})
     assert with_statistics(given, parts) == given
     assert with_statistics(FIELDS["age"], [(3, 5.0, 0.0)]).std is None

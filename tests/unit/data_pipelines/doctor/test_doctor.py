@@ -1,4 +1,4 @@
-"""Statistics against numpy, and one verdict for every way in which labels can be wrong."""
+"""Statistics against numpy, and one finding for each defect of labels."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def statistics_of(rule, labels):
 
 
 def messages(statistics, level, all_seen=False):
-    found = task_findings(statistics, all_seen=all_seen)
-    return " | ".join(finding.message for finding in found if finding.level == level)
+    findings = task_findings(statistics, all_seen=all_seen)
+    return " | ".join(finding.message for finding in findings if finding.level == level)
 
 
 def depths(count=6, seed=0, low=500, high=5000):
@@ -76,14 +76,14 @@ def test_good_labels_have_no_finding():
 
 
 @pytest.mark.parametrize("ulps", [0, 1, 6])
-def test_a_label_collapsed_to_rounding_noise_is_a_fault(ulps):
+def test_a_label_collapsed_to_rounding_noise_is_an_error(ulps):
     step = np.spacing(np.float32(1234.5))
     noise = np.random.default_rng(2).integers(0, ulps + 1, (5, 1, 6, 6))
     labels = (np.float32(1234.5) + noise * step).astype(np.float32)
     seen = statistics_of(LabelRule("depth", "dense_regression"), labels)
-    found = messages(seen, "error")
-    assert "flattened: one value (1234.5) in all 5 labels" in found
-    assert ("float32 roundings" in found) == bool(ulps)
+    message = messages(seen, "error")
+    assert "flattened: one value (1234.5) in all 5 labels" in message
+    assert ("float32 roundings" in message) == bool(ulps)
     assert is_flattened(seen)
 
 
@@ -94,7 +94,7 @@ def test_a_real_range_of_many_ulps_is_not_flattened():
     assert "deviation of the scaled target is" in messages(seen, "warning")
 
 
-def test_a_value_for_each_picture_is_a_fault():
+def test_a_value_for_each_picture_is_an_error():
     labels = [np.full((1, 6, 6), 100 * number, np.uint16) for number in range(1, 6)]
     seen = statistics_of(DEPTH, labels)
     assert messages(seen, "error") == "flattened: each of the 5 pictures holds one value"
@@ -118,7 +118,7 @@ def test_one_flat_channel_is_named():
     assert not is_flattened(seen)
 
 
-def test_all_ignored_segmentation_is_a_fault():
+def test_all_ignored_segmentation_is_an_error():
     seen = statistics_of(SEGMENT, np.zeros((4, 1, 6, 6), np.uint8))
     assert messages(seen, "error") == "every pixel of every label is invalid or ignored"
     some = [np.zeros((1, 6, 6), np.uint8), *np.eye(6, dtype=np.uint8)[None, None] + 1]
@@ -132,7 +132,7 @@ def test_ids_without_a_class_are_counted():
     assert "(100 % unknown ids)" in messages(unknown, "error")
 
 
-def test_one_class_needs_enough_labels_to_be_a_fault():
+def test_one_class_needs_enough_labels_to_be_an_error():
     few, many = statistics_of(HAT, [1] * 20), statistics_of(HAT, [1] * 600)
     assert messages(few, "warning").startswith("only class '1' in 20 labels")
     assert messages(few, "error") == ""
@@ -258,7 +258,7 @@ def test_images_of_one_colour():
     assert worst(data_findings(seen_in(random_batch(4, images=flat)))) == "error"
 
 
-def test_equal_tasks_are_found_whatever_their_dtype():
+def test_equal_tasks_are_detected_for_any_dtype():
     statistics = DataStatistics(
         [HAT, LabelRule("cap", "binary", classes=("0", "1")), DEPTH, SEGMENT]
     )
@@ -283,7 +283,7 @@ def test_equal_tasks_are_found_whatever_their_dtype():
     ]
 
 
-def test_few_equal_scalars_are_chance():
+def test_few_equal_scalars_may_be_chance():
     statistics = DataStatistics([HAT, SIZE])
     batch = random_batch(8)
     scalars = torch.tensor([[0.0, 1] * 4] * 2)

@@ -19,7 +19,7 @@ def train(shards, geometry=GEOMETRY, **options):
 
 
 def content(batch):
-    """Everything in a batch, comparable."""
+    """Return all values of a batch in comparable form."""
     tensors = {"images": batch.images, "scalars": batch.scalars, "valid": batch.valid_rows}
     return batch.keys, {name: t.tolist() for name, t in (tensors | batch.dense).items()}
 
@@ -97,7 +97,7 @@ def test_evaluation_limit(shards):
     assert [batch.keys for batch in loader] == [("val0", "val3"), ("val7", "")]
 
 
-def test_global_random_numbers_are_left_alone(shards):
+def test_global_random_state_does_not_change(shards):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(train(shards, num_steps=2))

@@ -97,7 +97,7 @@ def test_shuffling_is_close_to_uniform():
     assert np.abs(places.mean(0) - 31.5).max() < 5 * standard_error
 
 
-def test_no_sample_is_left_out_for_good():
+def test_no_sample_is_left_out_of_all_epochs():
     """One shard of 50 in 8 streams of 6 leaves two samples out of each epoch."""
     order = EpochOrder((50,), 0, 8)
     seen = set()
@@ -144,8 +144,8 @@ def test_epochs_follow_each_other_without_repeats_within():
 
 @settings(max_examples=15, deadline=None)
 @given(sizes=SIZES.filter(lambda sizes: sum(sizes) >= 32), seed=SEEDS, data=st.data())
-def test_a_run_may_stop_and_change_its_processes_again_and_again(sizes, seed, data):
-    """Each leg of the run has a new order, another number of processes and accumulation."""
+def test_a_run_may_resume_with_other_numbers_of_processes(sizes, seed, data):
+    """Each start of the run has a new order object, number of processes and accumulation."""
     streams = 8
     expected = steps_of(EpochOrder(sizes, seed, streams), num_steps=24)
     stops = sorted({0, 24, *data.draw(st.lists(st.integers(1, 23), max_size=4))})

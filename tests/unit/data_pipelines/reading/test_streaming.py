@@ -1,4 +1,4 @@
-"""Tars read as a stream: real samples, damage noticed, failures survived, no false promises."""
+"""Tars read as a stream: samples, damage, failures of the source, refused arguments."""
 
 import os
 import shutil
@@ -99,8 +99,8 @@ def test_a_source_that_fails_for_a_while_is_left_for_another_tar(shards, served,
 @pytest.mark.usefixtures("patient")
 def test_a_source_that_fails_for_good(shards, served):
     served.refuse = 10**6
-    found = r"train-00000\d\.tar: failed, as \d+ tars before in 0\.2 s"
-    with pytest.raises(SourceError, match=found):
+    message = r"train-00000\d\.tar: failed, as \d+ tars before in 0\.2 s"
+    with pytest.raises(SourceError, match=message):
         list(stream(shards, pattern_of(served.url), on_error="replace", retry_seconds=0.2))
     assert len(served.asked) > 2
 

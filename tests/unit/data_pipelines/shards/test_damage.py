@@ -1,4 +1,4 @@
-"""Damage of every kind ends in a clear error or a counted replacement, never in a wrong sample."""
+"""Damage leads to an error or a counted replacement, never to a wrong sample."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def same(one, other):
 
 
 def unchecked_planes(value):
-    """Planes as a careless writer would make them."""
+    """Return planes without the checks of the encoder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "isfinite", lambda array: np.ones(array.shape, bool))
         return encode_planes(np.full((8, 12), value, np.float32))
@@ -153,7 +153,7 @@ def test_a_damaged_shard_replaces_its_samples_alone(whole, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_keep_their_shape_and_carry_the_faults(whole, tmp_path, workers):
+def test_batches_keep_their_shape_and_hold_the_damage(whole, tmp_path, workers):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     os.truncate(tmp_path / "train-000000.tar", 100)
     options = {"seed": 0, "global_batch": 2, "num_steps": 6, "on_error": "replace"}
@@ -179,7 +179,7 @@ def test_batches_keep_their_shape_and_carry_the_faults(whole, tmp_path, workers)
     assert [len(batch.damage) for batch in evaluated] == [3, 0]
 
 
-def test_fillers_are_no_faults(whole):
+def test_fillers_are_no_damage(whole):
     dataset = dataset_of(whole, "replace")
     batch = Collate(dataset.labels)([dataset[0, -1], dataset[0, 0]])
     assert batch.keys == ("", "s0")
@@ -196,8 +196,8 @@ def test_a_source_that_does_not_answer_is_never_replaced(whole, monkeypatch):
         dataset[0, 0]
 
 
-def test_a_flip_of_any_bit_of_a_member_is_noticed(whole, tmp_path):
-    """Every bit of one JSON and some of the JPEG, both without checksums of their own."""
+def test_a_flip_of_any_bit_of_a_member_is_detected(whole, tmp_path):
+    """Every bit of one JSON and some of the JPEG, encodings without checksums."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     manifest = Manifest.load(tmp_path)
     path = tmp_path / "train-000000.tar"
@@ -217,7 +217,7 @@ def test_a_flip_of_any_bit_of_a_member_is_noticed(whole, tmp_path):
             store.read(0, [member.suffix])
 
 
-def test_truncation_at_any_byte_is_noticed(whole, tmp_path):
+def test_truncation_at_any_byte_is_detected(whole, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     size = (tmp_path / "train-000000.tar").stat().st_size
     dataset = dataset_of(tmp_path)
@@ -256,7 +256,7 @@ def mutate(content, rng):
 
 
 def plain(manifest):
-    """The manifest as of shards that another program wrote: without indexes."""
+    """The manifest without indexes, as of shards that another program wrote."""
     split = manifest.split("train")
     shards = tuple(shard.model_copy(update={"index": None}) for shard in split.shards)
     return manifest.model_copy(
@@ -265,7 +265,7 @@ def plain(manifest):
 
 
 def read_all(root, on_error, without_index):
-    """The samples, a fault in place of each that cannot be read; or the fault of the manifest."""
+    """Return the samples, a damaged one as its error; or the error of the manifest."""
     try:
         manifest = Manifest.load(root)
         dataset = dataset_of(root, on_error, plain(manifest) if without_index else manifest)

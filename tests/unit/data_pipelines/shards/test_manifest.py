@@ -1,4 +1,4 @@
-"""The manifest: round trip, identity, every fault in one readable message."""
+"""The manifest: round trip, identity, all errors in one message."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_save_leaves_no_other_file_and_replaces(tmp_path):
 
 
 def test_five_thousand_shards_load_with_few_calls(tmp_path):
-    """A few Python calls for each shard, as many as a second is enough for."""
+    """A few Python calls for each shard: loading takes less than a second."""
     large(5000).save(tmp_path)
     calls = Counter()
     sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
@@ -83,7 +83,7 @@ def test_broken_json_is_reported(tmp_path):
         Manifest.load(tmp_path)
 
 
-def test_all_faults_are_in_one_message(shards, tmp_path):
+def test_all_errors_are_in_one_message(shards, tmp_path):
     def change(content):
         content["version"] = 2
         content["surprise"] = 1

@@ -1,4 +1,4 @@
-"""Where shards may lie: this machine, HTTP and S3 servers, with and without a cache."""
+"""Shards in a local folder, on HTTP and S3 servers, with and without a cache."""
 
 import os
 import pickle
@@ -34,9 +34,9 @@ def batches(location, shards, workers=0):
     return list(loader)
 
 
-def assert_same(found, expected):
-    assert [batch.keys for batch in found] == [batch.keys for batch in expected]
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    assert [batch.keys for batch in actual] == [batch.keys for batch in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.scalars, other.scalars)
         assert torch.equal(one.valid_rows, other.valid_rows)
@@ -100,8 +100,8 @@ def test_a_source_that_fails_for_good(shards, served, tmp_path, knob, cached):
     folder = open_folder(served.url, cache, retry_seconds=0.2)
     store = ShardStore(folder, shards.manifest.split("train").shards)
     setattr(served, knob, 10**6)
-    found = r"train-000001\.tar.*: failed \d+ times in 0\.2 s, at last with "
-    with pytest.raises(SourceError, match=found):
+    message = r"train-000001\.tar.*: failed \d+ times in 0\.2 s, at last with "
+    with pytest.raises(SourceError, match=message):
         store.read(12, ALL)
     assert not list(tmp_path.glob("*.copy")) + list(tmp_path.glob("*.partial"))
 
@@ -111,8 +111,8 @@ def test_a_source_that_hangs(shards, served, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 0.05)
     folder = open_folder(served.url, retry_seconds=0.1)
     store = ShardStore(folder, shards.manifest.split("train").shards)
-    found = r"failed \d+ times in 0\.1 s, at last with FSTimeoutError"
-    with served.lock, pytest.raises(SourceError, match=found):
+    message = r"failed \d+ times in 0\.1 s, at last with FSTimeoutError"
+    with served.lock, pytest.raises(SourceError, match=message):
         store.read(0, ALL)
 
 
@@ -120,8 +120,8 @@ def test_a_source_that_hangs(shards, served, monkeypatch):
 def test_a_stopped_server(served):
     served.shutdown()
     served.server_close()
-    found = r"manifest\.json: failed \d+ times in 0\.1 s, at last with Client"
-    with pytest.raises(SourceError, match=found):
+    message = r"manifest\.json: failed \d+ times in 0\.1 s, at last with Client"
+    with pytest.raises(SourceError, match=message):
         Manifest.load(open_folder(served.url, retry_seconds=0.1))
 
 
@@ -209,7 +209,7 @@ def test_a_server_without_ranges(shards, served):
         store.read(0, ALL)
 
 
-def test_other_shards_than_the_manifests_are_noticed(shards, served, tmp_path):
+def test_other_shards_than_the_manifests_are_detected(shards, served, tmp_path):
     shutil.copytree(shards.root, tmp_path / "other")
     shutil.copy(tmp_path / "other/train-000001.tar", tmp_path / "other/train-000000.tar")
     served.root = tmp_path / "other"

@@ -1,4 +1,4 @@
-"""Taskonomy: every stored label against its source file, faults counted, buildings apart."""
+"""Taskonomy: stored labels against their source files, missing labels, splits of buildings."""
 
 import hashlib
 from pathlib import Path
@@ -197,7 +197,7 @@ def test_the_releases_table_decides_the_splits(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "expected"),
     [
         ("id,train,val,test\nash,yes,0,0\n", "line 2: train is 'yes'; needed are 0 or 1"),
         ("id,train,val,test\nash,1,1,0\n", "line 2: in train and val"),
@@ -205,10 +205,10 @@ def test_the_releases_table_decides_the_splits(tree, tmp_path):
         ("", "no samples found"),
     ],
 )
-def test_a_faulty_table_is_refused(tree, tmp_path, text, fault):
+def test_a_wrong_table_is_refused(tree, tmp_path, text, expected):
     table = tmp_path / "table.csv"
     table.write_text(text)
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=expected):
         write(tree, tmp_path / "out", BuildingSplits(table=table))
     with pytest.raises(DataError, match=r"missing\.csv: cannot be read"):
         write(tree, tmp_path / "out", BuildingSplits(table=tmp_path / "missing.csv"))
