@@ -23,6 +23,7 @@ from data_pipelines.reading.fields import Label, LabelRequest
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
 from data_pipelines.shards.store import ShardStore
+from dmtg.files import PARTIAL_PREFIX
 
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
 _CHUNK = 2**20  # bytes
@@ -90,8 +91,8 @@ def index_shards(
 
 
 def _shards_by_split(root: Path, patterns: Mapping[str, str] | None) -> dict[str, list[str]]:
-    hidden = "."  # first character of temporary files
-    names = sorted(p.name for p in root.glob("*.tar") if not p.name.startswith(hidden))
+    unfinished = set(root.glob(f"{PARTIAL_PREFIX}*"))
+    names = sorted(path.name for path in set(root.glob("*.tar")) - unfinished)
     if not names:
         raise DataError(f"{root}: no .tar files")
     shards: defaultdict[str, list[str]] = defaultdict(list)

@@ -13,7 +13,7 @@ from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import Shard, Split
 from dmtg.files import PARTIAL_PREFIX, partial_path, publish
 
-_EARLIER_PARTIALS = (".tar.partial", ".tar.index.partial")  # names in versions before 0.2
+_EARLIER_PARTIALS = (".tar.partial", ".tar.index.partial")  # names in earlier versions
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 
 

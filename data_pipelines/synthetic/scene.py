@@ -56,7 +56,7 @@ class Camera:
     field_of_view: float
 
     def axes(self) -> Array:
-        """Rows right, down and forward in world coordinates, [3, 3]."""
+        """Return rows right, down and forward in world coordinates, [3, 3]."""
         sin_yaw, cos_yaw = np.sin(self.yaw), np.cos(self.yaw)
         sin_pitch, cos_pitch = np.sin(self.pitch), np.cos(self.pitch)
         right = (cos_yaw, 0.0, -sin_yaw)

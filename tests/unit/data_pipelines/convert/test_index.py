@@ -124,6 +124,13 @@ def test_splits_follow_from_the_names(root, field_map):
     }  # fmt: skip
 
 
+def test_temporary_files_of_a_killed_process_are_no_shards(root, field_map):
+    expected = index(root, field_map)
+    (root / "manifest.json").unlink()
+    (root / ".partial-host-17-zoo-train-000007.tar").write_bytes(b"half a shard")
+    assert index(root, field_map) == expected
+
+
 def test_the_number_of_workers_changes_nothing(root, field_map):
     one = index(root, with_splits(field_map))
     (root / "manifest.json").unlink()
