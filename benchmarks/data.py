@@ -153,7 +153,7 @@ def measure_scale(root: Path) -> None:
     manifest = Manifest.load(root)
     opened = time.perf_counter()
     split = manifest.split("train")
-    order = EpochOrder(tuple(shard.samples for shard in split.shards), seed=0, streams=STREAMS)
+    order = EpochOrder(tuple(shard.samples for shard in split.shards), seed=0, num_streams=STREAMS)
     resumed = []
     for step in np.random.default_rng(0).integers(0, 10**6, 9).tolist():
         begin = time.perf_counter()

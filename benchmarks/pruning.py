@@ -157,7 +157,7 @@ def main() -> int:
     plt.switch_backend("Agg")
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "shards"
-        write_rooms(shards, samples=600, size=64, seed=0)
+        write_rooms(shards, samples=600, image_size=64, seed=0)
         runs = {
             name: measure(settings(shards, Path(folder) / name, steps), prunes=name == "pruned")
             for name in ("unpruned", "pruned")

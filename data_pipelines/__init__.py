@@ -1,1 +1,5 @@
-"""Shards on disk to batches of tensors: writing, ordering, reading, decoding, collating."""
+"""Datasets on disk as batches of tensors: shards are written, read, decoded and collated.
+
+The training loop calls `reading`; the commands `dmtg shards` and `dmtg doctor` call the rest.
+Imports go in one direction: decode, shards, reading, convert, then synthetic and doctor.
+"""

@@ -1,4 +1,4 @@
-"""The one error that the data pipelines raise for data that cannot be used."""
+"""The errors that the data pipelines raise for data that cannot be used."""
 
 
 class DataError(ValueError):
@@ -8,11 +8,14 @@ class DataError(ValueError):
     """
 
     def __str__(self) -> str:
-        """The message alone: torch re-raises a loader worker's error as the text of its traceback,
-        whose last entry is the message."""
+        """Return the message without a traceback.
+
+        torch re-raises an error of a loader worker with the worker's traceback as its text. The
+        last entry of that text is the message.
+        """
         marker = f"{type(self).__module__}.{type(self).__qualname__}: "
         return super().__str__().rpartition(marker)[2].rstrip("\n")
 
 
 class SourceError(DataError):
-    """A remote source did not answer, however often it was asked: no fault of the data."""
+    """A remote source did not answer within the retry time; the data itself may be intact."""

@@ -1,4 +1,4 @@
-"""One function over many items, in this process or in several."""
+"""Apply one function to many items, in this process or in several."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from data_pipelines.errors import DataError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_AHEAD = 8  # results of a worker that may wait for a slow item before them
+_AHEAD = 8  # finished results per worker that may wait for a slower item before them
 
 
 @contextmanager
 def mapped(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Iterator[Result]]:
-    """Gives the function's results in the order of the items; leaving the block ends the work.
+    """Yield an iterator over the results in the order of the items; stop the workers on exit.
 
     Args:
-        function: What to do; a worker gets one copy, so what it is bound to travels once.
-        items: Taken one after the other, a few ahead of the results.
-        workers: Processes; 1 works in this one.
+        function: Picklable; it is sent to each worker once, with the objects it is bound to.
+        items: Read one by one, a few ahead of the results.
+        workers: Number of processes; 1 calls the function in this process.
 
     Raises:
         DataError: A worker was killed.
@@ -39,7 +39,7 @@ def mapped(
     if workers == 1:
         yield map(function, items)
         return
-    # Spawned, not forked: the caller may hold threads, which a fork would leave locked.
+    # spawn, not fork: a forked child would copy locks held by other threads of the caller.
     context = multiprocessing.get_context("spawn")
     reader, writer = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, _Worker.start, (function, reader))
@@ -52,8 +52,10 @@ def mapped(
 
 
 def _results(executor: ProcessPoolExecutor, items: Iterable[Item], workers: int) -> Iterator[Any]:
-    """Hands out no item without a free worker: under Python 3.10 the executor would wait for ever
-    to pass on a large one after its workers' death."""
+    """Yield the results in order, submitting an item only when a worker is free.
+
+    Under Python 3.10 an executor with queued large items blocks forever after its workers died.
+    """
     source = iter(items)
     pending: deque[Future[Any]] = deque()
     try:
@@ -75,21 +77,21 @@ def _results(executor: ProcessPoolExecutor, items: Iterable[Item], workers: int)
 
 
 class _Worker:
-    """What a worker process holds."""
+    """The state of a worker process: the function to apply."""
 
     function: Callable[[Any], Any]
 
     @classmethod
-    def start(cls, function: Callable[[Any], Any], life_line: Connection) -> None:
+    def start(cls, function: Callable[[Any], Any], parent: Connection) -> None:
         cls.function = staticmethod(function)
-        Thread(target=_end_with, args=(life_line,), daemon=True).start()
+        Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
     @classmethod
     def work(cls, item: object) -> object:
         return cls.function(item)
 
 
-def _end_with(life_line: Connection) -> None:
-    """Ends this process at once when the other end closes: the parent left its block, or died."""
-    life_line.poll(None)
+def _exit_with_parent(parent: Connection) -> None:
+    """Exit this process when the parent closes the pipe: it left its block or was killed."""
+    parent.poll(None)
     os._exit(1)

@@ -1,5 +1,5 @@
-"""One crop, resize and mirror for all pictures of a sample."""
-# Shapes: C channels, H, W of the picture at hand.
+"""One crop, resize and flip for all pictures of a sample."""
+# Shapes: C channels, H, W picture height and width.
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Params:
-    """A crop in pixels of a reference picture, kept as integers so that it scales exactly."""
+    """A crop in pixels of a reference picture; integers, so that it scales exactly."""
 
     height: int
     width: int
@@ -26,32 +26,32 @@ class Params:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How pictures are brought to one size.
+    """How the pictures of a sample are cropped, resized and flipped.
 
     Attributes:
-        size: Height and width after the transform, in pixels.
-        crop: None resizes the whole picture; a number in (0, 1] first cuts out a random part of
-            the same aspect ratio, whose share of the area is uniform from that number to 1.
+        image_size: Height and width after the transform, in pixels.
+        crop: None resizes the whole picture; a number in (0, 1] first takes a random crop of the
+            same aspect ratio, whose fraction of the area is uniform from that number to 1.
         flip: Mirror left and right with probability one half.
     """
 
-    size: tuple[int, int]
+    image_size: tuple[int, int]
     crop: float | None = None
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1:
-            raise ValueError(f"size: {self.size} must be at least 1 x 1")
+        if min(self.image_size) < 1:
+            raise ValueError(f"image_size: {self.image_size} must be at least 1 x 1")
         if self.crop is not None and not 0 < self.crop <= 1:
             raise ValueError(f"crop: {self.crop} must be greater than 0 and at most 1, or none")
 
     def draw(self, rng: np.random.Generator, height: int, width: int) -> Params:
-        """Draws the transform of one sample.
+        """Draw the transform of one sample.
 
         Args:
-            rng: The sample's own generator.
+            rng: The generator of this sample.
             height: Height of the sample's image, in pixels.
-            width: Its width.
+            width: Width of the sample's image, in pixels.
         """
         crop_height, crop_width, top, left = height, width, 0, 0
         if self.crop is not None:
@@ -71,22 +71,22 @@ class Geometry:
         *,
         negate_x: bool = False,
     ) -> np.ndarray:
-        """Transforms one picture of the sample, whatever its own resolution.
+        """Transform one picture of the sample; its resolution may differ from the image's.
 
         Args:
-            array: [C,H,W]; uint8 with C 1 or 3 for bilinear, any numbers for nearest.
-            params: What `draw` gave for the sample.
+            array: [C,H,W]; uint8 with C 1 or 3 for bilinear, any dtype for nearest.
+            params: The result of `draw` for the sample.
             interpolation: `bilinear` is antialiased; `nearest` never mixes values.
-            negate_x: A mirrored picture's first channel changes its sign: about
-                mid-range where it is stored unsigned.
+            negate_x: Negate the first channel of a mirrored picture: about the middle of the
+                range where it is stored unsigned.
 
         Returns:
-            [C, *size] in the same dtype, which may be a view of `array`.
+            [C, *image_size] in the same dtype, which may be a view of `array`.
         """
         whole = (params.crop_height, params.crop_width) == (params.height, params.width)
-        if not (whole and array.shape[1:] == self.size):
+        if not (whole and array.shape[1:] == self.image_size):
             resize = _resize_bilinear if interpolation == "bilinear" else _resize_nearest
-            array = resize(array, params, self.size)
+            array = resize(array, params, self.image_size)
         if params.mirror:
             array = array[..., ::-1]
             if negate_x:
@@ -95,7 +95,7 @@ class Geometry:
 
 
 def _negated(array: np.ndarray) -> np.ndarray:
-    """Unsigned integers are centred on the middle of their range, other numbers on zero."""
+    """Negate about the middle of the range for unsigned integers, about zero otherwise."""
     return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else -array
 
 
@@ -125,9 +125,9 @@ def _resize_nearest(array: np.ndarray, params: Params, size: tuple[int, int]) ->
 
 
 def _nearest(out: int, length: int, reference: int, start: int, crop: int) -> np.ndarray:
-    """Source index under the centre of each of `out` pixels, in exact integer arithmetic.
+    """Return the source index under the centre of each of `out` pixels, in integer arithmetic.
 
-    The centre of pixel i lies at (start + (i + 1/2) crop / out) length / reference.
+    The centre of pixel i is at (start + (i + 1/2) crop / out) length / reference.
     """
     centres = 2 * start * out + (2 * np.arange(out, dtype=np.int64) + 1) * crop
     return centres * length // (2 * out * reference)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-PARTIAL = ".partial-"  # begins the name of a temporary file; a killed process may leave one
+PARTIAL_PREFIX = ".partial-"  # of the temporary names; a killed process leaves such files behind
 
 
 @contextmanager
@@ -29,19 +29,14 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         OSError: The file cannot be written, synced or renamed.
     """
     path = Path(path)
-    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
-    partial = path.with_name(f"{PARTIAL}{writer}-{path.name}")
+    partial = partial_path(path)
     try:
         yield partial
-        if sync:
-            sync_path(partial)
-        os.replace(partial, path)
+        publish(partial, path, sync=sync)
     except BaseException:
         with suppress(OSError):  # the error in the block is the one to report
             partial.unlink(missing_ok=True)
         raise
-    if sync:
-        sync_path(path.parent)
 
 
 @contextmanager
@@ -54,6 +49,24 @@ def atomic_write(path: str | Path, mode: str = "w", *, sync: bool = True) -> Ite
     encoding = None if "b" in mode else "utf-8"
     with atomic_path(path, sync=sync) as partial, open(partial, mode, encoding=encoding) as file:
         yield file
+
+
+def partial_path(path: Path) -> Path:
+    """Return the temporary name of a file that this thread writes, see `atomic_path`."""
+    writer = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
+    return path.with_name(f"{PARTIAL_PREFIX}{writer}-{path.name}")
+
+
+def publish(partial: Path, path: Path, *, sync: bool = True) -> None:
+    """Rename a complete, closed file to its final name, see `atomic_path`.
+
+    `atomic_path` calls this; call it directly for a file that is written over many calls.
+    """
+    if sync:
+        sync_path(partial)
+    os.replace(partial, path)
+    if sync:
+        sync_path(path.parent)
 
 
 def sync_path(path: Path) -> None:

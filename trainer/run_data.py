@@ -106,7 +106,7 @@ def steps_per_epoch(config: Config, manifest: Manifest) -> int:
         manifest.split(config.data.train_split),
         seed=config.run.seed,
         global_batch=config.data.global_batch,
-        streams=config.data.streams,
+        num_streams=config.data.streams,
     )
     return order.steps_per_epoch(config.data.global_batch)
 
@@ -134,7 +134,7 @@ def build_train_loader(
         "num_steps": end_step,
         "rank": rank,
         "world_size": world_size,
-        "accumulation": config.optim.accumulation,
+        "gradient_accumulation_steps": config.optim.accumulation,
         "start_step": start_step,
         "workers": data.workers,
         "on_error": data.on_error,
@@ -143,7 +143,7 @@ def build_train_loader(
         options["retry_seconds"] = data.retry_seconds
         return stream_batches(data.stream, *described, **options)
     return train_loader(
-        open_shards(config), *described, split=data.train_split, streams=data.streams, **options
+        open_shards(config), *described, split=data.train_split, num_streams=data.streams, **options
     )
 
 

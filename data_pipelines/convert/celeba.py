@@ -1,4 +1,4 @@
-"""Converts CelebA: aligned faces, forty attributes and the official partition."""
+"""The converter for CelebA: aligned faces, forty attributes and the official partition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.convert.foreign import convert_image
-from data_pipelines.convert.jobs import Plan, shuffled
+from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import MissingLabel, Tally
@@ -20,8 +20,8 @@ from dmtg.plugins import register_converter
 
 IMAGE, ATTRIBUTES_MEMBER = "rgb", "attributes.json"
 SPLITS = ("train", "val", "test")  # in the order of the partition's numbers
-# Where the files lie: all together, or in the folders of the official download
-_PLACES = {
+# Folders of the files: all in one folder, or in the folders of the official download.
+_FOLDERS = {
     "img_align_celeba": ("", "Img"),
     "list_attr_celeba.txt": ("", "Anno"),
     "list_eval_partition.txt": ("", "Eval"),
@@ -31,12 +31,12 @@ _VALUES = {"1": 1, "-1": 0}
 
 @dataclass(frozen=True)
 class _Faces:
-    """Reads faces by reference, their file name."""
+    """Read faces; a reference is a file name."""
 
     folder: Path
     tasks: tuple[str, ...]
     attributes: Mapping[str, tuple[int | None, ...]]  # file name -> value of each task
-    size: int | None
+    image_size: int | None
     storage: Storage
 
     @property
@@ -62,7 +62,7 @@ class _Faces:
 
     def _image(self, ref: str, tally: Tally) -> bytes | None:
         try:
-            return convert_image(self.storage, (self.folder / ref).read_bytes(), self.size)[0]
+            return convert_image(self.storage, (self.folder / ref).read_bytes(), self.image_size)[0]
         except FileNotFoundError:
             tally.skipped["rgb: no file"] += 1
         except OSError:
@@ -74,7 +74,7 @@ class _Faces:
 
 @register_converter("celeba")
 def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
-    """Writes shards of CelebA; a rerun with the same arguments continues.
+    """Write shards of CelebA; a rerun with the same arguments continues.
 
     Args:
         root: Folder with `img_align_celeba`, `list_attr_celeba.txt` and
@@ -83,7 +83,7 @@ def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
         options: Its tasks are attributes.
 
     Raises:
-        DataError: The source or `out` cannot be used, as the message says.
+        DataError: The source or `out` cannot be used.
     """
     chosen, attributes = _read_attributes(_find(root, "list_attr_celeba.txt"), options.tasks)
     partition = _read_partition(_find(root, "list_eval_partition.txt"))
@@ -97,7 +97,7 @@ def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
     unassigned = len(attributes.keys() - partition.keys())
     if unassigned:
         skipped["not in the partition"] = unassigned
-    plan = Plan(
+    jobs = ConversionJobs(
         source="celeba",
         arguments=options.arguments(chosen),
         splits=shuffled(refs, seed=options.seed, limit=options.limit),
@@ -105,23 +105,24 @@ def write_celeba(root: Path, out: Path, options: ConversionOptions) -> Manifest:
         skipped=skipped,
     )
     folder = _find(root, "img_align_celeba")
-    faces = _Faces(folder, chosen, attributes, options.size, Storage(options.portable))
+    faces = _Faces(folder, chosen, attributes, options.image_size, Storage(options.portable))
     return convert(
-        out, "celeba", IMAGE, faces, plan, workers=options.workers, progress=options.progress
+        out, "celeba", IMAGE, faces, jobs, workers=options.workers, progress=options.progress
     )
 
 
 def _find(root: Path, name: str) -> Path:
-    for place in _PLACES[name]:
-        if (root / place / name).exists():
-            return root / place / name
-    raise DataError(f"{root}: no {' nor '.join(str(Path(p, name)) for p in _PLACES[name])}")
+    paths = [Path(folder, name) for folder in _FOLDERS[name]]
+    for path in paths:
+        if (root / path).exists():
+            return root / path
+    raise DataError(f"{root}: no {' nor '.join(map(str, paths))}")
 
 
 def _read_attributes(
     path: Path, tasks: Sequence[str] | None
 ) -> tuple[tuple[str, ...], dict[str, tuple[int | None, ...]]]:
-    """The attributes asked for, in the file's order, and their values by file name."""
+    """Return the requested attributes, in the file's order, and their values by file name."""
     lines = _lines(path)
     names = lines[1].split() if len(lines) > 1 else []
     unknown = sorted(set(tasks or ()) - set(names))

@@ -1,4 +1,4 @@
-"""Columns of a table as the fields of a sample."""
+"""Samples built from the rows of a table whose columns are fields."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ SCALARS_MEMBER = "labels.json"
 
 @dataclass(frozen=True)
 class ColumnReader:
-    """Makes samples of rows.
+    """Build samples from rows.
 
     Attributes:
         image: Field that is the input.
         columns: Column that each field is read from.
         pictures: The columns of picture files.
         fields: The fields to store.
-        size: Pixels of the shorter side of the stored pictures; None keeps them.
-        storage: How pictures are stored.
+        image_size: Pixels of the shorter side of the stored pictures; None keeps their size.
+        storage: The encodings of pictures.
     """
 
     image: str
     columns: Mapping[str, str]
     pictures: tuple[str, ...]
     fields: Mapping[str, Field]
-    size: int | None
+    image_size: int | None
     storage: Storage
 
     def sample(self, key: str, row: Mapping[str, Any], tally: Tally) -> EncodedSample | None:
-        """The sample of a row; None, counted in `tally`, where its image cannot be used."""
+        """Return the sample of a row; None, counted in `tally`, where its image is unusable."""
         try:
             data = _file(row[self.columns[self.image]])
-            image, shape = convert_image(self.storage, data, self.size)
+            image, shape = convert_image(self.storage, data, self.image_size)
         except MissingLabel as missing:
             tally.skipped[f"image: {missing}"] += 1
             return None
@@ -78,27 +78,27 @@ class ColumnReader:
                 raise MissingLabel("not a picture of numbers") from error
         if len(picture) < field.channels:
             raise MissingLabel(f"{len(picture)} channels")
-        return stored_label(self.storage, picture[: field.channels], self.size, shape)
+        return stored_label(self.storage, picture[: field.channels], self.image_size, shape)
 
 
 def read_columns(
     field_map: FieldMap,
     features: Mapping[str, Any],
     tasks: Sequence[str] | None,
-    size: int | None,
+    image_size: int | None,
     storage: Storage,
 ) -> ColumnReader:
-    """Joins a map with the columns that are there.
+    """Return the reader of the mapped columns.
 
     Args:
-        field_map: Which columns become which fields.
-        features: The columns, and the library's types of them.
+        field_map: The column of each field.
+        features: The types of the columns in the `datasets` library, by name.
         tasks: Fields to take besides the image; None takes all.
-        size: See `ColumnReader`.
+        image_size: See `ColumnReader`.
         storage: See `ColumnReader`.
 
     Raises:
-        DataError: The map or the tasks name something that is not there.
+        DataError: The map names a column, or the tasks a field, that does not exist.
     """
     unknown = sorted(set(tasks or ()) - set(field_map.fields))
     if unknown:
@@ -120,7 +120,7 @@ def read_columns(
         columns[name] = column
         fields[name] = described_field(f"fields.{name}", entry | _stored_as(name, entry, storage))
     pictures = tuple(c for c in columns.values() if isinstance(features[c], datasets.Image))
-    return ColumnReader(field_map.image, columns, pictures, fields, size, storage)
+    return ColumnReader(field_map.image, columns, pictures, fields, image_size, storage)
 
 
 def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
@@ -133,10 +133,10 @@ def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[st
 
 
 def scalar_value(field: Field, value: object) -> int | float:
-    """A stored value of a scalar field.
+    """Return the value of a scalar field as it is stored.
 
     Raises:
-        MissingLabel: The value is not one of the field's kind.
+        MissingLabel: The value is not allowed for the field's kind.
     """
     if field.kind == "regression":
         if isinstance(value, int | float) and abs(value) <= MAX_FLOAT32:  # false for NaN
@@ -151,7 +151,7 @@ def scalar_value(field: Field, value: object) -> int | float:
 
 
 def _file(value: object) -> bytes:
-    """The bytes of a picture column, which holds them or names a file."""
+    """Return the bytes of a picture column, which holds them or names a file."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):

@@ -1,4 +1,4 @@
-"""Pictures in the common formats of other data sets, as images or as label values."""
+"""Pictures of other datasets in common formats, converted to images or label values."""
 # Shapes: C channels, H, W.
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ _JPEG_START = b"\xff\xd8"
 _GREY_MODES = ("L", "P", "RGB", "F", "I", "I;16", "I;16B", "I;16L")  # stored values, unchanged
 
 
-def convert_image(storage: Storage, data: bytes, size: int | None) -> tuple[bytes, tuple[int, int]]:
-    """A source image as bytes of a member.
+def convert_image(
+    storage: Storage, data: bytes, image_size: int | None
+) -> tuple[bytes, tuple[int, int]]:
+    """Convert a source image to the bytes of a member.
 
-    A JPEG that keeps its size is taken over byte for byte, which loses nothing.
+    A JPEG that keeps its size is copied byte for byte, without loss.
 
     Args:
-        storage: How images are stored.
-        data: The source file.
-        size: Pixels of the shorter side; None keeps it.
+        storage: The encoding of images.
+        data: Content of the source file.
+        image_size: Pixels of the shorter side; None keeps it.
 
     Returns:
         The bytes, and height and width of the source.
@@ -41,16 +43,16 @@ def convert_image(storage: Storage, data: bytes, size: int | None) -> tuple[byte
     picture = _plain_jpeg(data)
     if picture is not None and not storage.portable:
         height, width = picture.shape[1:]
-        if shrunk((height, width), size) == (height, width):
+        if shrunk((height, width), image_size) == (height, width):
             return data, (height, width)
     if picture is None:
         with _opened(data) as image:
             picture = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return stored_image(storage, picture, size), picture.shape[1:]
+    return stored_image(storage, picture, image_size), picture.shape[1:]
 
 
 def label_picture(data: bytes, dtype: str | None = None) -> np.ndarray:
-    """The values of a label picture as `label_values` gives them; a palette's are its ids.
+    """Return the values of a label picture, see `label_values`; of a palette image, its indices.
 
     Raises:
         MissingLabel: The picture is damaged, too large or of another format, or a value does
@@ -63,15 +65,15 @@ def label_picture(data: bytes, dtype: str | None = None) -> np.ndarray:
 
 
 def label_values(values: np.ndarray, dtype: str | None = None) -> np.ndarray:
-    """Values [H,W] or [H,W,C] as [C,H,W] in a type that can be stored.
+    """Convert values [H,W] or [H,W,C] to [C,H,W] in a type that can be stored.
 
     Args:
         values: Any numbers.
         dtype: Type to store; None takes the smallest that fits integers of up to 16 bits, and
-            float32 for fractions.
+            float32 for floating-point values.
 
     Raises:
-        MissingLabel: A value does not fit the type, or the shape is another.
+        MissingLabel: A value does not fit the type, or the shape is not allowed.
     """
     if values.ndim not in (2, 3) or values.dtype.kind not in "buif" or not values.size:
         raise MissingLabel("not a picture of numbers")
@@ -89,7 +91,7 @@ def _fits(values: np.ndarray, limits: Any) -> bool:  # noqa: ANN401
 
 
 def _plain_jpeg(data: bytes) -> np.ndarray | None:
-    """The picture [C,H,W] of a JPEG that the shards' own reader accepts."""
+    """Return the picture [C,H,W] of a JPEG that `decode` accepts; None for other files."""
     if not data.startswith(_JPEG_START):
         return None
     try:

@@ -1,7 +1,7 @@
-"""Converts what the `datasets` library can stream: a hub's data set, parquet files, image folders.
+"""The converter for data that the `datasets` library streams: the hub, parquet, image folders.
 
-A stream has no random access, so its samples first go to shards in its own order, part by part;
-then these are read in random order and written as the final shards.
+A stream has no random access. Its samples are first written to shards in the order of the source,
+then read from these in random order and written to the final shards.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.convert.columns import SCALARS_MEMBER, ColumnReader, read_columns
-from data_pipelines.convert.jobs import Plan, shuffled
+from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.run import convert, finished
 from data_pipelines.convert.shards import WORK_FOLDER
-from data_pipelines.convert.stream import Stream
+from data_pipelines.convert.streamed_dataset import StreamedDataset
 from data_pipelines.convert.tally import Tally
 from data_pipelines.decode.codecs import decode_json
 from data_pipelines.shards.encoded import EncodedSample, Storage
@@ -25,14 +25,14 @@ from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest
 from data_pipelines.shards.store import ShardStore
 
 _STREAMED = "streamed"
-_SPLIT_NAMES = {"validation": "val"}  # what others call our splits
+_SPLIT_NAMES = {"validation": "val"}  # name on the hub -> name in the manifest
 
 
 @dataclass(frozen=True)
 class _StreamedRows:
-    """Reads parts of streams by reference `SPLIT/PART`."""
+    """Read parts of a streamed dataset; a reference is `SPLIT/PART`."""
 
-    stream: Stream
+    stream: StreamedDataset
     splits: Mapping[str, str]
     reader: ColumnReader
 
@@ -52,7 +52,7 @@ class _StreamedRows:
 
 @dataclass(frozen=True)
 class _StoredSamples:
-    """Reads samples of shards by reference `SPLIT/ID`."""
+    """Read samples of shards; a reference is `SPLIT/ID`."""
 
     root: Path
     fields: Mapping[str, Field]
@@ -72,39 +72,25 @@ class _StoredSamples:
 def write_huggingface(
     dataset: str, out: Path, field_map: FieldMap, options: ConversionOptions
 ) -> Manifest:
-    """Writes shards of a data set that `datasets` streams; a rerun continues.
+    """Write shards of a dataset that `datasets` streams; a rerun continues.
 
     Args:
         dataset: Name on the hub, or a local folder or parquet file.
-        out: Folder of the shards; needs twice the space of the result while it is written.
-        field_map: Which columns become which fields.
+        out: Folder of the shards; needs twice the space of the result during the conversion.
+        field_map: The column of each field.
         options: Its tasks are fields of the map.
 
     Raises:
-        DataError: The source, the map or `out` cannot be used, as the message says.
+        DataError: The source, the map or `out` cannot be used.
     """
-    stream = Stream(dataset, field_map.subset, options.seed, options.limit)
+    stream = StreamedDataset(dataset, field_map.subset, options.seed, options.limit)
     splits = field_map.splits or {_SPLIT_NAMES.get(name, name): name for name in stream.splits()}
     features = stream.columns(next(iter(splits.values())))
     storage = Storage(options.portable)
-    reader = read_columns(field_map, features, options.tasks, options.size, storage)
-    taken = [name for name in reader.fields if name != field_map.image]
-    plan = Plan(
-        source="huggingface",
-        arguments={
-            "dataset": dataset,
-            "map": field_map.model_dump_json(exclude_defaults=True),
-            "samples_per_shard": options.samples_per_shard,
-            **options.arguments(taken),
-        },
-        splits={
-            split: [f"{split}/{part}" for part in stream.parts(source, reader.pictures)]
-            for split, source in splits.items()
-        },
-        samples_per_shard=1,
-    )
+    reader = read_columns(field_map, features, options.tasks, options.image_size, storage)
+    jobs = _streaming_jobs(stream, splits, reader, field_map, options)
     if (out / MANIFEST_NAME).exists():
-        return finished(out, plan)
+        return finished(out, jobs)
     write = partial(
         convert,
         dataset=field_map.dataset or Path(dataset).stem,
@@ -113,18 +99,43 @@ def write_huggingface(
         progress=options.progress,
     )
     streamed = out / WORK_FOLDER / _STREAMED
-    first = write(streamed, source=_StreamedRows(stream, splits, reader), plan=plan)
+    first = write(streamed, source=_StreamedRows(stream, splits, reader), jobs=jobs)
     assert first.conversion is not None, "convert() records itself"
     ids = {
         name: [f"{name}/{number}" for number in range(split.num_samples)]
         for name, split in first.splits.items()
     }
-    shuffle = replace(
-        plan,
+    shuffling_jobs = replace(
+        jobs,
         splits=shuffled(ids, seed=options.seed, limit=None),
         samples_per_shard=options.samples_per_shard,
         skipped=first.conversion.skipped,
         missing=first.conversion.missing,
-        origin=plan.digest(),
+        inherited_digest=jobs.digest(),
     )
-    return write(out, source=_StoredSamples(streamed, reader.fields), plan=shuffle)
+    return write(out, source=_StoredSamples(streamed, reader.fields), jobs=shuffling_jobs)
+
+
+def _streaming_jobs(
+    stream: StreamedDataset,
+    splits: Mapping[str, str],
+    reader: ColumnReader,
+    field_map: FieldMap,
+    options: ConversionOptions,
+) -> ConversionJobs:
+    """Return the jobs that write one shard for each part of the streamed dataset."""
+    tasks = [name for name in reader.fields if name != field_map.image]
+    return ConversionJobs(
+        source="huggingface",
+        arguments={
+            "dataset": stream.dataset,
+            "map": field_map.model_dump_json(exclude_defaults=True),
+            "samples_per_shard": options.samples_per_shard,
+            **options.arguments(tasks),
+        },
+        splits={
+            split: [f"{split}/{part}" for part in stream.parts(source, reader.pictures)]
+            for split, source in splits.items()
+        },
+        samples_per_shard=1,
+    )

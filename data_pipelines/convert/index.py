@@ -1,11 +1,11 @@
-"""Writes the manifest and the indexes of WebDataset shards that somebody else made."""
+"""Write the manifest and the indexes of existing WebDataset shards."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -23,6 +23,7 @@ from data_pipelines.reading.fields import Label, LabelRequest
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
 from data_pipelines.shards.store import ShardStore
+from dmtg.files import PARTIAL_PREFIX
 
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
 _CHUNK = 2**20  # bytes
@@ -30,7 +31,7 @@ _CHUNK = 2**20  # bytes
 
 @dataclass(frozen=True)
 class _Counts:
-    """What a shard holds."""
+    """The manifest's entry, label counts and moments of one shard."""
 
     shard: Shard
     labelled: Mapping[str, int]
@@ -40,19 +41,19 @@ class _Counts:
 def index_shards(
     root: Path, field_map: FieldMap, *, workers: int = 1, progress: bool = True
 ) -> Manifest:
-    """Reads all shards of a folder once, checks them and writes what reading them needs.
+    """Read all shards of a folder once, check them, and write their indexes and the manifest.
 
     Every tar, every scalar label and the pictures of each shard's first sample are checked.
 
     Args:
-        root: Folder of the shards; gets an index beside each, and the manifest.
-        field_map: Which members are which fields. Without splits, shards that differ only in
-            their number make a split of that name, and bare numbers make `train`.
-        workers: Processes that read.
+        root: Folder of the shards, to which the indexes and the manifest are added.
+        field_map: The member of each field. Without splits, shards whose names differ only in
+            their number form a split of that name; names without letters form `train`.
+        workers: Number of reading processes.
         progress: Whether to show a progress bar.
 
     Raises:
-        DataError: A shard is damaged, a label is not allowed, or a manifest is already there.
+        DataError: A shard is damaged, a label is not allowed, or a manifest already exists.
     """
     if (root / MANIFEST_NAME).exists():
         raise DataError(f"{root / MANIFEST_NAME}: is already there; remove it to index anew")
@@ -64,7 +65,7 @@ def index_shards(
     count = partial(_count, root, fields, field_map.image)
     with mapped(count, names, workers) as counted:
         bar = tqdm(counted, total=len(names), disable=not progress, unit="shard")
-        counts = {found.shard.name: found for found in bar}
+        counts = {result.shard.name: result for result in bar}
     splits = {
         split: Split(
             shards=tuple(counts[name].shard for name in of_split),
@@ -90,7 +91,8 @@ def index_shards(
 
 
 def _shards_by_split(root: Path, patterns: Mapping[str, str] | None) -> dict[str, list[str]]:
-    names = sorted(path.name for path in root.glob("*.tar"))
+    unfinished = set(root.glob(f"{PARTIAL_PREFIX}*"))
+    names = sorted(path.name for path in set(root.glob("*.tar")) - unfinished)
     if not names:
         raise DataError(f"{root}: no .tar files")
     shards: defaultdict[str, list[str]] = defaultdict(list)
@@ -122,25 +124,30 @@ def _count(root: Path, fields: Mapping[str, Field], image: str, name: str) -> _C
         sha256=_sha256(path),
         index=index,
     )
-    store = ShardStore(root, [shard])
-    labelled: Counter[str] = Counter()
     values: defaultdict[str, list[float]] = defaultdict(list)
+    for key, labels in _labels(ShardStore(root, [shard]), path, fields):
+        if image not in labels:
+            raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
+        for field_name, value in labels.items():
+            values[field_name].append(value)
+    labelled = {field_name: len(of_field) for field_name, of_field in values.items()}
+    moments = {n: moments_of(v) for n, v in values.items() if fields[n].kind == "regression"}
+    return _Counts(shard, labelled, moments)
+
+
+def _labels(
+    store: ShardStore, path: Path, fields: Mapping[str, Field]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield key and values of the samples of one shard, checked; a picture has the value 1."""
     suffixes = frozenset(field.member for field in fields.values())
-    for number in range(num_samples):
+    for number in range(len(store)):
         key, members = store.read(number, suffixes)
         try:
-            records = _decoded(members, pictures=number == 0)
-            for field_name, field in fields.items():
-                value = _value(field_name, field, members, records)
-                if value is not None:
-                    labelled[field_name] += 1
-                    values[field_name].append(value)
+            decoded = _decoded(members, pictures=number == 0)
+            values = {name: _value(name, f, members, decoded) for name, f in fields.items()}
         except DataError as error:
             raise DataError(f"{path}: sample {key}: {error}") from error
-        if fields[image].member not in members:
-            raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
-    kept = {n: moments_of(v) for n, v in values.items() if fields[n].kind == "regression"}
-    return _Counts(shard, labelled, kept)
+        yield key, {name: value for name, value in values.items() if value is not None}
 
 
 def _decoded(members: Mapping[str, bytes], *, pictures: bool) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _decoded(members: Mapping[str, bytes], *, pictures: bool) -> dict[str, Any]:
 def _value(
     name: str, field: Field, members: Mapping[str, bytes], decoded: Mapping[str, Any]
 ) -> float | None:
-    """A scalar's value, 1 for a picture, None where the sample has none."""
+    """Return a scalar's value, 1 for a picture, None where the sample has none."""
     if field.member not in members:
         return None
     if field.is_scalar:
@@ -168,8 +175,8 @@ def _value(
 
 
 def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()

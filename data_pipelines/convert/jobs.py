@@ -1,4 +1,4 @@
-"""What a conversion will write, fixed before it starts so that a rerun can continue it."""
+"""The shards that a conversion writes, fixed before it begins so that a rerun can continue it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from data_pipelines.shards.writer import shard_name
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to write: its file name, its split and the source samples it takes."""
+    """One shard to write: its file name, its split and references to its source samples."""
 
     name: str
     split: str
@@ -24,17 +24,17 @@ class ShardJob:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ConversionJobs:
     """The source samples of every shard, in order.
 
     Attributes:
         source: Name of the converter.
-        arguments: What decides the bytes besides the source samples.
-        splits: References to source samples, meaningful to the converter, in their final order.
-        samples_per_shard: References that a shard takes.
-        skipped: Samples already left out, by reason.
-        missing: Labels already left out, by field and reason.
-        origin: Digest of the plan that made the source samples, where another one did.
+        arguments: Everything that determines the bytes besides the source samples.
+        splits: References to source samples in their final order; only the converter reads them.
+        samples_per_shard: Number of references in a shard.
+        skipped: Number of samples left out before the conversion, by reason.
+        missing: Number of labels left out before the conversion, by field and reason.
+        inherited_digest: Digest of the first conversion, where the source samples are its result.
     """
 
     source: str
@@ -43,7 +43,7 @@ class Plan:
     samples_per_shard: int
     skipped: Mapping[str, int] = field(default_factory=dict)
     missing: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    origin: str | None = None
+    inherited_digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.samples_per_shard < 1:
@@ -53,18 +53,21 @@ class Plan:
             raise DataError(f"{self.source}: no samples found ({left_out or 'none left out'})")
 
     def digest(self) -> str:
-        """Hex sha256 of everything that decides the bytes, or `origin`, which then does."""
-        if self.origin is not None:
-            return self.origin
-        head = [self.source, dict(self.arguments), self.samples_per_shard]
-        found = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-        for name, refs in self.splits.items():
-            found.update(f"\n{name} {len(refs)}\n".encode())
-            found.update("\n".join(refs).encode())
-        return found.hexdigest()
+        """Return the hex sha256 of everything that determines the bytes.
 
-    def jobs(self) -> Iterator[ShardJob]:
-        """The shards, split by split."""
+        It is `inherited_digest` if there is one, since that conversion determines them.
+        """
+        if self.inherited_digest is not None:
+            return self.inherited_digest
+        head = [self.source, dict(self.arguments), self.samples_per_shard]
+        digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+        for name, refs in self.splits.items():
+            digest.update(f"\n{name} {len(refs)}\n".encode())
+            digest.update("\n".join(refs).encode())
+        return digest.hexdigest()
+
+    def shard_jobs(self) -> Iterator[ShardJob]:
+        """Yield the shards, split by split."""
         for split, refs in self.splits.items():
             for number, start in enumerate(range(0, len(refs), self.samples_per_shard)):
                 part = refs[start : start + self.samples_per_shard]
@@ -74,9 +77,14 @@ class Plan:
 def shuffled(
     splits: Mapping[str, Iterable[str]], *, seed: int, limit: int | None
 ) -> dict[str, list[str]]:
-    """References in a random order that depends on the seed alone, at most `limit` of a split.
+    """Return references in a random order that depends only on the seed.
 
     Empty splits are left out.
+
+    Args:
+        splits: References by split.
+        seed: Seed of the order.
+        limit: Maximum number of references of each split; None keeps all.
     """
     result = {}
     for number, (name, refs) in enumerate(splits.items()):

@@ -1,4 +1,4 @@
-"""The file that maps members or columns of foreign data to fields."""
+"""The mapping file, which maps members or columns of other datasets to fields."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class FieldMap(BaseModel):
     """The content of a mapping file.
 
     Attributes:
-        dataset: Name of the data set; absent, that of its folder.
+        dataset: Name of the dataset; by default the name of its folder.
         image: Field that is the input.
-        subset: Configuration of a data set that has several.
-        splits: Our name of a split to the source's: a split's name, or a pattern of file names.
-        fields: Field to its description: a manifest's entries, where `classes` may be a count,
-            with `column` instead of `member` and `key` for data sets of columns.
+        subset: Configuration of a dataset on the hub that has several.
+        splits: By name in the manifest, the source's name of a split or a pattern of file names.
+        fields: By name, the entries of a manifest's field. `classes` may be a count; for tables,
+            `column` replaces `member` and `key`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,10 +34,10 @@ class FieldMap(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> FieldMap:
-        """Reads a YAML file.
+        """Read a YAML file.
 
         Raises:
-            DataError: It cannot be read or used.
+            DataError: It cannot be read or is not a valid mapping.
         """
         try:
             tree = yaml.safe_load(path.read_text())
@@ -46,23 +46,23 @@ class FieldMap(BaseModel):
         except yaml.YAMLError as error:
             raise DataError(f"{path}: not YAML: {error}") from error
         try:
-            found = cls.model_validate(tree)
+            field_map = cls.model_validate(tree)
         except ValidationError as error:
-            raise DataError(_faults(str(path), error)) from error
-        if found.fields.get(found.image, {}).get("kind") != "image":
-            raise DataError(f"{path}: image {found.image!r}: must name a field of kind image")
-        return found
+            raise DataError(_errors(str(path), error)) from error
+        if field_map.fields.get(field_map.image, {}).get("kind") != "image":
+            raise DataError(f"{path}: image {field_map.image!r}: must name a field of kind image")
+        return field_map
 
 
 def described_field(place: str, entry: dict[str, Any]) -> Field:
-    """The field that a mapping's entry describes.
+    """Return the field that an entry of a mapping describes.
 
     Args:
-        place: Where the entry stands, for messages.
+        place: Dotted path of the entry, for messages.
         entry: Entries of a manifest's field.
 
     Raises:
-        DataError: The entry contradicts itself; all faults are in one message.
+        DataError: The entry is not valid; all errors are in one message.
     """
     classes = entry.get("classes")
     if isinstance(classes, int):
@@ -70,11 +70,11 @@ def described_field(place: str, entry: dict[str, Any]) -> Field:
     try:
         return Field.model_validate(entry)
     except ValidationError as error:
-        raise DataError(_faults(place, error)) from error
+        raise DataError(_errors(place, error)) from error
 
 
-def _faults(place: str, error: ValidationError) -> str:
+def _errors(place: str, error: ValidationError) -> str:
     return "\n".join(
-        ": ".join(filter(None, [place, ".".join(map(str, fault["loc"])), fault["msg"]]))
-        for fault in error.errors(include_url=False)
+        ": ".join(filter(None, [place, ".".join(map(str, entry["loc"])), entry["msg"]]))
+        for entry in error.errors(include_url=False)
     )

@@ -1,4 +1,4 @@
-"""Source pictures: resized without mixing labels, and stored."""
+"""Resizing and encoding of source pictures; label values are never mixed."""
 # Shapes: C channels, H, W.
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from data_pipelines.shards.encoded import Storage
 from data_pipelines.transforms import Geometry, Params
 
 
-def stored_image(storage: Storage, picture: np.ndarray, size: int | None) -> bytes:
-    """An image [C,H,W], made smaller with antialiasing, as bytes of a member."""
-    target = shrunk(picture.shape[1:], size)
+def stored_image(storage: Storage, picture: np.ndarray, image_size: int | None) -> bytes:
+    """Return an image [C,H,W], resized with antialiasing, as bytes of a member."""
+    target = shrunk(picture.shape[1:], image_size)
     resized = Geometry(target).apply(picture, _whole(picture), "bilinear")
     return storage.encode_image(_as_rows(resized))
 
 
 def stored_label(
-    storage: Storage, picture: np.ndarray, size: int | None, image_shape: tuple[int, ...]
+    storage: Storage, picture: np.ndarray, image_size: int | None, image_shape: tuple[int, ...]
 ) -> bytes:
-    """A dense label [C,H,W], made smaller by picking values, never mixing any.
+    """Return a dense label [C,H,W], resized to the nearest values, as bytes of a member.
 
     Args:
-        storage: How it is stored.
+        storage: The encoding of labels.
         picture: The label.
-        size: Pixels of the shorter side; None keeps it.
+        image_size: Pixels of the shorter side; None keeps it.
         image_shape: Height and width of the source image.
 
     Raises:
@@ -34,7 +34,7 @@ def stored_label(
     height, width = picture.shape[1:]
     if abs(height * image_shape[1] - width * image_shape[0]) > max(image_shape):
         raise MissingLabel("another shape than the image")
-    target = shrunk((height, width), size)
+    target = shrunk((height, width), image_size)
     resized = Geometry(target).apply(picture, _whole(picture), "nearest")
     try:
         return storage.encode_label(_as_rows(resized))
@@ -42,13 +42,13 @@ def stored_label(
         raise MissingLabel("values that cannot be stored") from error
 
 
-def shrunk(shape: tuple[int, ...], size: int | None) -> tuple[int, int]:
-    """Height and width with a shorter side of `size` pixels; small pictures stay as they are."""
+def shrunk(shape: tuple[int, ...], image_size: int | None) -> tuple[int, int]:
+    """Return height and width with a shorter side of at most `image_size` pixels."""
     height, width = shape
     short = min(height, width)
-    if size is None or short <= size:
+    if image_size is None or short <= image_size:
         return height, width
-    return round(height * size / short), round(width * size / short)
+    return round(height * image_size / short), round(width * image_size / short)
 
 
 def _whole(picture: np.ndarray) -> Params:
@@ -57,5 +57,5 @@ def _whole(picture: np.ndarray) -> Params:
 
 
 def _as_rows(picture: np.ndarray) -> np.ndarray:
-    """[C,H,W] as [H,W] or [H,W,C]."""
+    """Return [C,H,W] as [H,W] or [H,W,C]."""
     return picture[0] if len(picture) == 1 else picture.transpose(1, 2, 0)

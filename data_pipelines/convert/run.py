@@ -1,8 +1,7 @@
-"""Carries a conversion out: shards in parallel, each atomic, those of an earlier run kept."""
+"""Run a conversion: write the shards in parallel, each atomically; keep those of earlier runs."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
@@ -11,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data_pipelines.convert.jobs import Plan
+from data_pipelines.convert.jobs import ConversionJobs, ShardJob
 from data_pipelines.convert.shards import (
     WORK_FOLDER,
     ShardRecord,
@@ -26,8 +26,14 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
 from data_pipelines.shards.sources import LocalFolder
+from data_pipelines.shards.writer import remove_partial_shards
+from dmtg.files import atomic_write
 
 logger = logging.getLogger(__name__)
+
+LOCK_NAME = "lock"  # in the work folder
+# Earlier versions wrote this file under the same name, so their conversions can be continued.
+_ARGUMENTS_NAME = "plan.json"
 
 
 def convert(
@@ -35,61 +41,48 @@ def convert(
     dataset: str,
     image: str,
     source: Source,
-    plan: Plan,
+    jobs: ConversionJobs,
     *,
     workers: int,
     progress: bool,
 ) -> Manifest:
-    """Writes the shards that are not there yet, and the manifest when all are.
+    """Write the shards that do not exist yet, and the manifest when all do.
 
     Args:
-        root: Folder of the shards; empty, absent or left by an earlier run with the same plan.
-        dataset: Name of the data set.
+        root: Folder of the shards; empty, absent or left by an earlier run with the same jobs.
+        dataset: Name of the dataset.
         image: Field that is the input.
-        source: Where samples come from.
-        plan: Which of them each shard takes.
-        workers: Processes that convert; 1 converts in this one.
+        source: Reads the samples.
+        jobs: The samples of each shard.
+        workers: Number of converting processes; 1 converts in this process.
         progress: Whether to show a progress bar.
 
     Raises:
-        DataError: The folder holds another data set or another plan's shards, another process
-            is converting into it, or no sample was left.
+        DataError: The folder holds another dataset or shards of another conversion, another
+            process is converting into it, or no sample was left.
     """
     if (root / MANIFEST_NAME).exists():
-        return finished(root, plan)
+        return finished(root, jobs)
     work = root / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    with _claimed(work, plan):
-        jobs = list(plan.jobs())
-        sizes = LocalFolder(root).sizes()
-        records = {job.name: record for job in jobs if (record := finished_shard(root, job, sizes))}
-        if records:
-            logger.info("%s: %d of %d shards are already there", root, len(records), len(jobs))
-        todo = [job for job in jobs if job.name not in records]
-        with (
-            tqdm(total=len(jobs), initial=len(records), disable=not progress, unit="shard") as bar,
-            written_shards(root, source, todo, workers) as written,
-        ):
-            for job, record in zip(todo, written, strict=True):
-                records[job.name] = record
-                bar.update()
-        ordered = [records[job.name] for job in jobs]
-        manifest = _manifest(dataset, image, source.fields, plan, ordered)
+    with _locked(work):
+        _check_arguments(work, jobs)
+        remove_partial_shards(root)
+        records = _write_shards(root, source, list(jobs.shard_jobs()), workers, progress)
+        manifest = _manifest(dataset, image, source.fields, jobs, records)
         manifest.save(root)
     shutil.rmtree(work)
-    for partial in root.glob("*.tar.partial"):
-        partial.unlink()
     return manifest
 
 
-def finished(root: Path, plan: Plan) -> Manifest:
-    """The manifest that an earlier run of the plan left.
+def finished(root: Path, jobs: ConversionJobs) -> Manifest:
+    """Return the manifest that an earlier run of the same jobs wrote.
 
     Raises:
-        DataError: It is another plan's.
+        DataError: It was written by another conversion.
     """
     manifest = Manifest.load(root)
-    if manifest.conversion is None or manifest.conversion.digest != plan.digest():
+    if manifest.conversion is None or manifest.conversion.digest != jobs.digest():
         raise DataError(
             f"{root / MANIFEST_NAME}: a data set is already here, from other arguments or another "
             "source; name another folder"
@@ -99,24 +92,53 @@ def finished(root: Path, plan: Plan) -> Manifest:
     return manifest
 
 
+def _write_shards(
+    root: Path, source: Source, shard_jobs: list[ShardJob], workers: int, progress: bool
+) -> list[ShardRecord]:
+    """Write the shards that have no record yet; return the records of all, in order."""
+    sizes = LocalFolder(root).sizes()
+    records = {
+        job.name: record for job in shard_jobs if (record := finished_shard(root, job, sizes))
+    }
+    if records:
+        logger.info("%s: %d of %d shards are already there", root, len(records), len(shard_jobs))
+    todo = [job for job in shard_jobs if job.name not in records]
+    total, done = len(shard_jobs), len(records)
+    with (
+        tqdm(total=total, initial=done, disable=not progress, unit="shard") as bar,
+        written_shards(root, source, todo, workers) as written,
+    ):
+        for job, record in zip(todo, written, strict=True):
+            records[job.name] = record
+            bar.update()
+    return [records[job.name] for job in shard_jobs]
+
+
 @contextmanager
-def _claimed(work: Path, plan: Plan) -> Iterator[None]:
-    """Holds the folder for this process and this plan."""
-    with open(work / "plan.json", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{work}: another process is converting into this folder") from error
-        file.seek(0)
-        text = file.read()
-        named = {"source": plan.source, "samples_per_shard": plan.samples_per_shard}
-        mine = json.loads(json.dumps({**named, **plan.arguments, "digest": plan.digest()}))
-        if not text:
-            file.write(json.dumps(mine))
-            file.flush()
-        elif (theirs := _parsed(text)) != mine:
-            raise DataError(f"{work}: {_difference(theirs, mine)}; {_ADVICE}")
+def _locked(work: Path) -> Iterator[None]:
+    """Hold the work folder for this process; the system releases the lock if it is killed."""
+    lock = FileLock(work / LOCK_NAME, timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise DataError(f"{work}: another process is converting into this folder") from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _check_arguments(work: Path, jobs: ConversionJobs) -> None:
+    """Compare the arguments with those of the first run, which are recorded in the work folder."""
+    path = work / _ARGUMENTS_NAME
+    named = {"source": jobs.source, "samples_per_shard": jobs.samples_per_shard}
+    current = json.loads(json.dumps({**named, **jobs.arguments, "digest": jobs.digest()}))
+    text = path.read_text() if path.exists() else ""
+    if not text:
+        with atomic_write(path) as file:
+            json.dump(current, file)
+    elif (recorded := _parsed(text)) != current:
+        raise DataError(f"{work}: {_difference(recorded, current)}; {_ADVICE}")
 
 
 _ADVICE = "use the arguments of the first run, or remove the folder of shards"
@@ -129,31 +151,35 @@ def _parsed(text: str) -> dict[str, object]:
         return {}
 
 
-def _difference(theirs: dict[str, object], mine: dict[str, object]) -> str:
+def _difference(recorded: dict[str, object], current: dict[str, object]) -> str:
     changed = [
-        f"{name} is {mine.get(name)!r}, was {theirs.get(name)!r}"
-        for name in sorted({*theirs, *mine} - {"digest"})
-        if mine.get(name) != theirs.get(name)
+        f"{name} is {current.get(name)!r}, was {recorded.get(name)!r}"
+        for name in sorted({*recorded, *current} - {"digest"})
+        if current.get(name) != recorded.get(name)
     ]
     return "begun with other arguments: " + ("; ".join(changed) or "the source's files changed")
 
 
 def _manifest(
-    dataset: str, image: str, fields: Mapping[str, Field], plan: Plan, records: list[ShardRecord]
+    dataset: str,
+    image: str,
+    fields: Mapping[str, Field],
+    jobs: ConversionJobs,
+    records: list[ShardRecord],
 ) -> Manifest:
     splits = {}
-    for name in plan.splits:
+    for name in jobs.splits:
         of_split = [record for record in records if record.split == name]
         shards = tuple(record.shard for record in of_split if record.shard)
         if shards:
             counts = _summed(record.labelled for record in of_split)
             labelled = {field: counts.get(field, 0) for field in fields}
             splits[name] = Split(shards=shards, labelled=labelled)
-    skipped = _summed([plan.skipped, *(record.skipped for record in records)])
+    skipped = _summed([jobs.skipped, *(record.skipped for record in records)])
     if not splits:
         raise DataError(f"{dataset}: no sample was left: {skipped}")
     train = [record for record in records if record.split == STATISTICS_SPLIT]
-    missing = [plan.missing, *(record.missing for record in records)]
+    missing = [jobs.missing, *(record.missing for record in records)]
     return Manifest(
         dataset=dataset,
         image=image,
@@ -163,9 +189,9 @@ def _manifest(
         },
         splits=splits,
         conversion=Conversion(
-            source=plan.source,
-            arguments=dict(plan.arguments),
-            digest=plan.digest(),
+            source=jobs.source,
+            arguments=dict(jobs.arguments),
+            digest=jobs.digest(),
             skipped=skipped,
             missing={
                 name: counts

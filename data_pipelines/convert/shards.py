@@ -1,4 +1,4 @@
-"""One shard of a conversion: written by some process, recorded, and found again by a rerun."""
+"""One shard of a conversion: written by a worker, recorded, and skipped by a rerun."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from data_pipelines.convert.jobs import ShardJob
 from data_pipelines.convert.tally import Moments, Tally
 from data_pipelines.parallel import mapped
 from data_pipelines.shards.encoded import EncodedSample
-from data_pipelines.shards.manifest import Field, Shard, index_name, publish
+from data_pipelines.shards.manifest import Field, Shard, index_name
 from data_pipelines.shards.writer import ShardFile
+from dmtg.files import atomic_write
 
 WORK_FOLDER = "conversion"
 
 
 class Source(Protocol):
-    """A data set to convert; every worker gets a pickled copy."""
+    """The dataset to convert; every worker gets a pickled copy."""
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """What a sample can have."""
+        """The fields that a sample can have."""
 
     def samples(self, refs: Sequence[str], tally: Tally) -> Iterator[EncodedSample]:
-        """The samples that the references stand for; what is left out is counted in `tally`."""
+        """Yield the samples of the references; count skipped samples and labels in `tally`."""
 
 
 class ShardRecord(BaseModel):
-    """What became of one shard; `shard` is None where no sample was left."""
+    """The result of one shard job; `shard` is None where no sample was left."""
 
     split: str
     shard: Shard | None
@@ -43,7 +44,7 @@ class ShardRecord(BaseModel):
 
 
 def finished_shard(root: Path, job: ShardJob, sizes: Mapping[str, int]) -> ShardRecord | None:
-    """The record of a shard that an earlier run finished.
+    """Return the record of a shard that an earlier run finished; None without one.
 
     Args:
         root: Folder of the shards.
@@ -54,10 +55,10 @@ def finished_shard(root: Path, job: ShardJob, sizes: Mapping[str, int]) -> Shard
         record = ShardRecord.model_validate_json(_record_path(root, job).read_bytes())
     except (FileNotFoundError, ValidationError):
         return None
-    return record if record.shard is None or _is_whole(record.shard, sizes) else None
+    return record if record.shard is None or _is_complete(record.shard, sizes) else None
 
 
-def _is_whole(shard: Shard, sizes: Mapping[str, int]) -> bool:
+def _is_complete(shard: Shard, sizes: Mapping[str, int]) -> bool:
     expected = {shard.name: shard.bytes}
     if shard.index:
         expected[index_name(shard.name)] = shard.index.bytes
@@ -67,7 +68,7 @@ def _is_whole(shard: Shard, sizes: Mapping[str, int]) -> bool:
 def written_shards(
     root: Path, source: Source, jobs: Sequence[ShardJob], workers: int
 ) -> AbstractContextManager[Iterator[ShardRecord]]:
-    """Writes shards in this process or several and gives their records in the jobs' order."""
+    """Write shards in one or several processes and yield their records in the jobs' order."""
     return mapped(partial(_write_shard, root, source), jobs, workers)
 
 
@@ -92,10 +93,8 @@ def _write_shard(root: Path, source: Source, job: ShardJob) -> ShardRecord:
         missing={name: dict(reasons) for name, reasons in tally.missing.items()},
         moments=tally.moments(),
     )
-    path = _record_path(root, job)
-    with open(path.with_suffix(".partial"), "wb") as record_file:
-        record_file.write(record.model_dump_json().encode())
-        publish(record_file, path)
+    with atomic_write(_record_path(root, job)) as record_file:
+        record_file.write(record.model_dump_json())
     return record
 
 

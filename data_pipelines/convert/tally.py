@@ -1,4 +1,4 @@
-"""Counts while shards are written: labels present, what is left out, moments of values."""
+"""Counts of present, skipped and missing labels, and moments of values, of written shards."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Moments = tuple[int, float, float]  # count, mean, sum of squared deviations fro
 
 
 class MissingLabel(Exception):
-    """A label, or the image, cannot be taken over; the message is the reason to count."""
+    """A label, or the image, cannot be converted; the message is the reason to count."""
 
 
 class Tally:
     """Counts of the samples of one shard or split.
 
     Attributes:
-        labelled: Samples that have a value, by field.
-        skipped: Source samples left out, by reason.
-        missing: Labels left out, by field and reason.
+        labelled: Number of samples that have a value, by field.
+        skipped: Number of source samples left out, by reason.
+        missing: Number of labels left out, by field and reason.
     """
 
     def __init__(self, fields: Mapping[str, Field]) -> None:
@@ -36,7 +36,7 @@ class Tally:
         self.missing: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, sample: EncodedSample) -> None:
-        """Counts what a sample has."""
+        """Count the labels of a sample."""
         self.labelled.update(sample.present(self._fields))
         for name, values in self._values.items():
             key = self._fields[name].key
@@ -44,20 +44,20 @@ class Tally:
                 values.append(sample.scalars[key])
 
     def moments(self) -> dict[str, Moments]:
-        """Moments of every scalar regression seen."""
+        """Return the moments of every scalar regression that has values."""
         return {name: moments_of(values) for name, values in self._values.items() if values}
 
 
 def with_statistics(field: Field, parts: Iterable[Moments]) -> Field:
-    """A regression with the mean and deviation of its values, unless it has them already."""
+    """Return a regression with the mean and deviation of its values, unless it has them."""
     count, mean, squares = _merged(parts)
-    if field.mean is not None or not squares:  # a single value has no deviation to scale by
+    if field.mean is not None or not squares:  # equal values have no deviation to scale by
         return field
     return field.model_copy(update={"mean": mean, "std": math.sqrt(squares / count)})
 
 
 def _merged(parts: Iterable[Moments]) -> Moments:
-    """Moments of several sets of values taken together (Chan, Golub and LeVeque, 1979)."""
+    """Return the moments of the union of several sets (Chan, Golub and LeVeque, 1979)."""
     count, mean, squares = 0, 0.0, 0.0
     for other_count, other_mean, other_squares in parts:
         total = count + other_count
@@ -69,7 +69,7 @@ def _merged(parts: Iterable[Moments]) -> Moments:
 
 
 def moments_of(values: Sequence[float]) -> Moments:
-    """Moments of at least one value."""
-    # Within the values, so that rounding gives equal ones no deviation
+    """Return the moments of at least one value."""
+    # Clamped to the range of the values: rounding must not give equal values a deviation.
     mean = min(max(math.fsum(values) / len(values), min(values)), max(values))
     return len(values), mean, math.fsum((value - mean) ** 2 for value in values)

@@ -1,4 +1,4 @@
-"""The allow-list of member encodings: suffix to picture or record, and back."""
+"""Encoders, and decoders chosen by the suffix of a member, for pictures and records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
 
 MAX_PIXELS = 64 * 2**20
-RECORDS = frozenset({"json", "cls"})  # codecs that give a record and not a picture
+RECORDS = frozenset({"json", "cls"})  # suffixes that decode to a record, not to a picture
 _MAX_DIGITS = 9
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # byte offsets in the IHDR chunk
 _PNG_DEEP, _PNG_COLOURS = b"\x10", (b"\x02", b"\x04", b"\x06")
@@ -35,7 +35,7 @@ PILLOW_ERRORS = (
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """PNG bytes of uint8 [H,W] or [H,W,3] or uint16 [H,W]; lossless.
+    """Return PNG bytes of uint8 [H,W] or [H,W,3] or uint16 [H,W]; lossless.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -50,9 +50,10 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def encode_jpeg(array: np.ndarray, quality: int = 95) -> bytes:
-    """JPEG bytes of uint8 [H,W] or [H,W,3], colour at full resolution (4:4:4).
+    """Return JPEG bytes of uint8 [H,W] or [H,W,3], without chroma subsampling (4:4:4).
 
-    Decoders differ by a level here and there, so pixels are exact for one decoder only.
+    JPEG decoders differ by one level in some pixels, so decoded pixels are exact only for one
+    decoder.
 
     Raises:
         ValueError: Another dtype or shape.
@@ -63,7 +64,7 @@ def encode_jpeg(array: np.ndarray, quality: int = 95) -> bytes:
 
 
 def encode_json(record: dict[str, Any]) -> bytes:
-    """Compact JSON with sorted keys.
+    """Return compact JSON with sorted keys.
 
     Raises:
         ValueError: A number is not finite.
@@ -73,7 +74,7 @@ def encode_json(record: dict[str, Any]) -> bytes:
 
 
 def decode(member: str, data: bytes) -> np.ndarray | dict[str, Any]:
-    """Decodes a member by its last suffix.
+    """Decode a member by its last suffix.
 
     Args:
         member: Name of the member, such as `depth_zbuffer.png`.
@@ -105,7 +106,7 @@ def _saved(array: np.ndarray, **options: Any) -> bytes:  # noqa: ANN401
 def _decode_png(member: str, data: bytes) -> np.ndarray:
     deep = data[_PNG_BIT_DEPTH : _PNG_BIT_DEPTH + 1] == _PNG_DEEP
     if deep and data[_PNG_COLOUR_TYPE : _PNG_COLOUR_TYPE + 1] in _PNG_COLOURS:
-        # Pillow would silently keep eight of the sixteen bits
+        # Pillow would drop the low eight of the sixteen bits without an error.
         raise DataError(
             f"{member}: 16-bit PNG in colour; allowed are 8-bit grey or RGB, 16-bit grey"
         )
@@ -134,10 +135,10 @@ def _decode_picture(member: str, data: bytes, kind: str, modes: tuple[str, ...])
 
 
 def decode_json(member: str, data: bytes) -> dict[str, Any]:
-    """A JSON object with finite numbers.
+    """Decode a JSON object of finite numbers.
 
     Raises:
-        DataError: The bytes are something else.
+        DataError: The bytes are not such an object.
     """
     try:
         record = json.loads(data, parse_float=_finite, parse_constant=_finite)
@@ -149,7 +150,7 @@ def decode_json(member: str, data: bytes) -> dict[str, Any]:
 
 
 def _decode_cls(member: str, data: bytes) -> dict[str, Any]:
-    """A class id as decimal digits, the usual label of classification shards."""
+    """Decode a class id in decimal digits, the usual label of classification shards."""
     text = data.strip()
     if not text.isdigit() or len(text) > _MAX_DIGITS:
         raise DataError(

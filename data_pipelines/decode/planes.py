@@ -1,4 +1,4 @@
-"""A lossless format for label pictures: filtered byte planes under zstd, quick to decode."""
+"""A lossless format for label pictures: filtered byte planes compressed with zstd."""
 # Shapes: C channels, H, W.
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pyarrow import ArrowException, Codec
 
 from data_pipelines.errors import DataError
 
-MAX_VALUES = 64 * 2**20  # of a picture over all its channels
+MAX_VALUES = 64 * 2**20  # values of a picture over all channels
 _MAGIC, _VERSION = b"DMPL", 1
 # magic, version, dtype, filter, channels, height, width; then the CRC-32 of these and the payload
 _HEADER = struct.Struct("<4sBBBBII")
@@ -24,11 +24,11 @@ _QUICK, _THOROUGH = Codec("zstd", compression_level=3), Codec("zstd", compressio
 
 
 def encode_planes(array: np.ndarray) -> bytes:
-    """Bytes of uint8, uint16 or finite float32 [H,W] or [H,W,C]; lossless.
+    """Return the bytes of uint8, uint16 or finite float32 [H,W] or [H,W,C]; lossless.
 
-    Of three filters the one that shrinks the picture most is taken: none, the difference from the
-    pixel above, and the difference of that from its left neighbour. Values of several bytes are
-    stored as one plane per byte, because the high bytes compress far better by themselves.
+    The filter that gives the smallest result is used: none, the difference from the pixel above,
+    or that difference minus the same difference of the left neighbour. Values of several bytes
+    are stored as one plane per byte, because the high bytes compress better separately.
 
     Raises:
         ValueError: Another dtype or shape, too many values, or a value that is not finite.
@@ -56,7 +56,7 @@ def encode_planes(array: np.ndarray) -> bytes:
 
 
 def decode_planes(member: str, data: bytes) -> np.ndarray:
-    """The picture [C,H,W] that `encode_planes` stored.
+    """Return the picture [C,H,W] that `encode_planes` stored.
 
     Args:
         member: Name of the member, for messages.
@@ -72,9 +72,9 @@ def decode_planes(member: str, data: bytes) -> np.ndarray:
         raise DataError(f"{member}: planes of version {version}, allowed is {_VERSION}")
     payload = memoryview(data)[_PREFIX:]
     (recorded,) = _CHECKSUM.unpack_from(data, _HEADER.size)
-    found = zlib.crc32(payload, zlib.crc32(data[: _HEADER.size]))
-    if found != recorded:
-        raise DataError(f"{member}: damaged planes: checksum {found}, recorded {recorded}")
+    checksum = zlib.crc32(payload, zlib.crc32(data[: _HEADER.size]))
+    if checksum != recorded:
+        raise DataError(f"{member}: damaged planes: checksum {checksum}, recorded {recorded}")
     num_values = shape[0] * shape[1] * shape[2]
     if code not in _DTYPES or number not in _FILTERS or not 0 < num_values <= MAX_VALUES:
         raise DataError(
@@ -94,7 +94,7 @@ def decode_planes(member: str, data: bytes) -> np.ndarray:
 
 
 def _split(levels: np.ndarray) -> bytes:
-    """Unsigned [C,H,W] as bytes, all lowest bytes first."""
+    """Return unsigned [C,H,W] as bytes, all lowest bytes first."""
     octets = np.ascontiguousarray(levels).view(np.uint8).reshape(-1, levels.dtype.itemsize)
     return octets.T.tobytes()
 
@@ -111,14 +111,14 @@ def _joined(octets: np.ndarray, shape: list[int], itemsize: int) -> np.ndarray:
 
 
 def _differences(levels: np.ndarray, axis: int) -> np.ndarray:
-    return np.diff(levels, axis=axis, prepend=levels.dtype.type(0))  # modulo the type's range
+    return np.diff(levels, axis=axis, prepend=levels.dtype.type(0))  # modulo the dtype's range
 
 
 def _sums(differences: np.ndarray, axis: int) -> np.ndarray:
-    """Running sums modulo the type's range."""
+    """Return running sums modulo the range of the dtype."""
     if axis == 2 and differences.dtype.itemsize > 1:
         return np.add.accumulate(differences, axis=axis, dtype=differences.dtype)
-    # Adding shifted copies in doubling steps is vectorised: several times faster than a scan here
+    # Adding shifted copies in doubling steps is vectorised and several times faster than a scan.
     sums, step = differences.swapaxes(0, axis), 1
     while step < len(sums):
         doubled = sums.copy(order="K")
@@ -128,7 +128,7 @@ def _sums(differences: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _folded(differences: np.ndarray) -> np.ndarray:
-    """Small differences of either sign as small numbers, so that their high bytes are zero."""
+    """Map small differences of either sign to small unsigned numbers (zigzag coding)."""
     if differences.dtype.itemsize == 1:
         return differences
     signed = differences.view(f"<i{differences.dtype.itemsize}")

@@ -1,4 +1,4 @@
-"""Verdicts on the statistics of a data set: what is wrong with its labels, in words."""
+"""Checks of a dataset's statistics, each of which reports a defect in words."""
 # Shapes: N tasks, S samples, C channels.
 
 from __future__ import annotations
@@ -13,57 +13,58 @@ import numpy as np
 
 from data_pipelines.doctor.statistics import FEW_ULPS, DataStatistics, LabelStatistics
 
-Level = Literal["ok", "note", "warning", "fault"]
-LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "fault")
+Level = Literal["ok", "note", "warning", "error"]
+LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 
-MANY_LABELS = 512  # scalar labels after which a class that never came is taken for absent
-MANY_EMPTY = 0.05  # share of labels without one valid pixel
-MANY_FLAT = 0.5  # share of pictures that hold one value
-NEARLY_CONSTANT, CONSTANT = 0.99, 0.9999  # share of the most frequent value
-SCALED_DEVIATION = (1e-3, 1e2)  # a target outside is out of reach of the usual learning rates
-FEW_TO_COMPARE = 16  # scalar labels that may be equal between tasks by chance
+MANY_LABELS = 512  # scalar labels after which a class that never occurred counts as absent
+MANY_EMPTY = 0.05  # fraction of labels without a valid pixel
+MANY_FLAT = 0.5  # fraction of pictures with a single value
+NEARLY_CONSTANT, CONSTANT = 0.99, 0.9999  # fraction of the most frequent value
+SCALED_DEVIATION = (1e-3, 1e2)  # usual learning rates do not fit targets outside this range
+FEW_TO_COMPARE = 16  # scalar labels of two tasks that may be equal by chance
 MAX_NAMED = 6
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was noticed; a fault would make training meaningless."""
+    """A defect, or a note; an error would make training meaningless."""
 
     level: Level
     message: str
 
 
 def worst(findings: Sequence[Finding]) -> Level:
-    """The gravest level among findings."""
+    """Return the most severe level of the findings."""
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
 def task_findings(statistics: LabelStatistics, *, all_seen: bool) -> list[Finding]:
-    """What is wrong with the labels of one task.
+    """Return the defects of one task's labels.
 
     Args:
+        statistics: Statistics of the labels.
         all_seen: Whether every sample of the split was read, so that absence is proven.
     """
     if statistics.present == 0:
         return [Finding("warning", "no label in the samples read")]
     if statistics.empty == statistics.present:
         unknown = f" ({_percent(_unknown(statistics))} unknown ids)" if statistics.unknown else ""
-        return [Finding("fault", f"every pixel of every label is invalid or ignored{unknown}")]
+        return [Finding("error", f"every pixel of every label is invalid or ignored{unknown}")]
     findings = [*_coverage(statistics)]
     if statistics.rule.has_classes:
         findings += _class_findings(statistics, all_seen)
     else:
         findings += _flatness(statistics)
         findings += _scaling(statistics)
-    if worst(findings) != "fault":
+    if worst(findings) != "error":
         findings += _mode(statistics)
     return findings
 
 
 def is_flattened(statistics: LabelStatistics) -> bool:
-    """Whether the labels of a regression or a segmentation say nothing about their samples.
+    """Return whether the labels of a regression or a segmentation hold no information.
 
-    They hold one value throughout, up to rounding, or one value in each picture.
+    They have one value in all samples, up to rounding, or one value in each picture.
     """
     seen = statistics.present - statistics.empty
     if statistics.rule.dense:
@@ -73,11 +74,11 @@ def is_flattened(statistics: LabelStatistics) -> bool:
 
 
 def data_findings(statistics: DataStatistics) -> list[Finding]:
-    """What is wrong with the images, and with labels that are equal between tasks."""
+    """Return the defects of the images, and the pairs of tasks with equal labels."""
     findings = []
     number, flat = statistics.num_samples, statistics.flat_images
     if flat:
-        level: Level = "fault" if flat == number else "warning"
+        level: Level = "error" if flat == number else "warning"
         findings.append(Finding(level, f"{flat} of {number} images are of one colour"))
     findings += _copies(statistics)
     findings += [
@@ -90,7 +91,7 @@ def data_findings(statistics: DataStatistics) -> list[Finding]:
 def _coverage(statistics: LabelStatistics) -> Iterator[Finding]:
     empty, present = statistics.empty, statistics.present
     if len(statistics.dtypes) > 1:
-        yield Finding("fault", f"stored in several types: {', '.join(sorted(statistics.dtypes))}")
+        yield Finding("error", f"stored in several types: {', '.join(sorted(statistics.dtypes))}")
     if empty / present > MANY_EMPTY:
         yield Finding("warning", f"{empty} of {present} labels have no valid pixel")
     if statistics.unknown:
@@ -107,7 +108,7 @@ def _class_findings(statistics: LabelStatistics, all_seen: bool) -> Iterator[Fin
     if len(seen) == 1:
         name = names[next(iter(seen))]
         enough = all_seen or statistics.rule.dense or statistics.present >= MANY_LABELS
-        level: Level = "fault" if enough else "warning"
+        level: Level = "error" if enough else "warning"
         yield Finding(level, f"only class {name!r} in {statistics.present} labels")
         return
     absent = [
@@ -128,9 +129,9 @@ def _flatness(statistics: LabelStatistics) -> Iterator[Finding]:
         rounding = "" if exact else f", up to {FEW_ULPS} float32 roundings"
         alone = seen == 1 and not statistics.rule.dense
         value = f"one value ({low[0]:.6g}) in all {seen} labels{rounding}"
-        yield Finding("warning" if alone else "fault", f"flattened: {value}")
+        yield Finding("warning" if alone else "error", f"flattened: {value}")
     elif statistics.rule.dense and pictures == seen:
-        yield Finding("fault", f"flattened: each of the {seen} pictures holds one value")
+        yield Finding("error", f"flattened: each of the {seen} pictures holds one value")
     else:
         if flat.any():
             numbers = _listed([str(number) for number in np.flatnonzero(flat)])
@@ -152,14 +153,14 @@ def _scaling(statistics: LabelStatistics) -> Iterator[Finding]:
 
 def _mode(statistics: LabelStatistics) -> Iterator[Finding]:
     value, times = statistics.counts.most_common(1)[0]
-    share = times / statistics.counted
-    if share < NEARLY_CONSTANT:
+    fraction = times / statistics.counted
+    if fraction < NEARLY_CONSTANT:
         return
     rule = statistics.rule
-    sure = share >= CONSTANT and rule.kind == "dense_regression"
+    certain = fraction >= CONSTANT and rule.kind == "dense_regression"
     shown = rule.classes[int(value)] if rule.has_classes else f"{value:.6g}"
-    message = f"nearly constant: {_percent(share)} of the values are {shown}"
-    yield Finding("fault" if sure else "warning", message)
+    message = f"nearly constant: {_percent(fraction)} of the values are {shown}"
+    yield Finding("error" if certain else "warning", message)
 
 
 def _copies(statistics: DataStatistics) -> Iterator[Finding]:
@@ -169,14 +170,14 @@ def _copies(statistics: DataStatistics) -> Iterator[Finding]:
     copies = statistics.num_samples - len(groups)
     if copies and statistics.flat_images < statistics.num_samples:
         first = next(keys for keys in groups.values() if len(keys) > 1)
-        level: Level = "fault" if len(groups) == 1 else "warning"
+        level: Level = "error" if len(groups) == 1 else "warning"
         example = f"{first[0]} and {first[1]}"
         message = f"{copies} of {statistics.num_samples} images are copies ({example})"
         yield Finding(level, message)
 
 
 def _equal_tasks(statistics: DataStatistics) -> Iterator[tuple[str, str, int]]:
-    """Pairs of tasks whose labels agree wherever a sample has both, and in how many samples."""
+    """Yield pairs of tasks whose labels are equal in all samples with both, and their number."""
     groups: dict[bool, list[str]] = {False: [], True: []}
     for task, seen in statistics.labels.items():
         informative = seen.present > seen.empty and not seen.flat_channels.all()
@@ -185,8 +186,8 @@ def _equal_tasks(statistics: DataStatistics) -> Iterator[tuple[str, str, int]]:
     for dense, tasks in groups.items():
         prints = np.full((len(tasks), statistics.num_samples), -1, np.int64)  # [N,S]
         for row, task in enumerate(tasks):
-            own = statistics.labels[task].prints
-            prints[row, list(own)] = list(own.values())
+            of_task = statistics.labels[task].prints
+            prints[row, list(of_task)] = list(of_task.values())
         least = 1 if dense else FEW_TO_COMPARE
         for first, second in combinations(range(len(tasks)), 2):
             both = (prints[first] >= 0) & (prints[second] >= 0)
@@ -195,8 +196,8 @@ def _equal_tasks(statistics: DataStatistics) -> Iterator[tuple[str, str, int]]:
                 yield tasks[first], tasks[second], count
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.4g} %"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What the labels of some samples look like: counts, ranges and fingerprints, batch by batch."""
+"""Statistics of labels and images: counts, ranges and fingerprints, updated batch by batch."""
 # Shapes: B batch, N tasks, C channels, H, W, V valid values of a channel.
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 from data_pipelines.reading.collate import Batch
 from data_pipelines.shards.field import CLASS_KINDS, FieldKind
 
-FEW_ULPS = 8  # float32 values no further apart than this differ by rounding alone
+FEW_ULPS = 8  # float32 values that differ by at most this many ulps are equal up to rounding
 MAX_COUNTED = 4096  # distinct values whose counts are kept
-MAX_COUNTED_PIXELS = 1 << 14  # of one label
+MAX_COUNTED_PIXELS = 1 << 14  # pixels of one label
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """How the values of a task's label are to be read.
+    """The meaning of the values of a task's label.
 
     Attributes:
         task: Name of the task.
-        kind: What a label is.
+        kind: Task kind of the label.
         classes: Names of the classes; empty for regressions.
-        scale: Divides values for the loss, one per channel or one for all.
+        scale: Divisor of the values in the loss, one per channel or one for all.
         valid_below: Stored dense values at or above it are invalid pixels.
-        ignore_index: Class id that stands for no label.
+        ignore_index: Class id of pixels without a label.
     """
 
     task: str
@@ -45,37 +45,37 @@ class LabelRule:
 
     @property
     def dense(self) -> bool:
-        """Whether there is a value for every pixel."""
+        """Whether the label has a value for every pixel."""
         return self.kind.startswith("dense")
 
     def valid_pixels(self, label: np.ndarray) -> np.ndarray:
-        """Which pixels [H,W] of a label [C,H,W] count in the loss."""
+        """Return which pixels [H,W] of a label [C,H,W] count in the loss."""
         if self.has_classes:
             return self.known_pixels(label) & (label[0] != self.ignore_index)
         valid = np.isfinite(label).all(axis=0)
         return valid if self.valid_below is None else valid & (label < self.valid_below).all(axis=0)
 
     def known_pixels(self, label: np.ndarray) -> np.ndarray:
-        """Which pixels [H,W] of class ids [1,H,W] have an id that a class, or no label, has."""
+        """Return which pixels [H,W] of class ids [1,H,W] have a class or the ignored id."""
         known = (label[0] >= 0) & (label[0] < len(self.classes))
         return known | (label[0] == self.ignore_index)
 
 
 @dataclass
 class LabelStatistics:
-    """What was seen of one task.
+    """Statistics of one task's labels.
 
     Attributes:
-        present: Samples that have the label.
-        empty: Labels of which every pixel is invalid or ignored.
-        flat: Dense labels, not empty, whose every channel holds one value.
-        pixels: Pixels of the labels; for scalar kinds the labels.
-        valid: Those that count in the loss.
-        unknown: Pixels with an id that no class has.
+        present: Number of samples that have the label.
+        empty: Number of labels of which every pixel is invalid or ignored.
+        flat: Number of dense labels, not empty, with a single value in each channel.
+        pixels: Number of pixels of the labels; for scalar kinds, of labels.
+        valid: Number of pixels that count in the loss.
+        unknown: Number of pixels with an id of no class.
         low, high: Least and greatest valid value [C], in stored units.
         total, squares: Sums of the valid values and of their squares [C].
-        counts: How often the most frequent values occur, among `counted` values.
-        counted: Values that were counted, of all channels.
+        counts: Occurrences of the most frequent values, among `counted` values.
+        counted: Number of values that were counted, of all channels.
         prints: Fingerprint of each label, by number of the sample.
         dtypes: Types that the labels are stored in.
     """
@@ -108,11 +108,11 @@ class LabelStatistics:
 
     @property
     def flat_channels(self) -> np.ndarray:
-        """Which channels [C] hold one value in all samples, up to rounding."""
+        """Whether each channel [C] has a single value in all samples, up to rounding."""
         return few_ulps(self.low, self.high)
 
     def add(self, number: int, label: np.ndarray) -> None:
-        """Take in the label of a sample: [C,H,W], or a scalar as [1,1,1]."""
+        """Add the label of a sample: [C,H,W], or a scalar as [1,1,1]."""
         rule = self.rule
         mask = rule.valid_pixels(label)
         values = label[:, mask]  # [C,V]
@@ -135,15 +135,15 @@ class LabelStatistics:
 
     def _count(self, values: np.ndarray) -> None:
         part = values[:, :: -(-values.shape[1] // MAX_COUNTED_PIXELS)]
-        found, times = np.unique(part, return_counts=True)
-        self.counts.update(dict(zip(found.tolist(), times.tolist(), strict=True)))
+        distinct, times = np.unique(part, return_counts=True)
+        self.counts.update(dict(zip(distinct.tolist(), times.tolist(), strict=True)))
         self.counted += part.size
         if len(self.counts) > 2 * MAX_COUNTED:
             self.counts = Counter(dict(self.counts.most_common(MAX_COUNTED)))
 
 
 class DataStatistics:
-    """What was seen of a data set.
+    """Statistics of a dataset.
 
     Args:
         rules: One per task, in the order of the batches' tasks.
@@ -152,7 +152,7 @@ class DataStatistics:
         labels: Statistics by task.
         keys: Names of the samples.
         images: Fingerprint of each image.
-        flat_images: Images of one colour.
+        flat_images: Number of images of one colour.
     """
 
     def __init__(self, rules: Sequence[LabelRule]) -> None:
@@ -163,11 +163,11 @@ class DataStatistics:
 
     @property
     def num_samples(self) -> int:
-        """Samples seen."""
+        """Number of samples added."""
         return len(self.keys)
 
     def update(self, batch: Batch) -> None:
-        """Take in a batch, which must be in the host's memory; fillers are left out."""
+        """Add a batch, which must be in the host's memory; fillers are skipped."""
         labels, valid = batch.labels, batch.valid
         real = [row for row, key in enumerate(batch.keys) if key]
         for offset, row in enumerate(real):
@@ -183,13 +183,13 @@ class DataStatistics:
 
 
 def fingerprint(array: np.ndarray) -> int:
-    """A number from 0 to 2**56 - 1 that only equal arrays share."""
+    """Return a hash from 0 to 2**56 - 1 of an array's values."""
     digest = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=7)
     return int.from_bytes(digest.digest(), "big")
 
 
 def few_ulps(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Whether low and high are the same float32 numbers, up to the last few bits."""
+    """Return whether low and high are equal float32 numbers, up to the last few bits."""
     largest = np.maximum(np.abs(low), np.abs(high)).astype(np.float32)
-    with np.errstate(invalid="ignore"):  # no value seen: low is infinite, high minus infinity
+    with np.errstate(invalid="ignore"):  # without values low is infinite and high minus infinite
         return (high - low) <= FEW_ULPS * np.spacing(largest)

@@ -1,4 +1,4 @@
-"""Batches of tensors; all scalar labels travel in one."""
+"""Batches of tensors; all scalar labels share one tensor."""
 # Shapes: B batch, N tasks, N_s scalar tasks, C channels, H, W.
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from data_pipelines.reading.samples import Sample
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images and labels of some samples.
+    """Images and labels of several samples.
 
     Attributes:
         tasks: Task of each row of `valid_rows`.
         scalar_tasks: Task of each row of `scalars`.
-        images: Pictures, 0 to 255.
+        images: Images with values from 0 to 255.
         scalars: Class ids, 0/1 or values in stored units; 0 where invalid.
-        dense: Pictures of labels by task in the stored dtype; 0 where missing.
+        dense: Dense labels by task in the stored dtype; 0 where missing.
         valid_rows: Whether the sample has the label.
-        keys: Names of the samples; empty for a filler or a replacement.
-        faults: Why samples were replaced, one entry for each of them.
+        keys: Names of the samples; empty for a filler or a replaced sample.
+        damage: The error of each damaged sample that was replaced.
     """
 
     tasks: tuple[str, ...]
@@ -37,7 +37,7 @@ class Batch:
     dense: dict[str, Tensor]  # each [B,C,H,W]
     valid_rows: Tensor  # [N,B] bool
     keys: tuple[str, ...]
-    faults: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
 
     @property
     def labels(self) -> dict[str, Tensor]:
@@ -50,11 +50,11 @@ class Batch:
         return dict(zip(self.tasks, self.valid_rows.unbind(), strict=True))
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The batch on another device."""
+        """Return the batch on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; the loader calls this when it is asked to."""
+        """Return the batch in page-locked memory; the DataLoader calls it with `pin_memory`."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -68,7 +68,7 @@ class Batch:
 
 
 class Collate:
-    """Joins samples to a batch.
+    """Stack samples to a batch.
 
     Args:
         labels: The dataset's labels, one per task.
@@ -80,7 +80,7 @@ class Collate:
         self.dense_labels = tuple(label for label in labels if not label.field.is_scalar)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
-        """Stacks the samples.
+        """Return the batch of the samples.
 
         Raises:
             DataError: Samples store one field in different dtypes.
@@ -93,15 +93,15 @@ class Collate:
             dense={label.task: _stack_dense(label, samples) for label in self.dense_labels},
             valid_rows=torch.from_numpy(np.stack([s.valid for s in samples], axis=1)),
             keys=tuple(sample.key for sample in samples),
-            faults=tuple(sample.fault for sample in samples if sample.fault),
+            damage=tuple(sample.damage for sample in samples if sample.damage),
         )
 
 
 def _stack_dense(label: Label, samples: Sequence[Sample]) -> Tensor:
-    found = {n: s.dense[label.task] for n, s in enumerate(samples) if label.task in s.dense}
-    dtypes = {picture.dtype for picture in found.values()}
+    pictures = {n: s.dense[label.task] for n, s in enumerate(samples) if label.task in s.dense}
+    dtypes = {picture.dtype for picture in pictures.values()}
     if len(dtypes) > 1:
-        first = {p.dtype: samples[number].key for number, p in reversed(found.items())}
+        first = {p.dtype: samples[number].key for number, p in reversed(pictures.items())}
         named = ", ".join(f"{dtype} in sample {key}" for dtype, key in first.items())
         raise DataError(
             f"field {label.request.field}: one dtype is needed, found {named}; `dtype` in the "
@@ -109,6 +109,6 @@ def _stack_dense(label: Label, samples: Sequence[Sample]) -> Tensor:
         )
     size = samples[0].image.shape[1:]
     stacked = np.zeros((len(samples), label.channels, *size), dtypes.pop() if dtypes else np.uint8)
-    for number, picture in found.items():
+    for number, picture in pictures.items():
         stacked[number] = picture
     return torch.from_numpy(stacked)

@@ -1,4 +1,4 @@
-"""The samples of a split of shards, by epoch and id."""
+"""The samples of one split, by epoch and id."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ OnError = Literal["stop", "replace"]
 class ShardDataset(Dataset[Sample]):
     """Samples of one split by (epoch, id).
 
-    A sample's augmentation depends on the seed, the epoch and its id alone, so it does not
-    matter which worker or process reads it.
+    A sample's augmentation depends only on the seed, the epoch and its id, so it is the same in
+    every worker and process.
 
     Args:
-        location: Folder of the shards: a path, a URL, or what `open_folder` gave.
+        location: Folder of the shards: a path, a URL, or the result of `open_folder`.
         manifest: Its manifest.
         split: Name of the split.
         requests: One per task, in the order of `Sample.valid`.
-        geometry: What is done to the pictures.
+        geometry: Crop, resize and flip of the pictures.
         seed: Seed of the augmentation.
-        on_error: `stop` raises on a damaged sample, `replace` gives one without any label, which
-            carries the reason. A source that does not answer is no damage and always raises.
+        on_error: `stop` raises on a damaged sample, `replace` returns a sample without labels
+            that holds the error. A source that does not answer is no damage and always raises.
 
     Raises:
         DataError: A request cannot be met.
@@ -61,7 +61,7 @@ class ShardDataset(Dataset[Sample]):
         return len(self.store)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
-        """The sample of an (epoch, id) pair; id -1 gives a filler.
+        """Return the sample of an (epoch, id) pair; id -1 returns a filler.
 
         Raises:
             DataError: The sample is damaged or has a value that its field does not allow.

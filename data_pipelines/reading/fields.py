@@ -1,4 +1,4 @@
-"""Which stored field each task learns from, and the checks on its values."""
+"""The stored field that each task learns from, and the checks of its values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_FLOAT32 = 3.4028234663852886e38
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """What a task wants to read.
+    """The field that a task reads.
 
     Attributes:
         task: Name of the task.
@@ -30,7 +30,7 @@ class LabelRequest:
 
 @dataclass(frozen=True)
 class Label:
-    """A request joined with the manifest's description of its field."""
+    """A request and the manifest's description of its field."""
 
     request: LabelRequest
     field: Field
@@ -42,14 +42,14 @@ class Label:
 
     @property
     def channels(self) -> int:
-        """Channels that the task uses."""
+        """Number of channels that the task uses."""
         return self.request.channels
 
     def scalar(self, record: dict[str, Any]) -> float | None:
-        """The value in a sample's JSON record, None where the sample has none.
+        """Return the value in a sample's JSON record; None where the sample has none.
 
         Raises:
-            DataError: The value is not one of the field's kind.
+            DataError: The value is not allowed for the field's kind.
         """
         if self.field.key not in record:
             return None
@@ -72,51 +72,51 @@ class Label:
 def resolve_labels(
     manifest: Manifest, split: str | None, requests: Sequence[LabelRequest], *, flip: bool
 ) -> tuple[Label, ...]:
-    """Finds the field of every request.
+    """Return the label of every request, with the field of the manifest.
 
     Args:
         manifest: Manifest of the shards.
-        split: Name of the split that will be read; None for a stream without counts.
+        split: Name of the split that will be read; None for tars without label counts.
         requests: One per task.
         flip: Whether samples will be mirrored.
 
     Raises:
-        DataError: Requests that cannot be met, all in one message.
+        DataError: Requests cannot be met; all are in one message.
     """
     labelled = None if split is None else manifest.split(split).labelled
-    labels, faults = [], []
+    labels, errors = [], []
     tasks: set[str] = set()
     for request in requests:
         if request.task in tasks:
-            faults.append(f"task {request.task}: requested more than once")
+            errors.append(f"task {request.task}: requested more than once")
         tasks.add(request.task)
         field = manifest.fields.get(request.field)
         if field is None or field.kind == "image":
             known = sorted(name for name, f in manifest.fields.items() if f.kind != "image")
-            faults.append(
+            errors.append(
                 f"task {request.task}: no label field {request.field!r} in {manifest.dataset}, "
                 f"allowed are {', '.join(known)}"
             )
             continue
         if labelled is not None and not labelled.get(request.field):
-            faults.append(
+            errors.append(
                 f"task {request.task}: no labels in split {split} of {manifest.dataset} "
                 f"(field {request.field})"
             )
         stored = 1 if field.is_scalar else field.channels
         if not 1 <= request.channels <= stored:
-            faults.append(
+            errors.append(
                 f"task {request.task}: channels {request.channels}, field {request.field} has "
                 f"{stored}"
             )
         if flip and field.on_flip == "forbid":
-            faults.append(
+            errors.append(
                 f"task {request.task}: field {request.field} becomes wrong when the image is "
                 "mirrored, turn flipping off"
             )
         labels.append(Label(request, field))
-    if faults:
-        raise DataError("\n".join(faults))
+    if errors:
+        raise DataError("\n".join(errors))
     return tuple(labels)
 
 

@@ -1,4 +1,4 @@
-"""Loaders that yield the same batches whatever the number of workers."""
+"""DataLoaders whose batches do not depend on the number of workers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from torch.utils.data import DataLoader, Sampler
 from data_pipelines.reading.collate import Batch, Collate
 from data_pipelines.reading.dataset import OnError, ShardDataset
 from data_pipelines.reading.fields import LabelRequest
-from data_pipelines.reading.order import EpochOrder, EvalBatches, TrainBatches, default_streams
+from data_pipelines.reading.order import (
+    EpochOrder,
+    EvalBatches,
+    TrainBatches,
+    default_num_streams,
+)
 from data_pipelines.shards.manifest import Manifest, Split
 from data_pipelines.shards.sources import Location
 from data_pipelines.transforms import Geometry
 
 
-def epoch_order(split: Split, *, seed: int, global_batch: int, streams: int | None) -> EpochOrder:
-    """The order in which a split is trained on.
+def epoch_order(
+    split: Split, *, seed: int, global_batch: int, num_streams: int | None
+) -> EpochOrder:
+    """Return the sample order of a split for training.
 
     Args:
         split: The manifest's entry.
         seed: Seed of the permutations.
         global_batch: Samples of an optimizer step.
-        streams: Streams that the samples are cut into; None takes a default.
+        num_streams: Number of streams of the order; None takes a default.
     """
-    sizes = tuple(shard.samples for shard in split.shards)
-    return EpochOrder(sizes, seed, default_streams(global_batch) if streams is None else streams)
+    shard_sizes = tuple(shard.samples for shard in split.shards)
+    if num_streams is None:
+        num_streams = default_num_streams(global_batch)
+    return EpochOrder(shard_sizes, seed, num_streams)
 
 
 def train_loader(
@@ -40,39 +49,40 @@ def train_loader(
     global_batch: int,
     num_steps: int,
     split: str = "train",
-    streams: int | None = None,
+    num_streams: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
     start_step: int = 0,
     workers: int = 0,
     on_error: OnError = "stop",
 ) -> DataLoader[Batch]:
-    """Micro-batches of one process from `start_step` to the end of the run.
+    """Return the loader of one process's micro-batches from `start_step` to the end of the run.
 
     Args:
         location: Folder of the shards.
         manifest: Its manifest.
-        requests: What each task reads.
-        geometry: What is done to the pictures.
+        requests: The field that each task reads.
+        geometry: Crop, resize and flip of the pictures.
         seed: Seed of order and augmentation.
         global_batch: Samples of an optimizer step, over all processes and micro-batches.
         num_steps: Optimizer steps of the whole run.
         split: Name of the split.
-        streams: Streams of the order, a multiple of every world size the run may have.
-        rank: This process.
+        num_streams: Number of streams of the order, a multiple of every world size that the run
+            may have.
+        rank: Number of this process.
         world_size: Number of processes.
-        accumulation: Micro-batches of a process in one optimizer step.
+        gradient_accumulation_steps: Micro-batches of a process in one optimizer step.
         start_step: Optimizer steps already done.
-        workers: Reading processes; 0 reads in this one.
-        on_error: What a damaged sample does, as in `ShardDataset`.
+        workers: Number of reading processes; 0 reads in this process.
+        on_error: Action for a damaged sample, as in `ShardDataset`.
 
     Raises:
-        DataError: The requests cannot be met or the numbers do not divide as needed.
+        DataError: A request cannot be met, or the sizes are not divisible.
     """
     dataset = ShardDataset(location, manifest, split, requests, geometry, seed, on_error)
     order = epoch_order(
-        manifest.split(split), seed=seed, global_batch=global_batch, streams=streams
+        manifest.split(split), seed=seed, global_batch=global_batch, num_streams=num_streams
     )
     batches = TrainBatches(
         order,
@@ -80,7 +90,7 @@ def train_loader(
         num_steps=num_steps,
         rank=rank,
         world_size=world_size,
-        accumulation=accumulation,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         start_step=start_step,
     )
     return _loader(dataset, batches, workers)
@@ -90,7 +100,7 @@ def eval_loader(
     location: Location,
     manifest: Manifest,
     requests: Sequence[LabelRequest],
-    size: tuple[int, int],
+    image_size: tuple[int, int],
     *,
     batch_size: int,
     split: str = "val",
@@ -100,25 +110,26 @@ def eval_loader(
     workers: int = 0,
     on_error: OnError = "stop",
 ) -> DataLoader[Batch]:
-    """Every sample of a split once over all processes, resized without augmentation.
+    """Return a loader of every sample of a split once over all processes, without augmentation.
 
     Args:
         location: Folder of the shards.
         manifest: Its manifest.
-        requests: What each task reads.
-        size: Height and width of the pictures, in pixels.
+        requests: The field that each task reads.
+        image_size: Height and width of the pictures, in pixels.
         batch_size: Samples of a batch of one process.
         split: Name of the split.
-        rank: This process.
+        rank: Number of this process.
         world_size: Number of processes.
-        limit: Samples to read, evenly spread over the split; None for all.
-        workers: Reading processes; 0 reads in this one.
-        on_error: What a damaged sample does, as in `ShardDataset`.
+        limit: Number of samples to read, evenly spread over the split; None for all.
+        workers: Number of reading processes; 0 reads in this process.
+        on_error: Action for a damaged sample, as in `ShardDataset`.
 
     Raises:
-        DataError: The requests cannot be met.
+        DataError: A request cannot be met.
     """
-    dataset = ShardDataset(location, manifest, split, requests, Geometry(size), on_error=on_error)
+    geometry = Geometry(image_size)
+    dataset = ShardDataset(location, manifest, split, requests, geometry, on_error=on_error)
     batches = EvalBatches(
         len(dataset), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
     )
@@ -128,7 +139,7 @@ def eval_loader(
 def _loader(
     dataset: ShardDataset, batches: Sampler[list[tuple[int, int]]], workers: int
 ) -> DataLoader[Batch]:
-    # Without a generator of its own an iterator would draw from the global random numbers
+    # Without `generator` each iterator would advance the global random state.
     return DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
@@ -141,8 +152,8 @@ def _loader(
 
 
 def ignore_sigterm(_worker: int) -> None:
-    """Let a reading process go on when a cluster's SIGTERM, sent to all processes, asks for a stop.
+    """Ignore SIGTERM in a reading process: a cluster sends it to all processes of a job.
 
-    The main process decides when it stops, and needs its data until then.
+    The main process decides when to stop, and needs its data until then.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Which sample comes when: pure arithmetic, the same for any number of processes and workers."""
+"""The sample order, computed from seed and epoch for any number of processes and workers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.utils.data import Sampler
 from data_pipelines.errors import DataError
 
 MAX_STREAMS = 64
-FILLER = -1  # id that stands for no sample: it fills the last evaluation batch of a process
+FILLER = -1  # id of a sample without data, which fills the last evaluation batch of a process
 
 
 @dataclass
 class _EpochTables:
-    """Where the positions of one epoch lie in the shards, and the shuffled blocks in use."""
+    """The shards of one epoch's positions, and the shuffled blocks in use."""
 
     epoch: int
-    offset: int  # the epoch's sequence starts here, so that no sample is always the one dropped
+    offset: int  # start of the epoch's sequence, so that different samples are left out each epoch
     first_id: np.ndarray  # [num_shards] global id of each shard's first sample, in epoch order
     starts: np.ndarray  # [num_shards] position of each shard's first sample
     blocks: dict[int, tuple[int, np.ndarray]]  # stream -> its current block and that block's order
@@ -31,67 +31,67 @@ class _EpochTables:
 class EpochOrder:
     """The order of a split's samples in every epoch.
 
-    The shards are permuted, their samples laid end to end and rotated, and the sequence is cut
-    into equal streams; each stream is shuffled within blocks, which bounds the shards that it
-    reads at a time. Samples that do not fill the streams are left out for the epoch.
+    The shards are permuted, their samples concatenated, and the sequence is rotated and divided
+    into equal streams. Each stream is shuffled within blocks, which limits the number of shards
+    that it reads at a time. Samples that do not fill the streams are left out in this epoch.
 
     Args:
-        sizes: Samples of each shard.
+        shard_sizes: Number of samples of each shard.
         seed: Seed of all permutations.
-        streams: Number of streams.
-        block: Samples of a stream that are shuffled together.
+        num_streams: Number of streams.
+        block_size: Samples of a stream that are shuffled together.
     """
 
-    sizes: tuple[int, ...]
+    shard_sizes: tuple[int, ...]
     seed: int
-    streams: int
-    block: int = 4096
+    num_streams: int
+    block_size: int = 4096
     _cache: list[_EpochTables] = field(default_factory=list, init=False, compare=False, repr=False)
 
     @cached_property
     def num_samples(self) -> int:
-        """Samples of the split."""
-        return sum(self.sizes)
+        """Number of samples of the split."""
+        return sum(self.shard_sizes)
 
     @cached_property
     def per_stream(self) -> int:
-        """Samples of a stream in an epoch."""
-        return self.num_samples // self.streams
+        """Number of samples of a stream in an epoch."""
+        return self.num_samples // self.num_streams
 
     def steps_per_epoch(self, global_batch: int) -> int:
-        """Whole batches of `global_batch` samples that an epoch gives."""
-        return self.per_stream * self.streams // global_batch
+        """Return the number of complete batches of `global_batch` samples in an epoch."""
+        return self.per_stream * self.num_streams // global_batch
 
     def positions(self, epoch: int, stream: int, lo: int, hi: int) -> np.ndarray:
-        """Global sample ids at places lo to hi (exclusive) of a stream.
+        """Return the global sample ids at positions lo to hi (exclusive) of a stream.
 
         Raises:
-            ValueError: The places are not in the stream.
+            ValueError: The positions are outside the stream.
         """
         if not 0 <= lo < hi <= self.per_stream:
-            raise ValueError(f"lo, hi: {lo}, {hi} must lie within the stream's {self.per_stream}")
+            raise ValueError(f"lo, hi: {lo}, {hi} must be within the stream's {self.per_stream}")
         tables = self._tables(epoch)
         parts = []
-        for number in range(lo // self.block, (hi - 1) // self.block + 1):
-            start = number * self.block
+        for number in range(lo // self.block_size, (hi - 1) // self.block_size + 1):
+            start = number * self.block_size
             shuffled = self._shuffled_block(tables, stream, number)
             parts.append(start + shuffled[max(lo - start, 0) : hi - start])
-        places = stream * self.per_stream + np.concatenate(parts)
-        places = (places + tables.offset) % self.num_samples
-        shard = np.searchsorted(tables.starts, places, side="right") - 1
-        return tables.first_id[shard] + places - tables.starts[shard]
+        positions = stream * self.per_stream + np.concatenate(parts)
+        positions = (positions + tables.offset) % self.num_samples
+        shard = np.searchsorted(tables.starts, positions, side="right") - 1
+        return tables.first_id[shard] + positions - tables.starts[shard]
 
     def _shuffled_block(self, tables: _EpochTables, stream: int, number: int) -> np.ndarray:
         current = tables.blocks.get(stream)
         if current is None or current[0] != number:
             rng = np.random.default_rng([self.seed, tables.epoch, stream, number])
-            size = min(self.block, self.per_stream - number * self.block)
+            size = min(self.block_size, self.per_stream - number * self.block_size)
             current = tables.blocks[stream] = (number, rng.permutation(size))
         return current[1]
 
     def _tables(self, epoch: int) -> _EpochTables:
         if not self._cache or self._cache[0].epoch != epoch:
-            sizes = np.asarray(self.sizes, np.int64)
+            sizes = np.asarray(self.shard_sizes, np.int64)
             rng = np.random.default_rng([self.seed, epoch])
             shards = rng.permutation(len(sizes))
             self._cache[:] = [
@@ -106,29 +106,29 @@ class EpochOrder:
         return self._cache[0]
 
 
-def default_streams(global_batch: int) -> int:
-    """Largest power of two up to 64 that divides the global batch."""
+def default_num_streams(global_batch: int) -> int:
+    """Return the largest power of two up to 64 that divides the global batch."""
     return math.gcd(global_batch, MAX_STREAMS)
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Micro-batches of (epoch, id) that one process trains on, over as many epochs as needed.
 
-    Step t takes the same number of samples from each stream and a process reads its own
-    contiguous share of the streams, so the step's samples, joined in rank order, depend neither
-    on the number of processes nor on accumulation.
+    Each step takes the same number of samples from every stream, and each process reads a
+    contiguous range of streams. The samples of a step, concatenated in rank order, therefore
+    depend neither on the number of processes nor on gradient accumulation.
 
     Args:
         order: Order of the samples.
         global_batch: Samples of an optimizer step, over all processes and micro-batches.
-        rank: This process.
+        rank: Number of this process.
         world_size: Number of processes.
         num_steps: Optimizer steps of the whole run.
-        accumulation: Micro-batches of a process in one optimizer step.
+        gradient_accumulation_steps: Micro-batches of a process in one optimizer step.
         start_step: Optimizer steps already done.
 
     Raises:
-        DataError: The numbers do not divide as needed or the split is smaller than a batch.
+        DataError: The sizes are not divisible, or the split is smaller than a batch.
     """
 
     def __init__(
@@ -139,25 +139,25 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         num_steps: int,
         rank: int = 0,
         world_size: int = 1,
-        accumulation: int = 1,
+        gradient_accumulation_steps: int = 1,
         start_step: int = 0,
     ) -> None:
-        _check_batch(order, global_batch, world_size, accumulation)
+        _check_batch(order, global_batch, world_size, gradient_accumulation_steps)
         if not 0 <= start_step <= num_steps:
             raise ValueError(
                 f"start_step: {start_step} must be between 0 and num_steps {num_steps}"
             )
         self.order = order
         self.num_steps = num_steps
-        self.accumulation = accumulation
+        self.gradient_accumulation_steps = gradient_accumulation_steps
         self.start_step = start_step
-        self.per_stream = global_batch // order.streams
+        self.per_stream = global_batch // order.num_streams
         self.steps_per_epoch = order.steps_per_epoch(global_batch)
-        streams = order.streams // world_size
-        self.own_streams = range(rank * streams, (rank + 1) * streams)
+        per_rank = order.num_streams // world_size
+        self.local_streams = range(rank * per_rank, (rank + 1) * per_rank)
 
     def __len__(self) -> int:
-        return (self.num_steps - self.start_step) * self.accumulation
+        return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start_step, self.num_steps):
@@ -165,27 +165,27 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
             lo = index * self.per_stream
             samples = [
                 (epoch, sample_id)
-                for stream in self.own_streams
+                for stream in self.local_streams
                 for sample_id in self.order.positions(
                     epoch, stream, lo, lo + self.per_stream
                 ).tolist()
             ]
-            size = len(samples) // self.accumulation
-            for micro in range(self.accumulation):
+            size = len(samples) // self.gradient_accumulation_steps
+            for micro in range(self.gradient_accumulation_steps):
                 yield samples[micro * size : (micro + 1) * size]
 
 
 class EvalBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (0, id) in which every sample comes exactly once over all processes.
+    """Batches of (0, id) in which every sample occurs exactly once over all processes.
 
-    Every process has the same number of batches of the same size; id -1 fills the gaps.
+    Every process has the same number of batches of the same size; id -1 fills the last ones.
 
     Args:
-        num_samples: Samples of the split.
+        num_samples: Number of samples of the split.
         batch_size: Samples of a batch of one process.
-        rank: This process.
+        rank: Number of this process.
         world_size: Number of processes.
-        limit: Evaluate this many samples, evenly spread over the split; None for all.
+        limit: Number of samples to evaluate, evenly spread over the split; None for all.
 
     Raises:
         ValueError: batch_size or limit is below 1.
@@ -215,33 +215,34 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for batch in range(self.num_batches):
             start = (batch * self._world_size + self._rank) * self._batch_size
-            places = range(start, start + self._batch_size)
-            yield [(0, self._sample(place)) for place in places]
+            positions = range(start, start + self._batch_size)
+            yield [(0, self._sample(position)) for position in positions]
 
-    def _sample(self, place: int) -> int:
-        return place * self._num_samples // self._total if place < self._total else FILLER
+    def _sample(self, position: int) -> int:
+        return position * self._num_samples // self._total if position < self._total else FILLER
 
 
-def _check_batch(order: EpochOrder, global_batch: int, world_size: int, accumulation: int) -> None:
-    parts = world_size * accumulation
+def _check_batch(
+    order: EpochOrder, global_batch: int, world_size: int, gradient_accumulation_steps: int
+) -> None:
+    parts = world_size * gradient_accumulation_steps
     if global_batch < 1 or global_batch % parts:
         raise DataError(
             f"data.global_batch: {global_batch} must be a multiple of {world_size} processes x "
-            f"{accumulation} accumulated batches = {parts}"
+            f"{gradient_accumulation_steps} accumulated batches = {parts}"
         )
-    if order.streams < 1 or order.streams % world_size or global_batch % order.streams:
+    num_streams = order.num_streams
+    if num_streams < 1 or num_streams % world_size or global_batch % num_streams:
         allowed = [
-            streams
-            for streams in range(world_size, global_batch + 1, world_size)
-            if global_batch % streams == 0
+            n for n in range(world_size, global_batch + 1, world_size) if not global_batch % n
         ]
         raise DataError(
-            f"data.streams: {order.streams} must be a multiple of the {world_size} processes and "
+            f"data.num_streams: {num_streams} must be a multiple of the {world_size} processes and "
             f"divide data.global_batch {global_batch}; allowed are {allowed}"
         )
-    if order.per_stream < global_batch // order.streams:
+    if order.per_stream < global_batch // num_streams:
         raise DataError(
             f"data.global_batch: {global_batch} is more than the split's {order.num_samples} "
-            f"samples give in {order.streams} streams of {order.per_stream}; at most "
-            f"{order.per_stream * order.streams} allowed"
+            f"samples give in {num_streams} streams of {order.per_stream}; at most "
+            f"{order.per_stream * num_streams} allowed"
         )

@@ -1,5 +1,5 @@
-"""Makes a sample of its members' bytes: decoded, checked, transformed."""
-# Shapes: N tasks, N_s scalar tasks, C channels, H, W of the geometry's size.
+"""Samples built from the bytes of their members: decoded, checked, transformed."""
+# Shapes: N tasks, N_s scalar tasks, C channels, H, W of the geometry's image_size.
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from data_pipelines.transforms import Geometry, Params
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One sample as arrays; a filler or replacement has an empty key and no valid label."""
+    """One sample as arrays; a filler or a replaced sample has an empty key and no valid label."""
 
     key: str
     image: np.ndarray  # [3,H,W] uint8
     scalars: np.ndarray  # [N_s] float32, 0 where invalid
     dense: dict[str, np.ndarray]  # task -> [C,H,W] as stored; a missing label is absent
     valid: np.ndarray  # [N] bool
-    fault: str = ""  # why the sample that should be here was replaced
+    damage: str = ""  # the error of a damaged sample that was replaced by this one
 
 
 class SampleBuilder:
-    """Makes samples of one split.
+    """Build the samples of one split.
 
     Args:
         image_member: The member that is the input, such as `rgb.jpg`.
         labels: One per task, in the order of `Sample.valid`.
-        geometry: What is done to the pictures.
+        geometry: Crop, resize and flip of the pictures.
     """
 
     def __init__(self, image_member: str, labels: Sequence[Label], geometry: Geometry) -> None:
@@ -44,12 +44,12 @@ class SampleBuilder:
         self.num_scalars = sum(label.field.is_scalar for label in labels)
 
     def build(self, key: str, members: Mapping[str, bytes], rng: np.random.Generator) -> Sample:
-        """The sample of its members' bytes; a label whose member is absent is missing.
+        """Return the sample of its members' bytes; a label whose member is absent is missing.
 
         Args:
             key: Name of the sample.
             members: Bytes by suffix.
-            rng: The sample's own generator.
+            rng: The generator of this sample.
 
         Raises:
             DataError: A member is damaged or has a value that its field does not allow.
@@ -61,11 +61,11 @@ class SampleBuilder:
         image = np.broadcast_to(image, (3, *image.shape[1:]))
         return self._with_labels(key, image, decoded, params)
 
-    def blank(self, fault: str = "") -> Sample:
-        """A sample without any label: a filler, or what replaces a damaged one."""
+    def blank(self, damage: str = "") -> Sample:
+        """Return a sample without labels: a filler, or the replacement of a damaged sample."""
         scalars = np.zeros(self.num_scalars, np.float32)
-        image = np.zeros((3, *self.geometry.size), np.uint8)
-        return Sample("", image, scalars, {}, np.zeros(len(self.labels), bool), fault)
+        image = np.zeros((3, *self.geometry.image_size), np.uint8)
+        return Sample("", image, scalars, {}, np.zeros(len(self.labels), bool), damage)
 
     def _with_labels(
         self, key: str, image: np.ndarray, decoded: dict[str, Any], params: Params
@@ -120,7 +120,7 @@ def _check_dense(label: Label, picture: np.ndarray, image: Params) -> None:
         )
     if field.dtype is not None and picture.dtype != field.dtype:
         raise DataError(f"{named} is {picture.dtype}, manifest says {field.dtype}")
-    # One pixel off is what halving an odd side gives
+    # Halving an odd side changes the aspect ratio by up to one pixel.
     if abs(height * image.width - width * image.height) > max(image.height, image.width):
         raise DataError(
             f"{named} is {height} x {width}, another shape than the image's {image.height} x "

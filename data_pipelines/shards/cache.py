@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from filelock import FileLock, Timeout
 
 from data_pipelines.errors import DataError
 
 _COPY, _PARTIAL, _LOCK = ".copy", ".partial", ".lock"
-_PAUSE = 0.1  # seconds between looks for room that other processes take up
+_PAUSE = 0.1  # seconds between attempts to reserve space that other processes hold
+_POLL = 0.01  # seconds between attempts to acquire a lock
 
 
 class ShardCache:
-    """A folder that holds at most `max_bytes` of files; those not used for longest give way.
+    """A folder that holds at most `max_bytes` of files and evicts the least recently used ones.
 
-    A file's name comes from its whole URL and its hash, so neither equal file names nor a data
-    set that was replaced under its URL are ever mixed up. A file that gives way while another
-    process reads it stays readable there.
+    A file's name is derived from its whole URL and its hash: equal file names of different URLs,
+    and a dataset that was replaced under its URL, get different copies. A file that is evicted
+    while another process reads it stays readable there.
+
+    An unfinished copy has a name that all processes know, with a lock beside it: other processes
+    wait for it, count its size, and delete it when its process was killed. `dmtg.files` writes
+    under names that no other process knows, so it is not used here.
 
     Args:
-        folder: The folder, made if absent.
-        max_bytes: Most bytes of all files together.
+        folder: The folder, created if absent.
+        max_bytes: Upper limit of the sum of all file sizes.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -37,16 +42,16 @@ class ShardCache:
     def open(
         self, url: str, size: int, sha256: str, copy: Callable[[BinaryIO], None]
     ) -> tuple[Path, int]:
-        """A descriptor of the local copy, which is made first if need be.
+        """Return the path and a descriptor of the local copy, which is made if it is absent.
 
         Args:
-            url: Where the file comes from.
+            url: Source of the file.
             size: Its size in bytes.
             sha256: Its hash.
             copy: Writes the file's content.
 
         Raises:
-            DataError: What was copied is not the file that is meant, or has no room at all.
+            DataError: The copied content has another hash, or `size` exceeds `max_bytes`.
         """
         if size > self.max_bytes:
             raise DataError(
@@ -56,8 +61,8 @@ class ShardCache:
         path = self.folder / f"{name}{_COPY}"
         descriptor = _reuse(path, size)
         if descriptor is None:
-            with _locked(path.with_suffix(_LOCK)):
-                descriptor = _reuse(path, size)  # another process may have been first
+            with _lock(path.with_suffix(_LOCK)):
+                descriptor = _reuse(path, size)  # another process may have made it meanwhile
                 if descriptor is None:
                     descriptor = self._make(path, url, size, sha256, copy)
         return path, descriptor
@@ -72,10 +77,10 @@ class ShardCache:
                 copy(file)
                 file.flush()
                 file.seek(0)
-                found = _digest(file)
-                if found != sha256:
-                    raise DataError(f"{url}: sha256 {found} came, manifest says {sha256}")
-                with self._counting():  # a name that changes meanwhile would not be counted
+                digest = _digest(file)
+                if digest != sha256:
+                    raise DataError(f"{url}: sha256 {digest} came, manifest says {sha256}")
+                with self._room_lock():  # a rename during the count would hide the file from it
                     os.replace(partial, path)
             except BaseException:
                 partial.unlink(missing_ok=True)
@@ -83,23 +88,23 @@ class ShardCache:
             return os.dup(file.fileno())
 
     def _reserve(self, file: BinaryIO, size: int) -> None:
-        """Makes room and takes it, by giving the empty file its final size."""
+        """Make room for the file and reserve it by giving the empty file its final size."""
         while True:
-            with self._counting():
+            with self._room_lock():
                 if self._make_room(size):
                     file.truncate(size)
                     return
-            time.sleep(_PAUSE)  # other processes' unfinished copies take up the rest
+            time.sleep(_PAUSE)  # unfinished copies of other processes take up the rest
 
-    def _counting(self) -> AbstractContextManager[None]:
-        """Holds the lock under which files are counted, deleted and given their final names."""
-        return _locked(self.folder / f"room{_LOCK}")
+    def _room_lock(self) -> FileLock:
+        """Return the lock under which files are counted, deleted and renamed."""
+        return _lock(self.folder / f"room{_LOCK}")
 
     def _make_room(self, size: int) -> bool:
-        """Whether there is room, after old copies were deleted."""
+        """Delete the least recently used copies; return whether `size` bytes fit."""
         copies, total = [], size
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(_PARTIAL) and _abandoned(Path(entry.path)):
+            if entry.name.endswith(_PARTIAL) and _delete_abandoned(Path(entry.path)):
                 continue
             try:
                 status = entry.stat()
@@ -117,27 +122,26 @@ class ShardCache:
 
 
 def _reuse(path: Path, size: int) -> int | None:
-    """A descriptor of a finished copy, which counts as used from now on; None without one."""
+    """Return a descriptor of a complete copy and update its time of use; None without a copy."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
-    if os.fstat(descriptor).st_size != size:  # damaged from outside: copy it anew
+    if os.fstat(descriptor).st_size != size:  # truncated by somebody else: copy it again
         os.close(descriptor)
         return None
     os.utime(descriptor)
     return descriptor
 
 
-def _abandoned(partial: Path) -> bool:
-    """Whether an unfinished copy's process is gone; if so it is deleted."""
-    with open(partial.with_suffix(_LOCK), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        partial.unlink(missing_ok=True)
-        return True
+def _delete_abandoned(partial: Path) -> bool:
+    """Delete an unfinished copy if its process was killed; return whether it was."""
+    try:
+        with _lock(partial.with_suffix(_LOCK)).acquire(timeout=0):
+            partial.unlink(missing_ok=True)
+            return True
+    except Timeout:
+        return False
 
 
 def _digest(file: BinaryIO) -> str:
@@ -147,9 +151,10 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes, which ends with the process at the latest."""
-    with open(path, "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _lock(path: Path) -> FileLock:
+    """Return a lock between processes; the system releases it when its process is killed.
+
+    Without `flock` on the file system an error is raised: a lock by the existence of a file, the
+    default replacement, would survive its process.
+    """
+    return FileLock(path, poll_interval=_POLL, fallback_to_soft=False)

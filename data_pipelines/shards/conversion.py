@@ -1,4 +1,4 @@
-"""The manifest's record of where converted shards come from."""
+"""The record in a manifest of how its shards were converted."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Argument = str | int | float | bool | tuple[str, ...] | None
 
 
 class Conversion(BaseModel):
-    """What was converted, and what of it the shards lack.
+    """The source of converted shards, and what was left out.
 
     Attributes:
         source: Name of the converter.
-        arguments: What it was asked for.
+        arguments: Arguments of the conversion.
         digest: Hex sha256 of the arguments and of the list of source samples.
-        skipped: Source samples that were left out, by reason.
-        missing: Labels that could not be taken over, by field and reason.
+        skipped: Number of source samples left out, by reason.
+        missing: Number of labels left out, by field and reason.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,4 +1,4 @@
-"""A sample on its way to a shard, and how its pictures are stored."""
+"""An encoded sample before it is written to a shard, and the choice of encodings."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from data_pipelines.shards.manifest import Field
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """Bytes by member, and the scalar labels that one of the members holds as JSON."""
+    """Bytes by member, and the scalar labels that are also stored in a JSON member."""
 
     key: str
     members: dict[str, bytes]
     scalars: dict[str, int | float]
 
     def present(self, fields: Mapping[str, Field]) -> list[str]:
-        """Names of the fields that the sample has a value for."""
+        """Return the names of the fields that the sample has a value for."""
         return [
             name
             for name, field in fields.items()
@@ -31,28 +31,31 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Storage:
-    """How pictures are stored.
+    """The encodings of images and dense labels.
 
     Attributes:
-        portable: PNG throughout, which any reader of WebDataset shards knows. Otherwise images
-            are JPEG (quality 95, colour at full resolution) and labels lossless planes, which
-            are several times quicker to read.
+        portable: PNG for both, which any reader of WebDataset shards decodes. Otherwise images
+            are JPEG (quality 95, no chroma subsampling) and labels lossless planes, which decode
+            several times faster.
     """
 
     portable: bool = False
 
     def image_member(self, name: str) -> str:
-        """Member that holds the image called `name`."""
+        """Return the member that holds the image `name`."""
         return f"{name}.png" if self.portable else f"{name}.jpg"
 
     def label_member(self, name: str) -> str:
-        """Member that holds the dense label called `name`."""
+        """Return the member that holds the dense label `name`."""
         return f"{name}.png" if self.portable else f"{name}.planes"
 
     def encode_image(self, picture: np.ndarray) -> bytes:
-        """Bytes of uint8 [H,W] or [H,W,3]."""
+        """Return the bytes of uint8 [H,W] or [H,W,3]."""
         return encode_png(picture) if self.portable else encode_jpeg(picture)
 
     def encode_label(self, picture: np.ndarray) -> bytes:
-        """Bytes of uint8 [H,W] or [H,W,3], or uint16 [H,W]; planes hold more, see there."""
+        """Return the bytes of uint8 [H,W] or [H,W,3], or uint16 [H,W].
+
+        Without `portable`, everything that `encode_planes` accepts is allowed.
+        """
         return encode_png(picture) if self.portable else encode_planes(picture)

@@ -1,4 +1,4 @@
-"""Takes pictures out of shards, as files to look at or to predict."""
+"""Copy images out of shards to files, to look at or to predict."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.sources import Location
 from data_pipelines.shards.store import ShardStore
+from dmtg.files import atomic_write
 
 
 def extract_images(root: Location, out: Path, *, split: str, limit: int) -> list[Path]:
-    """Write the input images of a split's first samples as files, byte for byte as stored.
+    """Write the input images of a split's first samples to files, as they are stored.
 
     Args:
         root: Folder of the shards.
@@ -19,7 +20,7 @@ def extract_images(root: Location, out: Path, *, split: str, limit: int) -> list
         limit: Number of samples.
 
     Returns:
-        The files.
+        The paths of the files.
 
     Raises:
         DataError: The shards cannot be used.
@@ -33,6 +34,7 @@ def extract_images(root: Location, out: Path, *, split: str, limit: int) -> list
     for sample in range(min(limit, shards.num_samples)):
         key, members = store.read(sample, [member])
         path = out / f"{key}.{member.rpartition('.')[2]}"
-        path.write_bytes(members[member])
+        with atomic_write(path, "wb", sync=False) as file:
+            file.write(members[member])
         paths.append(path)
     return paths

@@ -1,4 +1,4 @@
-"""The file beside a shard that says where its members lie and what their checksums are."""
+"""The index file of a shard: offset, size and checksum of every member."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from data_pipelines.errors import DataError
-from data_pipelines.shards.manifest import IndexFile, index_name, publish
+from data_pipelines.shards.manifest import IndexFile, index_name
 from data_pipelines.shards.sources import LocalFile
 from data_pipelines.shards.tar_index import TarIndex, index_tar
+from dmtg.files import atomic_write
 
 _DTYPES = {
     "keys": np.uint8,
@@ -24,7 +25,7 @@ _DTYPES = {
     "sizes": np.uint32,
     "crc32": np.uint32,
 }
-_SEPARATOR = "/"  # no suffix has one: it begins after a name's last slash
+_SEPARATOR = "/"  # cannot occur in a suffix, which begins after the last slash of a name
 
 
 def write_index(shard: Path, content: Path | None = None) -> tuple[int, IndexFile]:
@@ -32,7 +33,7 @@ def write_index(shard: Path, content: Path | None = None) -> tuple[int, IndexFil
 
     Args:
         shard: The tar file.
-        content: Where the tar lies as long as it has not got its final name.
+        content: The temporary path of the tar file, if it is not yet at `shard`.
 
     Returns:
         The shard's number of samples, and the manifest's entry for the index.
@@ -43,27 +44,25 @@ def write_index(shard: Path, content: Path | None = None) -> tuple[int, IndexFil
     with open(content or shard, "rb") as tar:
         index = index_tar(LocalFile(str(shard), tar.fileno()), checksums=True)
     data = _packed(index)
-    path = shard.with_name(index_name(shard.name))
-    with open(path.with_name(f"{path.name}.partial"), "wb") as file:
+    with atomic_write(shard.with_name(index_name(shard.name)), "wb") as file:
         file.write(data)
-        publish(file, path)
     return index.num_samples, IndexFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_index(where: str, data: bytes, sha256: str) -> TarIndex:
-    """The index in the bytes of its file.
+    """Return the index that the bytes of an index file hold.
 
     Args:
-        where: The file, for messages.
+        where: Path or URL of the file, for messages.
         data: Its bytes.
-        sha256: The hash that the manifest has.
+        sha256: The hash in the manifest.
 
     Raises:
-        DataError: The bytes are not the manifest's, or no index.
+        DataError: The hash differs from the manifest's, or the bytes are not an index.
     """
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256:
-        raise DataError(f"{where}: damaged index: sha256 {found}, manifest says {sha256}")
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != sha256:
+        raise DataError(f"{where}: damaged index: sha256 {digest}, manifest says {sha256}")
     try:
         arrays = load(data)
     except SafetensorError as error:

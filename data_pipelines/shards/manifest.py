@@ -1,13 +1,12 @@
-"""The manifest of a folder of shards: which fields a sample has and which shards make a split."""
+"""The manifest of a folder of shards: the fields of its samples and the shards of each split."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     NonNegativeInt,
@@ -21,23 +20,24 @@ from data_pipelines.errors import DataError, SourceError
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.field import Field, Frozen
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
+from dmtg.files import atomic_write
 
 MANIFEST_NAME = "manifest.json"
-MAX_FAULTS_SHOWN = 10
+MAX_ERRORS_SHOWN = 10
 
 ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class IndexFile(Frozen):
-    """The index beside a shard: its size in bytes and content hash."""
+    """The index file of a shard: size in bytes and content hash."""
 
     bytes: PositiveInt
     sha256: Sha256
 
 
 class Shard(Frozen):
-    """One tar file: its name in the folder, samples, size in bytes, content hash and index."""
+    """One tar file: name in the folder, number of samples, size in bytes, content hash, index."""
 
     name: ShardName
     samples: PositiveInt
@@ -47,14 +47,14 @@ class Shard(Frozen):
 
 
 class Split(Frozen):
-    """The shards of one split and, per field, how many of its samples carry a value."""
+    """The shards of one split and, per field, the number of its samples that have a value."""
 
     shards: tuple[Shard, ...]
     labelled: dict[str, NonNegativeInt]
 
     @property
     def num_samples(self) -> int:
-        """Samples over all shards."""
+        """Number of samples of all shards."""
         return sum(shard.samples for shard in self.shards)
 
     @model_validator(mode="after")
@@ -66,26 +66,26 @@ class Split(Frozen):
             twice = sorted({name for name in names if names.count(name) > 1})
             raise ValueError(f"shards {', '.join(twice)}: named more than once")
         total = self.num_samples
-        faults = [
+        errors = [
             f"labelled.{name} {count}: the split has {total} samples"
             for name, count in self.labelled.items()
             if count > total
         ]
-        if faults:
-            raise ValueError("; ".join(faults))
+        if errors:
+            raise ValueError("; ".join(errors))
         return self
 
 
 class Manifest(Frozen):
-    """Everything about a folder of shards that must be known before one is opened.
+    """The description of a folder of shards, which is read before any shard is opened.
 
     Attributes:
-        dataset: Name of the data set.
+        dataset: Name of the dataset.
         image: The field that is the input.
-        fields: What a sample can have, by name.
+        fields: The fields that a sample can have, by name.
         splits: The shards, by split.
-        conversion: How they were made, for readers of the file only.
-        checksum: The digest at the time of writing, which shows damage.
+        conversion: How the shards were converted; for information only.
+        checksum: The digest when the file was written, which reveals damage.
     """
 
     format: Literal["dmtg-shards"] = "dmtg-shards"
@@ -99,25 +99,25 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
-        faults = []
+        errors = []
         field = self.fields.get(self.image)
         if field is None or field.kind != "image":
             images = sorted(n for n, f in self.fields.items() if f.kind == "image")
-            faults.append(f"image {self.image!r}: must name a field of kind image, one of {images}")
+            errors.append(f"image {self.image!r}: must name a field of kind image, one of {images}")
         for split_name, split in self.splits.items():
             unknown = sorted(set(split.labelled) - set(self.fields))
             if unknown:
-                faults.append(f"splits.{split_name}.labelled {unknown}: no such fields")
-        if faults:
-            raise ValueError("; ".join(faults))
+                errors.append(f"splits.{split_name}.labelled {unknown}: no such fields")
+        if errors:
+            raise ValueError("; ".join(errors))
         return self
 
     @classmethod
     def load(cls, location: Location) -> Manifest:
-        """Reads `manifest.json` in a folder or under a URL.
+        """Read `manifest.json` in a folder or under a URL.
 
         Raises:
-            DataError: The file is absent, damaged or not a manifest; all its faults are in one
+            DataError: The file is absent, damaged or not a manifest; all errors are in one
                 message.
         """
         folder = open_folder(location)
@@ -140,44 +140,30 @@ class Manifest(Frozen):
         return manifest.model_copy(update={"checksum": None})
 
     def save(self, root: Path) -> None:
-        """Writes `root/manifest.json`; a reader sees the old file or the whole new one."""
-        path = root / MANIFEST_NAME
-        with open(path.with_name(f"{MANIFEST_NAME}.partial"), "wb") as file:
-            content = self.model_copy(update={"checksum": self.digest()})
+        """Write `root/manifest.json`; a reader sees the old file or the complete new one."""
+        content = self.model_copy(update={"checksum": self.digest()})
+        with atomic_write(root / MANIFEST_NAME, "wb") as file:
             file.write(content.model_dump_json(indent=1).encode() + b"\n")
-            publish(file, path)
 
     def split(self, name: str) -> Split:
-        """The split called `name`.
+        """Return the split `name`.
 
         Raises:
-            DataError: There is none.
+            DataError: It does not exist.
         """
         if name not in self.splits:
             raise DataError(f"split {name!r}: {self.dataset} has {', '.join(sorted(self.splits))}")
         return self.splits[name]
 
     def digest(self) -> str:
-        """Hex sha256 of the content but `conversion`, however the manifest is written."""
+        """Return the hex sha256 of all entries but `conversion`, independent of formatting."""
         content = self.model_dump(mode="json", exclude={"conversion", "checksum"})
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def publish(file: BinaryIO, path: Path) -> None:
-    """Gives an open, completely written file its final name once it is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
-    os.replace(file.name, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def check_shards(location: Location, split: Split) -> None:
-    """Compares the sizes of shards and indexes with the manifest; opens none.
+    """Compare the sizes of shards and indexes with the manifest, without opening any.
 
     Files behind a URL that cannot be listed are compared when they are opened.
 
@@ -188,19 +174,19 @@ def check_shards(location: Location, split: Split) -> None:
     sizes = folder.sizes()
     if sizes is None:
         return
-    faults = []
+    errors = []
     for name, recorded in _files(split):
         size = sizes.get(name)
         if size is None:
-            faults.append(missing(folder.where(name)))
+            errors.append(missing(folder.where(name)))
         elif size != recorded:
-            faults.append(wrong_size(folder.where(name), size, recorded))
-    if faults:
-        raise DataError(_listed(faults))
+            errors.append(wrong_size(folder.where(name), size, recorded))
+    if errors:
+        raise DataError(_listed(errors))
 
 
 def index_name(shard: str) -> str:
-    """Name of the index beside a shard."""
+    """Return the name of a shard's index file."""
     return f"{shard}.index"
 
 
@@ -211,18 +197,18 @@ def _files(split: Split) -> Iterator[tuple[str, int]]:
             yield index_name(shard.name), shard.index.bytes
 
 
-def _listed(faults: list[str]) -> str:
-    more = len(faults) - MAX_FAULTS_SHOWN
-    return "\n".join(faults[:MAX_FAULTS_SHOWN] + ([f"and {more} more"] if more > 0 else []))
+def _listed(errors: list[str]) -> str:
+    more = len(errors) - MAX_ERRORS_SHOWN
+    return "\n".join(errors[:MAX_ERRORS_SHOWN] + ([f"and {more} more"] if more > 0 else []))
 
 
 def _describe(path: str, error: ValidationError) -> str:
-    faults = []
-    for fault in error.errors(include_url=False):
-        place = ".".join(str(part) for part in fault["loc"]) or "manifest"
-        message = fault["msg"].removeprefix("Value error, ")
+    errors = []
+    for entry in error.errors(include_url=False):
+        place = ".".join(str(part) for part in entry["loc"]) or "manifest"
+        message = entry["msg"].removeprefix("Value error, ")
         # A cross-field check and a missing entry have the whole object as input: not a useful value
-        if fault["type"] not in {"value_error", "missing", "json_invalid"}:
-            message = f"{fault['input']!r:.80}: {message}"
-        faults.append(f"{path}: {place}: {message}")
-    return _listed(faults)
+        if entry["type"] not in {"value_error", "missing", "json_invalid"}:
+            message = f"{entry['input']!r:.80}: {message}"
+        errors.append(f"{path}: {place}: {message}")
+    return _listed(errors)

@@ -1,34 +1,33 @@
-"""Byte ranges from any fsspec URL, asked for again when the source fails."""
+"""Byte ranges of files behind any fsspec URL, with retries when the source fails."""
 
 from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-import fsspec
-from fsspec.asyn import sync
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from data_pipelines.errors import DataError, SourceError
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState, Retrying
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 120.0
-FIRST_WAIT = 0.5  # seconds before the second attempt; each further wait is twice as long
-LONGEST_WAIT = 30.0
+FIRST_WAIT = 0.5  # seconds before the second attempt; doubled after each further failure
+LONGEST_WAIT = 30.0  # seconds
 TIMEOUT = 60.0  # seconds that an attempt may take
 
-_HOPELESS = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _Result = TypeVar("_Result")
 
 
 def check_url(location: str) -> str:
-    """The location itself, unless it would run a command.
+    """Return the location unchanged; refuse one that would run a command.
 
     Raises:
-        DataError: It is a `pipe:`.
+        DataError: It is a `pipe:` URL.
     """
     if location.strip().lower().startswith("pipe:"):
         raise DataError(
@@ -41,12 +40,12 @@ def check_url(location: str) -> str:
 class Remote:
     """Files under one URL.
 
-    The connection belongs to the process that made it: a forked process and a pickled copy make
-    their own.
+    A connection is valid only in the process that opened it: a forked process and a pickled copy
+    open another one.
 
     Args:
         url: URL of the folder, such as `s3://bucket/shards` or `https://host/shards`.
-        retry_seconds: For how long a source that fails is asked again.
+        retry_seconds: How long a failing request is retried.
 
     Raises:
         DataError: The protocol is unknown, or its package is not installed.
@@ -59,14 +58,14 @@ class Remote:
         self._connect()
 
     def url_of(self, name: str) -> str:
-        """URL of a file."""
+        """Return the URL of a file."""
         return f"{self.url}/{name}"
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """A range of a file, or all of it.
+        """Return a range of a file, or the whole file.
 
         Raises:
-            DataError: There is no such file, or the source does not give ranges.
+            DataError: The file does not exist, or the server does not support ranges.
             SourceError: The source does not answer.
         """
         url = self.url_of(name)
@@ -80,18 +79,18 @@ class Remote:
                 raise EOFError(f"{len(data)} of {size} bytes came")
             return data
 
-        return _patiently(url, fetch, self._retry_seconds)
+        return _retried(url, fetch, self._retry_seconds)
 
     def sizes(self) -> dict[str, int] | None:
-        """Size in bytes of every file by name, None where files cannot be listed.
+        """Return the size in bytes of every file by name; None where files cannot be listed.
 
         Raises:
-            DataError: There is no such folder.
+            DataError: The folder does not exist.
             SourceError: The source does not answer.
         """
         if self.url.startswith(("http://", "https://")):
             return None
-        entries = _patiently(
+        entries = _retried(
             self.url, lambda: self._call("ls", self.url, detail=True), self._retry_seconds
         )
         return {e["name"].rpartition("/")[2]: e["size"] for e in entries if e["type"] == "file"}
@@ -100,15 +99,19 @@ class Remote:
         return {**self.__dict__, "_connection": (0, None)}
 
     def _call(self, method: str, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        from fsspec.asyn import sync
+
         system = self._connect()
-        if system.async_impl:  # only these can be given up on
+        if system.async_impl:  # only asynchronous file systems support a timeout
             function = getattr(system, f"_{method}")
             return sync(system.loop, function, *arguments, timeout=TIMEOUT, **options)
         return getattr(system, method)(*arguments, **options)
 
     def _connect(self) -> Any:  # noqa: ANN401 - a file system of fsspec, which has no types
         if self._connection[0] != os.getpid():
-            # A listing that was remembered would hide files that were written meanwhile
+            import fsspec
+
+            # A cached listing would not show files that were written after it.
             try:
                 system, _ = fsspec.url_to_fs(self.url, use_listings_cache=False)
             except (ValueError, ImportError) as error:
@@ -117,45 +120,96 @@ class Remote:
         return self._connection[1]
 
 
-class Patience:
-    """Waits, ever longer, between the attempts at something that fails, and gives up in time.
+class FailureDeadline:
+    """Stop condition for tenacity: the next attempt would start too long after the first failure.
+
+    The time of the first attempt is not counted: an attempt that hangs until its timeout must not
+    use up the time for retries.
 
     Args:
-        seconds: After the first failure, at which it gives up.
+        seconds: Allowed time from the first failure to the next attempt.
+
+    Attributes:
+        failures: Failures since the last `reset`.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._since = time.monotonic()
+        self.seconds = seconds
+        self.failures = 0
+        self._first_failure = 0.0
+
+    def __call__(self, state: RetryCallState) -> bool:
+        """Count a failure; return whether to give up."""
+        now = state.outcome_timestamp or 0.0
+        if self.failures == 0:
+            self._first_failure = now
+        self.failures += 1
+        return now - self._first_failure + state.upcoming_sleep > self.seconds
+
+    def reset(self) -> None:
+        """Forget the failures so far, after a success."""
         self.failures = 0
 
-    def next_wait(self) -> float | None:
-        """Seconds to wait after one more failure; None to give up."""
-        self.failures += 1
-        if self.failures == 1:
-            self._since = time.monotonic()
-        wait = min(FIRST_WAIT * 2 ** min(self.failures - 1, 32), LONGEST_WAIT)
-        late = time.monotonic() - self._since + wait > self._seconds
-        return None if late else wait
+
+def build_retrying(
+    deadline: FailureDeadline,
+    *,
+    log: Callable[[BaseException, float], None],
+    give_up: Callable[[BaseException], Exception],
+) -> Retrying:
+    """Return a tenacity controller that retries a call on any error but `DataError`.
+
+    Args:
+        deadline: When to give up.
+        log: Called with the error and the seconds to wait before each further attempt.
+        give_up: Converts the last error to the exception to raise.
+    """
+    from tenacity import Retrying, retry_if_exception, wait_exponential
+
+    def error_of(state: RetryCallState) -> BaseException:
+        error = state.outcome.exception() if state.outcome else None
+        assert error is not None, "called after a failed attempt"
+        return error
+
+    def fail(state: RetryCallState) -> None:
+        error = error_of(state)
+        raise give_up(error) from error
+
+    return Retrying(
+        retry=retry_if_exception(_is_transient),
+        wait=wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        stop=deadline,
+        before_sleep=lambda state: log(error_of(state), state.upcoming_sleep),
+        retry_error_callback=fail,
+    )
 
 
-def _patiently(url: str, call: Callable[[], _Result], retry_seconds: float) -> _Result:
-    """The result of a call that is made again, after ever longer waits, while it fails."""
-    patience = Patience(retry_seconds)
-    while True:
+def _is_transient(error: BaseException) -> bool:
+    """Return whether to retry: network file systems raise exceptions of many libraries."""
+    return isinstance(error, Exception) and not isinstance(error, DataError)
+
+
+def _retried(url: str, call: Callable[[], _Result], retry_seconds: float) -> _Result:
+    """Return the result of a call, which is repeated with growing waits while it fails."""
+    deadline = FailureDeadline(retry_seconds)
+
+    def attempt() -> _Result:
         try:
             return call()
-        except DataError:  # noqa: PERF203 - it is there to try again
-            raise
-        except _HOPELESS as error:
+        except _MISSING as error:
             raise DataError(f"{url}: missing") from error
-        except Exception as error:  # what a network file system raises is its own affair
-            reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            wait = patience.next_wait()
-            if wait is None:
-                raise SourceError(
-                    f"{url}: failed {patience.failures} times in {retry_seconds:g} s, at last "
-                    f"with {reason}"
-                ) from error
-            logger.warning("%s: %s; trying again in %.1f s", url, reason, wait)
-            time.sleep(wait)
+
+    def log(error: BaseException, wait: float) -> None:
+        logger.warning("%s: %s; trying again in %.1f s", url, _reason(error), wait)
+
+    def give_up(error: BaseException) -> SourceError:
+        return SourceError(
+            f"{url}: failed {deadline.failures} times in {retry_seconds:g} s, at last with "
+            f"{_reason(error)}"
+        )
+
+    return build_retrying(deadline, log=log, give_up=give_up)(attempt)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: a folder on this machine or behind any fsspec URL."""
+"""Access to the files of a dataset in a local folder or behind any fsspec URL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.remote import RETRY_SECONDS, Remote, check_url
 
-COPY_BYTES = 16 * 2**20  # of a remote file in one request
+COPY_BYTES = 16 * 2**20  # bytes of a remote file in one request
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file as the manifest records it: its name in the folder, size in bytes and hash."""
+    """A file as recorded in the manifest: name in the folder, size in bytes and hash."""
 
     name: str
     bytes: int
@@ -28,26 +28,26 @@ class OpenFile(Protocol):
     """A file from which any range of bytes can be read."""
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes; DataError if the file does not have them."""
+        """Return exactly `size` bytes; raise DataError if the file does not have them."""
 
     def close(self) -> None:
-        """Give back what the open file holds."""
+        """Release the descriptor, if there is one."""
 
 
 class Folder(Protocol):
-    """A data set's files, by name. Picklable; a copy in another process works on its own."""
+    """The files of a dataset, by name. Picklable; a copy works in another process."""
 
     def where(self, name: str) -> str:
-        """Path or URL of a file, for messages."""
+        """Return the path or URL of a file, for messages."""
 
     def read(self, name: str) -> bytes:
-        """A small file; DataError if it is not there."""
+        """Return the content of a small file; raise DataError if it is missing."""
 
     def open(self, file: StoredFile) -> OpenFile:
-        """A file of the manifest; DataError if it is not there or has another size."""
+        """Open a file of the manifest; raise DataError if it is missing or has another size."""
 
     def sizes(self) -> Mapping[str, int] | None:
-        """Size in bytes of every file, None where files cannot be listed."""
+        """Return the size in bytes of every file; None where files cannot be listed."""
 
 
 Location = Path | str | Folder
@@ -56,12 +56,12 @@ Location = Path | str | Folder
 def open_folder(
     location: Location, cache: ShardCache | None = None, retry_seconds: float = RETRY_SECONDS
 ) -> Folder:
-    """The folder of a path or URL.
+    """Return the folder of a path or URL.
 
     Args:
         location: A path, a URL such as `s3://bucket/shards`, or a folder, which is returned.
-        cache: Keeps copies of remote files; files on this machine are read where they are.
-        retry_seconds: For how long a remote source that fails is asked again.
+        cache: Stores copies of remote files; local files are read directly.
+        retry_seconds: How long a failing request to a remote source is retried.
 
     Raises:
         DataError: The URL's protocol is unknown or refused.
@@ -72,7 +72,7 @@ def open_folder(
 
 
 class LocalFile:
-    """An open file of this machine; reads carry their own offset, so processes may share it."""
+    """An open local file; every read passes an offset, so processes may share the descriptor."""
 
     def __init__(self, label: str, descriptor: int) -> None:
         self.label = label
@@ -80,10 +80,10 @@ class LocalFile:
         self._descriptor = descriptor
 
     def read(self, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes.
+        """Return exactly `size` bytes.
 
         Raises:
-            DataError: The file ends before or cannot be read.
+            DataError: The file is shorter or cannot be read.
         """
         try:
             data = os.pread(self._descriptor, size, offset)
@@ -102,16 +102,16 @@ class LocalFile:
 
 @dataclass(frozen=True)
 class LocalFolder:
-    """A folder of this machine."""
+    """A local folder."""
 
     root: Path
 
     def where(self, name: str) -> str:
-        """Path of a file."""
+        """Return the path of a file."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes:
-        """A small file.
+        """Return the content of a small file.
 
         Raises:
             DataError: It cannot be read.
@@ -122,7 +122,7 @@ class LocalFolder:
             raise DataError(f"{self.where(name)}: cannot be read ({error.strerror})") from error
 
     def open(self, file: StoredFile) -> LocalFile:
-        """A file of the manifest.
+        """Open a file of the manifest.
 
         Raises:
             DataError: It is missing, cannot be opened or has another size.
@@ -140,7 +140,7 @@ class LocalFolder:
         return opened
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file."""
+        """Return the size in bytes of every file."""
         try:
             with os.scandir(self.root) as entries:
                 return {e.name: e.stat().st_size for e in entries if e.is_file()}
@@ -157,7 +157,7 @@ class _RemoteFile:
         return self.remote.read(self.name, offset, size)
 
     def close(self) -> None:
-        """Nothing stays open between requests."""
+        """Do nothing: no connection stays open between requests."""
 
 
 class RemoteFolder:
@@ -165,8 +165,8 @@ class RemoteFolder:
 
     Args:
         url: The folder's URL.
-        cache: Where whole files are kept, None to fetch every range anew.
-        retry_seconds: As `Remote` takes it.
+        cache: Stores whole files; None fetches every range from the source.
+        retry_seconds: See `Remote`.
     """
 
     def __init__(
@@ -176,23 +176,23 @@ class RemoteFolder:
         self._cache = cache
 
     def where(self, name: str) -> str:
-        """URL of a file."""
+        """Return the URL of a file."""
         return self._remote.url_of(name)
 
     def read(self, name: str) -> bytes:
-        """A small file, always fetched anew.
+        """Return the content of a small file, without the cache.
 
         Raises:
-            DataError: There is no such file.
+            DataError: The file does not exist.
             SourceError: The source does not answer.
         """
         return self._remote.read(name)
 
     def open(self, file: StoredFile) -> OpenFile:
-        """A file of the manifest, through the cache if there is one.
+        """Open a file of the manifest, through the cache if there is one.
 
         Raises:
-            DataError: The file is missing or not the manifest's.
+            DataError: The file is missing or differs from the manifest.
             SourceError: The source does not answer.
         """
         if self._cache is None:
@@ -208,24 +208,24 @@ class RemoteFolder:
         return LocalFile(f"{url} (copy {path})", descriptor)
 
     def sizes(self) -> dict[str, int] | None:
-        """Size in bytes of every file, None where files cannot be listed, as over HTTP.
+        """Return the size in bytes of every file; None where files cannot be listed, as over HTTP.
 
         Raises:
-            DataError: There is no such folder.
+            DataError: The folder does not exist.
             SourceError: The source does not answer.
         """
         return self._remote.sizes()
 
 
 def missing(where: str) -> str:
-    """The message for a file that is not there."""
+    """Return the message for a file that does not exist."""
     return f"{where}: missing {_noun(where)}"
 
 
-def wrong_size(where: str, found: int, recorded: int) -> str:
-    """The message for a file whose size is not the manifest's."""
-    word = "truncated" if found < recorded else "wrong"
-    return f"{where}: {word} {_noun(where)}: {found} bytes, manifest says {recorded}"
+def wrong_size(where: str, size: int, recorded: int) -> str:
+    """Return the message for a file whose size differs from the manifest's."""
+    word = "truncated" if size < recorded else "wrong"
+    return f"{where}: {word} {_noun(where)}: {size} bytes, manifest says {recorded}"
 
 
 def _noun(where: str) -> str:

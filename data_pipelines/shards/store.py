@@ -1,4 +1,4 @@
-"""Reads the members of a sample, by global id, straight from the shards."""
+"""Random access to the members of a sample by global id."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from data_pipelines.shards.sources import LocalFile, Location, OpenFile, StoredF
 from data_pipelines.shards.tar_index import Member, TarIndex, index_tar
 
 MAX_OPEN_SHARDS = 64
-# The streams of an epoch together use more shards at a time than may stay open
+# Indexes are kept separately: the streams of an epoch use more shards at a time than stay open.
 MAX_INDEX_BYTES = 48 * 2**20
-_JOINED_GAP = 2**16  # bytes between two members up to which one read takes both
+_JOINED_GAP = 2**16  # bytes; members with a smaller gap between them are read together
 
 
 class ShardStore:
-    """Random access to the samples of a split; ids count through the shards in manifest order.
+    """Random access to the samples of a split; ids are numbered over the shards of the manifest.
 
-    A shard is opened, compared with the manifest and indexed when a sample of it is first read;
-    the shards read last stay open, and more indexes than shards are kept. Reads carry their own
-    offset, so a forked process may share the descriptors; a pickled copy starts with none.
+    A shard is opened, compared with the manifest and indexed when a sample of it is first read.
+    The most recently used shards stay open, and the most recently used indexes stay in memory.
+    Every read passes an offset, so a forked process may share the descriptors; a pickled copy has
+    none.
 
     Args:
-        location: Folder of the shards: a path, a URL, or what `open_folder` gave.
+        location: Folder of the shards: a path, a URL, or the result of `open_folder`.
         shards: Shards of the split.
     """
 
@@ -45,15 +46,15 @@ class ShardStore:
         return self._ends[-1]
 
     def read(self, sample_id: int, members: Collection[str]) -> tuple[str, dict[str, bytes]]:
-        """Key and bytes of the members asked for; a member that the sample lacks is left out.
+        """Return the key and the bytes of the requested members that the sample has.
 
         Args:
             sample_id: Number of the sample in the split.
             members: Suffixes, such as `rgb.png`.
 
         Raises:
-            DataError: The shard is missing, damaged or not the manifest's.
-            IndexError: There is no such sample.
+            DataError: The shard is missing, damaged or differs from the manifest.
+            IndexError: The sample does not exist.
         """
         if not 0 <= sample_id < len(self):
             raise IndexError(f"sample_id: {sample_id} must be from 0 to {len(self) - 1}")
@@ -62,27 +63,27 @@ class ShardStore:
         sample = sample_id - (self._ends[number] - self.shards[number].samples)
         key = index.key(sample)
         wanted = [member for member in index.members(sample) if member.suffix in members]
-        found = {}
+        contents = {}
         for member, data in _contents(file, wanted):
             if member.crc32 is not None and zlib.crc32(data) != member.crc32:
                 raise DataError(
                     f"{self.where(sample_id)}: member {key}.{member.suffix}: damaged: crc32 "
                     f"{zlib.crc32(data):08x}, recorded {member.crc32:08x}"
                 )
-            found[member.suffix] = data
-        return key, found
+            contents[member.suffix] = data
+        return key, contents
 
     def where(self, sample_id: int) -> str:
-        """The shard that holds a sample, for messages."""
+        """Return the path or URL of the shard that holds a sample, for messages."""
         return self.folder.where(self.shards[bisect_right(self._ends, sample_id)].name)
 
     def close(self) -> None:
-        """Closes all shards; a later read opens them again."""
+        """Close all shards; a later read opens them again."""
         while self._open:
             self._open.popitem()[1].close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_open"):  # not if the folder was refused
+        if hasattr(self, "_open"):  # absent if __init__ raised
             self.close()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -135,7 +136,7 @@ class ShardStore:
 
 
 def _contents(file: OpenFile, members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:
-    """Each member with its bytes; members that lie close together are read at once."""
+    """Yield each member with its bytes; members with small gaps between them are read at once."""
     groups: list[list[Member]] = []
     for member in members:
         if groups:

@@ -1,4 +1,4 @@
-"""Finds the members of a tar file by walking its headers, and refuses a damaged one."""
+"""The index of a tar file, built from its headers; a damaged file is an error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONG_NAME, _PAX, _CHECKSUM_AS_SPACES = b"L", b"x", 8 * ord(" ")
 
 
 class Member(NamedTuple):
-    """One file of a sample: where its bytes lie and, where it is known, their crc32."""
+    """One file of a sample: offset and size in bytes and, where it is known, the crc32."""
 
     suffix: str
     offset: int
@@ -31,38 +31,38 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """Where each sample's members lie, as flat arrays: some 16 bytes a member."""
+    """The members of every sample as flat arrays: about 16 bytes for each member."""
 
-    keys: bytes  # all samples' keys, end to end
+    keys: bytes  # the keys of all samples, concatenated
     key_ends: np.ndarray  # [num_samples] uint32
     first: np.ndarray  # [num_samples + 1] uint32, number of each sample's first member
-    suffixes: tuple[str, ...]  # the different ones
-    kinds: np.ndarray  # [num_members] uint32, place in `suffixes`
+    suffixes: tuple[str, ...]  # the distinct suffixes
+    kinds: np.ndarray  # [num_members] uint32, position in `suffixes`
     blocks: np.ndarray  # [num_members] uint32, offset in the file in blocks of 512 bytes
     sizes: np.ndarray  # [num_members] uint32, bytes
     crc32: np.ndarray | None  # [num_members] uint32
 
     @property
     def num_samples(self) -> int:
-        """Samples in the shard."""
+        """Number of samples in the shard."""
         return len(self.key_ends)
 
     @property
     def num_bytes(self) -> int:
-        """Memory that the index takes."""
+        """Memory of the index in bytes."""
         arrays = (self.key_ends, self.first, self.kinds, self.blocks, self.sizes, self.crc32)
         return len(self.keys) + sum(a.nbytes for a in arrays if a is not None)
 
     def key(self, sample: int) -> str:
-        """Key of a sample."""
+        """Return the key of a sample."""
         start = self.key_ends[sample - 1] if sample else 0
         return self.keys[start : self.key_ends[sample]].decode()
 
     def members(self, sample: int) -> list[Member]:
-        """The members of a sample in the order of the file."""
-        own = slice(self.first[sample], self.first[sample + 1])
-        kinds, blocks, sizes = (a[own].tolist() for a in (self.kinds, self.blocks, self.sizes))
-        crcs = [None] * len(kinds) if self.crc32 is None else self.crc32[own].tolist()
+        """Return the members of a sample in the order of the file."""
+        part = slice(self.first[sample], self.first[sample + 1])
+        kinds, blocks, sizes = (a[part].tolist() for a in (self.kinds, self.blocks, self.sizes))
+        crcs = [None] * len(kinds) if self.crc32 is None else self.crc32[part].tolist()
         return [
             Member(self.suffixes[kind], block * _BLOCK, size, crc)
             for kind, block, size, crc in zip(kinds, blocks, sizes, crcs, strict=True)
@@ -70,15 +70,16 @@ class TarIndex:
 
 
 def index_tar(file: LocalFile, *, checksums: bool = False) -> TarIndex:
-    """Walks a tar file (ustar, GNU long names or pax).
+    """Build the index of a tar file (ustar, GNU long names or pax) from its headers.
 
     Args:
         file: The open file.
-        checksums: Read all members too and note their crc32.
+        checksums: Also read all members and record their crc32.
 
     Raises:
-        DataError: A header is damaged, a member reaches past the end, the end-of-archive mark is
-            missing, a key or a member comes twice, or a name is not KEY.SUFFIX.
+        DataError: A header is damaged, a member ends after the end of the file, the
+            end-of-archive mark is missing, a key or a member occurs twice, or a name is not
+            KEY.SUFFIX.
     """
     path = file.label
     keys: dict[str, None] = {}
@@ -126,7 +127,7 @@ def _split_name(path: str, name: str) -> tuple[str, str]:
 
 
 def _regular_members(file: LocalFile) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size in bytes of every regular file in the archive."""
+    """Yield name, offset and size in bytes of every regular file in the archive."""
     path, end = file.label, file.size
     position, long_name = 0, None
     while True:
@@ -168,10 +169,10 @@ def _checked_size(path: str, header: bytes, position: int) -> int:
         size = int(header[124:136].strip(b"\0 ") or b"0", 8)
     except ValueError as error:
         raise DataError(f"{path}: damaged header at byte {position}: {error}") from error
-    found = sum(header) - sum(header[148:156]) + _CHECKSUM_AS_SPACES
-    if found != checksum or size < 0:
+    computed = sum(header) - sum(header[148:156]) + _CHECKSUM_AS_SPACES
+    if computed != checksum or size < 0:
         raise DataError(
-            f"{path}: damaged header at byte {position}: checksum {found}, recorded {checksum}"
+            f"{path}: damaged header at byte {position}: checksum {computed}, recorded {checksum}"
         )
     return size
 
@@ -183,7 +184,7 @@ def _name(path: str, header: bytes) -> str:
 
 
 def _pax_path(path: str, records: bytes) -> str | None:
-    """The `path` among pax records `LENGTH KEY=VALUE\\n`, where LENGTH counts the whole record."""
+    """Return the `path` of pax records `LENGTH KEY=VALUE\\n`; LENGTH counts the whole record."""
     while records:
         length = records.partition(b" ")[0]
         if not length.isdigit() or not len(length) < int(length) <= len(records):

@@ -1,46 +1,48 @@
-"""Writes samples as WebDataset shards that appear under their final name only when complete."""
+"""Write samples to WebDataset shards, each of which gets its name only when it is complete."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from webdataset import TarWriter
-
 from data_pipelines.errors import DataError
 from data_pipelines.shards.index_file import write_index
-from data_pipelines.shards.manifest import Shard, Split, publish
+from data_pipelines.shards.manifest import Shard, Split
+from dmtg.files import PARTIAL_PREFIX, partial_path, publish
 
+_EARLIER_PARTIALS = (".tar.partial", ".tar.index.partial")  # names in earlier versions
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 
 
 class ShardFile:
-    """One shard being written under a temporary name: hashes and counts the bytes on their way.
+    """One shard under a temporary name; bytes are hashed and counted as they are written.
 
     Args:
         path: Final path of the shard; its folder exists.
     """
 
     def __init__(self, path: Path) -> None:
+        from webdataset import TarWriter
+
         self.path = path
         self.samples = 0
         self.bytes = 0
         self.sha256 = hashlib.sha256()
-        self.file = open(path.with_name(f"{path.name}.partial"), "wb")  # noqa: SIM115
+        self.partial = partial_path(path)
+        self.file = open(self.partial, "wb")  # noqa: SIM115
         self.tar = TarWriter(self, user="", group="", encoder=False, mtime=0)
 
     def write(self, data: bytes) -> None:
-        """Takes the tar's bytes; the tar writer calls this."""
+        """Append bytes of the tar file; the tar writer calls this."""
         self.file.write(data)
         self.sha256.update(data)
         self.bytes += len(data)
 
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Appends one sample.
+        """Append one sample.
 
         Args:
             key: Name of the sample, without dot or slash.
@@ -60,13 +62,12 @@ class ShardFile:
         self.samples += 1
 
     def finish(self) -> Shard:
-        """Gives the shard its final name and returns the manifest's entry for it."""
+        """Rename the shard to its final name and return its entry for the manifest."""
         self.tar.close()
-        self.file.flush()
-        # The index gets its name first: whoever sees the shard can read it
-        _, index = write_index(self.path, Path(self.file.name))
-        publish(self.file, self.path)
         self.file.close()
+        # The index is renamed first: a shard with its final name always has one.
+        _, index = write_index(self.path, self.partial)
+        publish(self.partial, self.path)
         return Shard(
             name=self.path.name,
             samples=self.samples,
@@ -76,27 +77,35 @@ class ShardFile:
         )
 
     def discard(self) -> None:
-        """Removes what was written."""
+        """Remove the temporary file."""
         self.tar.close()
         self.file.close()
-        os.unlink(self.file.name)
+        self.partial.unlink()
 
 
 def shard_name(split: str, number: int) -> str:
-    """File name of a split's shard."""
+    """Return the file name of a split's shard."""
     return f"{split}-{number:06d}.tar"
 
 
-class ShardWriter:
-    """Context manager that cuts one split into shards `{split}-{number:06d}.tar`.
+def remove_partial_shards(root: Path) -> None:
+    """Remove the temporary files of shards and indexes that killed processes left in a folder."""
+    for path in root.iterdir():
+        unfinished = path.name.startswith(PARTIAL_PREFIX) and ".tar" in path.name
+        if unfinished or path.name.endswith(_EARLIER_PARTIALS):
+            path.unlink()
 
-    The bytes depend on the samples alone. Shards finished before an exception stay; without a
-    manifest nothing reads them.
+
+class ShardWriter:
+    """Context manager that writes one split to shards `{split}-{number:06d}.tar`.
+
+    The bytes depend only on the samples. Shards that were finished before an exception stay; they
+    are not read without a manifest.
 
     Args:
-        root: Folder of the shards, made if absent.
+        root: Folder of the shards, created if absent.
         split: Name of the split.
-        samples_per_shard: Samples in every shard but the last.
+        samples_per_shard: Number of samples in every shard but the last.
     """
 
     def __init__(self, root: Path, split: str, samples_per_shard: int = 1000) -> None:
@@ -126,11 +135,11 @@ class ShardWriter:
             self._open = None
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Appends one sample.
+        """Append one sample.
 
         Args:
             key: Name of the sample, unique in the split, without dot or slash.
-            members: Bytes by suffix, such as `rgb.png`; a label that is missing is left out.
+            members: Bytes by suffix, such as `rgb.png`; a missing label is left out.
 
         Raises:
             DataError: The key was written before.
@@ -146,10 +155,10 @@ class ShardWriter:
             self._finish()
 
     def split(self, labelled: Mapping[str, int]) -> Split:
-        """The manifest's entry for what was written; call it after the `with` block.
+        """Return the manifest's entry for the split; call it after the `with` block.
 
         Args:
-            labelled: Samples that have a value, by field name.
+            labelled: Number of samples that have a value, by field name.
 
         Raises:
             DataError: Nothing was written.
@@ -162,6 +171,6 @@ class ShardWriter:
     def _finish(self) -> None:
         if self._open is not None and self._open.samples:
             self.shards += (self._open.finish(),)
-        elif self._open is not None:  # its first sample was refused
+        elif self._open is not None:  # its first sample raised an error
             self._open.discard()
         self._open = None

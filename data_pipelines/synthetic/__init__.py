@@ -1,1 +1,4 @@
-"""Data sets that need no download: ray-cast rooms and pairs of handwritten digits."""
+"""Datasets that need no download: ray-cast rooms, pairs of digits, and a planted problem.
+
+Called by `dmtg shards rooms|digits`, by `dmtg bench` (the planted problem) and by the tests.
+"""

@@ -1,4 +1,4 @@
-"""Attribute labels of a ray-cast scene, true of what the picture shows.
+"""Attribute labels of a ray-cast scene, computed from what is visible in the picture.
 
 R rays, S solids.
 """
@@ -22,7 +22,7 @@ from data_pipelines.synthetic.scene import (
 )
 
 ATTRIBUTES_MEMBER = "attributes.json"
-# Mirroring the picture would make these wrong.
+# Attributes that become wrong when the picture is mirrored.
 _SIDED = ("light_from_left", "nearest_solid_left")
 _BINARIES = (
     *(f"has_{shape}" for shape in SHAPES),
@@ -39,25 +39,25 @@ _CLASSES = {
 _REGRESSIONS = (
     "camera_pitch", "light_intensity", "mean_depth", "floor_share", "ceiling_share", "solid_share",
 )  # fmt: skip
-_MIN_SOLID_SHARE = 0.01
-_MIN_WINDOW_SHARE = 0.012
-_MIN_FLOOR_SHARE = 0.06
+_MIN_SOLID_FRACTION = 0.01
+_MIN_WINDOW_FRACTION = 0.012
+_MIN_FLOOR_FRACTION = 0.06
 
 
 def shows_its_labels(scene: Scene, hits: Hits) -> bool:
-    """Whether every solid, the floor, and the window (if any) fill enough pixels to be seen."""
+    """Return whether every solid, the floor and the window, if any, cover enough pixels."""
     num_pixels = hits.surface.size
     solids = _solid_pixels(scene, hits)
     window = hits.window.sum()
     return bool(
-        solids.min() >= _MIN_SOLID_SHARE * num_pixels
-        and (hits.surface == FACE_FLOOR).sum() >= _MIN_FLOOR_SHARE * num_pixels
-        and (scene.room.window is None or window >= _MIN_WINDOW_SHARE * num_pixels)
+        solids.min() >= _MIN_SOLID_FRACTION * num_pixels
+        and (hits.surface == FACE_FLOOR).sum() >= _MIN_FLOOR_FRACTION * num_pixels
+        and (scene.room.window is None or window >= _MIN_WINDOW_FRACTION * num_pixels)
     )
 
 
 def attributes(scene: Scene, hits: Hits) -> dict[str, int | float]:
-    """Name to value: 0 or 1, a class id, or a number (degrees, metres, shares in [0, 1])."""
+    """Return values by name: 0 or 1, a class id, or a number (degrees, metres, fractions)."""
     return {
         **_binaries(scene, hits),
         **_multiclass(scene, hits),
@@ -66,7 +66,7 @@ def attributes(scene: Scene, hits: Hits) -> dict[str, int | float]:
 
 
 def attribute_fields() -> dict[str, Field]:
-    """The manifest's fields of the attributes; regression statistics are still missing."""
+    """Return the manifest's fields of the attributes, without statistics of regressions."""
     fields = {name: _field(name, "binary") for name in _BINARIES}
     fields |= {name: _field(name, "multiclass", names) for name, names in _CLASSES.items()}
     return fields | {name: _field(name, "regression") for name in _REGRESSIONS}
@@ -87,7 +87,7 @@ def _field(
 
 
 def _solid_pixels(scene: Scene, hits: Hits) -> NDArray[np.int64]:
-    """Visible pixels of each solid, [S]."""
+    """Return the number of visible pixels of each solid, [S]."""
     return np.bincount(hits.surface, minlength=FIRST_SOLID + len(scene.solids))[FIRST_SOLID:]
 
 
@@ -114,7 +114,7 @@ def _nearest_depth(hits: Hits, index: int) -> float:
 
 
 def _mean_column(hits: Hits, index: int) -> float:
-    """Mean column of a solid's pixels in half picture widths, 0 in the middle."""
+    """Return the mean column of a solid's pixels in half picture widths, 0 in the middle."""
     size = int(np.sqrt(hits.surface.size))
     columns = np.flatnonzero(hits.surface == FIRST_SOLID + index) % size
     return float((columns.mean() + 0.5) / size * 2 - 1)

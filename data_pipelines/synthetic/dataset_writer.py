@@ -1,4 +1,4 @@
-"""Writes the splits of a data set and the manifest that describes them."""
+"""Write the splits of a dataset and its manifest."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from data_pipelines.shards.writer import ShardWriter
 
 
 class DatasetWriter:
-    """Counts the labels and gathers the regressions' statistics while samples are written.
+    """Write samples, count their labels and compute the statistics of regressions.
 
     Args:
         root: Empty or absent folder.
-        fields: What a sample can have; regressions get their mean and deviation here.
-        samples_per_shard: Samples in every shard but the last of a split.
+        fields: The fields that a sample can have; the writer sets mean and std of regressions.
+        samples_per_shard: Number of samples in every shard but the last of a split.
 
     Raises:
-        DataError: `root` already holds a data set, which writing would destroy.
+        DataError: `root` already holds a dataset, which would be overwritten.
     """
 
     def __init__(self, root: Path, fields: Mapping[str, Field], samples_per_shard: int) -> None:
@@ -47,7 +47,7 @@ class DatasetWriter:
             self._moments = tally.moments()
 
     def finish(self, dataset: str, image: str) -> Manifest:
-        """Save the manifest, which makes the folder a data set."""
+        """Write and return the manifest."""
         fields = self._fields | {
             name: with_statistics(self._fields[name], [moments])
             for name, moments in self._moments.items()

@@ -1,4 +1,4 @@
-"""Pairs of real handwritten digits side by side, from the set that comes with scikit-learn."""
+"""Pairs of real handwritten digits side by side, from the dataset that scikit-learn includes."""
 
 from __future__ import annotations
 
@@ -43,34 +43,33 @@ def write_digits(
 ) -> Manifest:
     """Write pairs of digits as the splits train and val, with 24 scalar labels each.
 
-    scikit-learn's digits are the test part of the UCI set "Optical Recognition of Handwritten
-    Digits", in the order of the forms they were cut from. Every writer copied the same text, so
-    the targets repeat a sequence of about 130 digits, 14 times, with a few digits left out. The
-    documentation counts 13 writers, so one of them may have filled in two forms. Image 1287 is
-    the first of the eleventh form: ten forms make train, the last four make val, and no form is
-    on both sides.
+    scikit-learn's digits are the test part of the UCI dataset "Optical Recognition of Handwritten
+    Digits", in the order of the scanned forms. Every writer copied the same text, so the targets
+    repeat a sequence of about 130 digits 14 times, with a few digits missing. The documentation
+    counts 13 writers, so one of them may have filled in two forms. Image 1287 is the first of the
+    eleventh form: the first ten forms are train, the last four are val, and no form is in both.
 
-    A picture is 64x64 grey with a digit in each half. Training digits are shifted, turned a
-    little and change in contrast; val digits are as they were scanned.
+    An image is 64x64 grey with a digit in each half. Training digits are shifted, rotated by a
+    small angle and vary in contrast; val digits are not augmented.
 
     Args:
         root: Empty or absent folder.
         seed: Any integer from 0.
-        train: Pairs to draw from the training forms.
-        val: Pairs to draw from the other forms.
+        train: Number of pairs drawn from the training forms.
+        val: Number of pairs drawn from the other forms.
         portable: Store PNG instead of JPEG.
         progress: Whether to show a progress bar.
 
     Raises:
         ValueError: A count or the seed is out of its range.
-        DataError: `root` already holds a data set.
+        DataError: `root` already holds a dataset.
     """
     limits = {"seed": (seed, 0), "train": (train, 1), "val": (val, 1)}
-    faults = [
+    errors = [
         f"{k} is {v}, must be {least} or more" for k, (v, least) in limits.items() if v < least
     ]
-    if faults:
-        raise ValueError("; ".join(faults))
+    if errors:
+        raise ValueError("; ".join(errors))
     storage = Storage(portable)
     writer = DatasetWriter(root, digit_fields(storage), _SAMPLES_PER_SHARD)
     with tqdm(total=train + val, disable=not progress, unit="pair") as bar:
@@ -81,9 +80,9 @@ def write_digits(
 
 
 def digit_fields(storage: Storage) -> dict[str, Field]:
-    """The image and the 24 labels; the regressions' statistics are still missing.
+    """Return the image and the 24 labels, without statistics of regressions.
 
-    A mirrored digit is none, so only the ink survives a flip.
+    A mirrored digit is not a digit: `ink` is the only label that allows a flip.
     """
     fields = {IMAGE: Field(member=storage.image_member(IMAGE), kind="image")}
     binaries = [f"{side}_is_{digit}" for side in _SIDES for digit in range(10)]
@@ -106,7 +105,7 @@ def _pairs(
     rng = np.random.default_rng([seed, split == "train"])
     for index in range(count):
         chosen = rng.integers(0, len(targets), len(_SIDES))
-        halves = [_draw(images[i], rng if split == "train" else None) for i in chosen]
+        halves = [_render(images[i], rng if split == "train" else None) for i in chosen]
         picture = np.concatenate(halves, axis=1)  # [H, W]
         labels = _labels(int(targets[chosen[0]]), int(targets[chosen[1]]), picture)
         members = {
@@ -117,8 +116,8 @@ def _pairs(
         bar.update()
 
 
-def _draw(digit: NDArray[np.float64], augment: np.random.Generator | None) -> NDArray[np.uint8]:
-    """8x8 inks, enlarged, white on black in the middle of one half of the picture, [H, W / 2]."""
+def _render(digit: NDArray[np.float64], augment: np.random.Generator | None) -> NDArray[np.uint8]:
+    """Return an 8x8 digit enlarged, white on black, in one half of the picture, [H, W / 2]."""
     levels = Image.fromarray((digit * (255.0 / _MAX_INK)).astype(np.float32))
     half = Image.new("F", (PICTURE // 2, PICTURE))
     enlarged = levels.resize((_DIGIT, _DIGIT), Image.Resampling.BICUBIC)
@@ -133,11 +132,11 @@ def _draw(digit: NDArray[np.float64], augment: np.random.Generator | None) -> ND
 
 
 def _motion(rng: np.random.Generator) -> tuple[float, ...]:
-    """A random turn about the middle and a shift, as the six numbers that Pillow takes."""
+    """Return a random rotation about the middle and a shift, as Pillow's six affine numbers."""
     angle = rng.uniform(-_MAX_TURN, _MAX_TURN)
     shift_x, shift_y = rng.uniform(-_MAX_SHIFT, _MAX_SHIFT, 2)
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
-    x, y = PICTURE / 4, PICTURE / 2  # the middle of a half
+    x, y = PICTURE / 4, PICTURE / 2  # middle of one half
     return (
         cosine, sine, x - cosine * (x + shift_x) - sine * (y + shift_y),
         -sine, cosine, y + sine * (x + shift_x) - cosine * (y + shift_y),

@@ -19,7 +19,7 @@ from data_pipelines.synthetic.scene import SHAPES, Array, Scene
 
 DEPTH_UNIT = 512.0  # levels a metre
 NO_READING = 65535
-# Taskonomy's segmentation has 18 ids; those without a name here never occur in a room.
+# Taskonomy's segmentation has 18 ids; the unused ones do not occur in a room.
 SEMANTIC_CLASSES = (
     "uncertain", "wall", "floor", "ceiling", "window", *SHAPES,
     *(f"unused_{i}" for i in range(9, 18)),
@@ -29,7 +29,7 @@ DENSE_LABELS = (
     "edge_texture", "keypoints2d", "reshading", "principal_curvature",
 )  # fmt: skip
 
-_UNCERTAIN_COSINE = 0.17  # a solid seen flatter than this is its uncertain rim
+_UNCERTAIN_COSINE = 0.17  # below it, a pixel of a solid is labelled uncertain
 _CURVATURE_LEVELS = 40.0  # levels for 1/m
 _RESHADING_REACH = 4.0  # metres
 _TEXTURE_LEVELS = 17.0
@@ -40,10 +40,10 @@ _GREY = np.array([0.299, 0.587, 0.114])
 def dense_labels(
     scene: Scene, hits: Hits, picture: NDArray[np.uint8]
 ) -> dict[str, NDArray[np.uint8] | NDArray[np.uint16]]:
-    """Every label of DENSE_LABELS, [H, W] or [H, W, 3], for `picture` [H, W, 3].
+    """Return every label of DENSE_LABELS, [H, W] or [H, W, 3], for `picture` [H, W, 3].
 
-    Geometry is exact at the pixel centres. The two labels of the published set that are filters
-    of the picture (edge_texture, keypoints2d) are filters of this picture too.
+    Geometry is exact at the pixel centres. As in the published dataset, edge_texture and
+    keypoints2d are filters of the picture.
     """
     size = picture.shape[0]
     length = np.sqrt((hits.rays * hits.rays).sum(axis=0))
@@ -76,7 +76,7 @@ def _to_uint16(values: Array) -> NDArray[np.uint16]:
 
 def _depth(metres: Array, hits: Hits) -> NDArray[np.uint16]:
     levels = _to_uint16(metres * DEPTH_UNIT)
-    levels[hits.window] = NO_READING  # glass gives a depth sensor no echo
+    levels[hits.window] = NO_READING  # a depth sensor measures nothing on glass
     return levels
 
 
@@ -92,9 +92,9 @@ def _semantic(scene: Scene, hits: Hits, facing: Array) -> NDArray[np.uint8]:
 
 
 def _occlusion(depth: Array, surface: NDArray[np.int64]) -> NDArray[np.uint16]:
-    """Depth gap to the neighbour across an occluding contour, in DEPTH_UNIT levels.
+    """Return the depth gap to the neighbour across an occluding contour, in DEPTH_UNIT levels.
 
-    In a convex room with convex solids a contour is where two surfaces meet, one of them a solid.
+    In a convex room with convex solids, contours are the borders of solids.
     """
     gap = np.zeros_like(depth)
     rows, columns = np.s_[:-1, :], np.s_[:, :-1]
@@ -108,7 +108,7 @@ def _occlusion(depth: Array, surface: NDArray[np.int64]) -> NDArray[np.uint16]:
 
 
 def _edges(grey: Array) -> NDArray[np.uint16]:
-    """Sobel magnitude of the smoothed picture."""
+    """Return the Sobel magnitude of the smoothed picture."""
     smooth = ndimage.gaussian_filter(grey, 0.8, mode="nearest")
     across = ndimage.sobel(smooth, axis=1, mode="nearest")
     down = ndimage.sobel(smooth, axis=0, mode="nearest")
@@ -116,7 +116,7 @@ def _edges(grey: Array) -> NDArray[np.uint16]:
 
 
 def _corners(grey: Array) -> NDArray[np.uint16]:
-    """Square root of the structure tensor's smaller eigenvalue (Shi and Tomasi's corner score)."""
+    """Return the root of the structure tensor's smaller eigenvalue (Shi-Tomasi corner score)."""
     down, across = np.gradient(grey)
     xx, yy, xy = (
         ndimage.gaussian_filter(product, 1.0, mode="nearest")
@@ -127,13 +127,13 @@ def _corners(grey: Array) -> NDArray[np.uint16]:
 
 
 def _reshading(distance: Array, facing: Array, size: int) -> NDArray[np.uint8]:
-    """Lambert shading of grey surfaces by a lamp at the camera."""
+    """Return the Lambert shading of grey surfaces by a lamp at the camera."""
     light = 1.5 * facing / (1.0 + (distance / _RESHADING_REACH) ** 2)
     return _rows_to_image(np.broadcast_to(255.0 * light, (3, light.size)), size)
 
 
 def _curvature(curvature: Array, size: int) -> NDArray[np.uint8]:
-    """Principal curvatures about 127 in the first two channels, as published; the third is 0."""
+    """Return principal curvatures in two channels, 127 for flat; the third channel is 0."""
     levels = np.zeros((3, curvature.shape[1]))
     levels[:2] = 127.0 + _CURVATURE_LEVELS * curvature
     return _rows_to_image(levels, size)

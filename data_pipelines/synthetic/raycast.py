@@ -1,4 +1,4 @@
-"""Closed-form ray casting of a scene: what each pixel's ray meets first, and its geometry there.
+"""Closed-form ray casting: the first surface on each pixel's ray, and its geometry.
 
 R rays (H * W, row by row), S solids.
 """
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data_pipelines.synthetic.scene import Array, Camera, Room, Scene, Solid
 
-# Identifiers of what a ray meets: the six faces of the room, then the solids in their order.
+# Identifiers of surfaces: the six faces of the room, then the solids in their order.
 FACE_LEFT, FACE_RIGHT, FACE_FLOOR, FACE_CEILING, FACE_BACK, FACE_FAR = range(6)
 FIRST_SOLID = 6
 _EPS = 1e-9
@@ -32,7 +32,7 @@ class Hits:
 
 
 def camera_rays(camera: Camera, size: int) -> Array:
-    """Rays through the pixel centres of a size x size picture, [3, R] in world coordinates."""
+    """Return rays through the pixel centres of a size x size picture, [3, R] in world frame."""
     half = np.tan(camera.field_of_view / 2)
     centres = ((np.arange(size) + 0.5) / size * 2 - 1) * half
     right, down = np.meshgrid(centres, centres)
@@ -41,7 +41,7 @@ def camera_rays(camera: Camera, size: int) -> Array:
 
 
 def cast(scene: Scene, size: int) -> Hits:
-    """Follow every pixel's ray to the first surface it meets."""
+    """Return the first surface on every pixel's ray."""
     rays = camera_rays(scene.camera, size)
     origin = scene.camera.position[:, None]  # [3, 1]
     depth, surface = _room_distance(scene.room, origin, rays)
@@ -64,7 +64,7 @@ def cast(scene: Scene, size: int) -> Hits:
 
 
 def in_shadow(scene: Scene, points: Array, normals: Array) -> NDArray[np.bool_]:
-    """Whether a solid stands between each point [3, R] and the lamp."""
+    """Return whether a solid is between each point [3, R] and the lamp."""
     origins = points + 1e-4 * normals
     towards = scene.lamp.position[:, None] - origins
     shadow = np.zeros(points.shape[1], dtype=bool)
@@ -96,9 +96,9 @@ def _inside_window(room: Room, points: Array, surface: NDArray[np.int64]) -> NDA
 
 
 def solid_distance(solid: Solid, origins: Array, directions: Array) -> Array:
-    """Multiples of `directions` [3, R] from `origins` to the solid, [R], inf where it is missed.
+    """Return multiples of `directions` [3, R] from `origins` to the solid, [R]; inf for a miss.
 
-    The origins lie outside the solid, which is convex: the first hit is the entry.
+    The origins are outside the solid, which is convex: the first intersection is the entry.
     """
     origins = to_local(solid, origins)
     directions = _to_axes(solid, directions)
@@ -111,7 +111,7 @@ def solid_distance(solid: Solid, origins: Array, directions: Array) -> Array:
 
 
 def to_local(solid: Solid, points: Array) -> Array:
-    """Points [3, R] in the solid's own frame: its centre at 0, a box's edges along the axes."""
+    """Return points [3, R] in the solid's frame: centre at 0, edges of a box along the axes."""
     return _to_axes(solid, points - solid.centre[:, None])
 
 
@@ -126,7 +126,7 @@ def _turn(vectors: Array, yaw: float) -> Array:
 
 
 def _roots(a: Array, half_b: Array, c: Array) -> tuple[Array, Array]:
-    """Both roots of a t^2 + 2 half_b t + c, NaN where there is none."""
+    """Return both roots of a t^2 + 2 half_b t + c, NaN where there are none."""
     root = np.sqrt(half_b * half_b - a * c)
     return (-half_b - root) / a, (-half_b + root) / a
 
@@ -153,7 +153,7 @@ def _box_distance(solid: Solid, origins: Array, directions: Array) -> Array:
 
 
 def _profile(solid: Solid) -> tuple[float, float]:
-    """(m, s): an upright cylinder's or cone's radius at height y over its centre is m - s y."""
+    """Return (m, s): the radius of a cylinder or cone at height y over its centre is m - s y."""
     if solid.shape == "cylinder":
         return solid.radius, 0.0
     return solid.radius / 2, solid.radius / (2 * solid.half_height)
@@ -181,7 +181,7 @@ def _round_distance(solid: Solid, origins: Array, directions: Array) -> Array:
 
 
 def _solid_surface(solid: Solid, points: Array) -> tuple[Array, Array]:
-    """Outward normals [3, R] and principal curvatures [2, R] at points on the solid."""
+    """Return outward normals [3, R] and principal curvatures [2, R] at points on the solid."""
     local = to_local(solid, points)
     curvature = np.zeros((2, points.shape[1]))
     if solid.shape == "sphere":

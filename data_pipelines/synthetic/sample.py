@@ -1,4 +1,4 @@
-"""One room as a stored sample: a pure function of (seed, split, index, size)."""
+"""One room as an encoded sample: a pure function of (seed, split, index, image size)."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from data_pipelines.synthetic.shading import render
 
 SPLITS = ("train", "val")
 IMAGE = "rgb"
-# Independent random streams of a sample: dropping labels must not change the picture.
-_SCENE_STREAM, _MISSING_STREAM = range(2)
+# Independent random generators of a sample: dropping labels must not change the picture.
+_SCENE_RNG, _MISSING_RNG = range(2)
 _SCENE_TRIES = 1000
 _LABELS = (*DENSE_LABELS, *attribute_fields())
 
 
 @dataclass(frozen=True)
-class Job:
-    """What identifies a sample, the share of its labels to drop and how it is stored."""
+class RoomJob:
+    """One sample to make, the probability of dropping a label, and the encoding."""
 
     seed: int
     split: str
     index: int
-    size: int
+    image_size: int
     missing: float
     portable: bool = False
 
 
-def make_sample(job: Job) -> EncodedSample:
+def make_sample(job: RoomJob) -> EncodedSample:
     """Draw, render and encode one sample."""
-    rng = _stream(job, _SCENE_STREAM)
-    scene, hits = visible_scene(rng, job.size)
-    picture = render(scene, hits, job.size, rng)
+    rng = _generator(job, _SCENE_RNG)
+    scene, hits = visible_scene(rng, job.image_size)
+    picture = render(scene, hits, job.image_size, rng)
     dropped = _dropped(job)
     storage = Storage(job.portable)
     members = {storage.image_member(IMAGE): storage.encode_image(picture)}
@@ -55,22 +55,22 @@ def make_sample(job: Job) -> EncodedSample:
     return EncodedSample(f"{job.split}-{job.index:07d}", members, kept)
 
 
-def visible_scene(rng: np.random.Generator, size: int) -> tuple[Scene, Hits]:
-    """The first drawn scene whose size x size picture shows all that its labels speak of."""
+def visible_scene(rng: np.random.Generator, image_size: int) -> tuple[Scene, Hits]:
+    """Return the first drawn scene whose picture shows everything that its labels describe."""
     layout = draw_layout(rng)
     for _ in range(_SCENE_TRIES):
         scene = draw_scene(rng, layout)
         if scene is not None:
-            hits = cast(scene, size)
+            hits = cast(scene, image_size)
             if shows_its_labels(scene, hits):
                 return scene, hits
     raise AssertionError(f"no visible scene for {layout} in {_SCENE_TRIES} attempts")
 
 
-def _stream(job: Job, stream: int) -> np.random.Generator:
-    return np.random.default_rng([job.seed, SPLITS.index(job.split), job.index, stream])
+def _generator(job: RoomJob, number: int) -> np.random.Generator:
+    return np.random.default_rng([job.seed, SPLITS.index(job.split), job.index, number])
 
 
-def _dropped(job: Job) -> frozenset[str]:
-    draws = _stream(job, _MISSING_STREAM).random(len(_LABELS))
+def _dropped(job: RoomJob) -> frozenset[str]:
+    draws = _generator(job, _MISSING_RNG).random(len(_LABELS))
     return frozenset(name for name, draw in zip(_LABELS, draws, strict=True) if draw < job.missing)

@@ -56,7 +56,7 @@ class Camera:
     field_of_view: float
 
     def axes(self) -> Array:
-        """Rows right, down and forward in world coordinates, [3, 3]."""
+        """Return rows right, down and forward in world coordinates, [3, 3]."""
         sin_yaw, cos_yaw = np.sin(self.yaw), np.cos(self.yaw)
         sin_pitch, cos_pitch = np.sin(self.pitch), np.cos(self.pitch)
         right = (cos_yaw, 0.0, -sin_yaw)
@@ -67,7 +67,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Room:
-    """A box seen from inside; `window` is (x0, x1, y0, y1) on the far wall, or None."""
+    """A box with the camera inside; `window` is (x0, x1, y0, y1) on the far wall, or None."""
 
     low: Array  # [3]
     high: Array  # [3]
@@ -89,7 +89,7 @@ class Lamp:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a picture is made of."""
+    """Room, solids, camera and lamp of a picture."""
 
     room: Room
     solids: tuple[Solid, ...]
@@ -99,7 +99,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class SceneLayout:
-    """What is decided once per sample, so that redrawing a scene cannot skew its labels."""
+    """Choices made once per sample, so that redrawing a scene does not bias its labels."""
 
     shapes: tuple[str, ...]
     window: bool
@@ -107,14 +107,14 @@ class SceneLayout:
 
 
 def draw_layout(rng: np.random.Generator) -> SceneLayout:
-    """Number and shapes of the solids, whether there is a window, the lamp's side."""
+    """Draw number and shapes of the solids, whether there is a window, and the lamp's side."""
     count = int(rng.integers(1, MAX_SOLIDS + 1))
     shapes = tuple(SHAPES[i] for i in rng.integers(0, len(SHAPES), count))
     return SceneLayout(shapes, bool(rng.random() < 0.5), int(rng.choice((-1, 1))))
 
 
 def draw_scene(rng: np.random.Generator, layout: SceneLayout) -> Scene | None:
-    """One attempt at a scene for `layout`; None when the solids found no free place."""
+    """Draw a scene for `layout` once; None if a solid did not fit."""
     room = _draw_room(rng, layout)
     camera = _draw_camera(rng, room)
     solids = _place_solids(rng, layout, room, camera)
@@ -145,7 +145,7 @@ def _draw_room(rng: np.random.Generator, layout: SceneLayout) -> Room:
 def _draw_camera(rng: np.random.Generator, room: Room) -> Camera:
     x = rng.uniform(-0.25, 0.25) * (room.high[0] - room.low[0])
     height = rng.uniform(0.8, min(2.2, room.high[1] - 0.3))
-    # Turned towards the middle on the whole, so that a side wall rarely fills the picture.
+    # Turned towards the middle on average, so that a side wall rarely fills the picture.
     yaw = rng.uniform(-0.35, 0.35) - 0.15 * x
     return Camera(
         position=np.array([x, height, rng.uniform(0.3, 0.9)]),
@@ -175,7 +175,7 @@ def _draw_solid(rng: np.random.Generator, shape: str, room: Room, camera: Camera
     half_height = radius if shape == "sphere" else rng.uniform(0.38, 0.72)
     if shape == "box":
         radius *= 0.85
-    elif shape == "cone":  # a tip fills little of the picture
+    elif shape == "cone":  # the tip covers few pixels
         half_height *= 1.25
     floating = bool(rng.random() < 0.27)
     clearance = rng.uniform(0.35, 0.8) if floating else 0.0
@@ -196,7 +196,7 @@ def _draw_solid(rng: np.random.Generator, shape: str, room: Room, camera: Camera
 
 
 def footprint(solid: Solid) -> float:
-    """Radius in metres of the upright cylinder around `solid`."""
+    """Return the radius in metres of the upright cylinder around `solid`."""
     return solid.radius * (np.sqrt(2.0) if solid.shape == "box" else 1.0)
 
 

@@ -42,12 +42,12 @@ _NOISE = 2.5  # grey levels
 _GAMMA = 1 / 2.2
 _DARK_FLOOR, _LIGHT_FLOOR = np.array([0.13, 0.09, 0.07]), np.array([0.60, 0.52, 0.42])
 _CEILING = np.array([0.82, 0.82, 0.80])
-# Light that several bounces would add differs from face to face; it keeps corners readable.
+# Indirect light differs between faces; it keeps corners visible.
 _FACE_TONE = {FACE_LEFT: 0.88, FACE_RIGHT: 0.95, FACE_BACK: 0.9, FACE_FAR: 1.0}
 
 
 def render(scene: Scene, hits: Hits, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The picture of `hits`, [H, W, 3], with sensor noise from `rng`."""
+    """Return the picture of `hits`, [H, W, 3], with sensor noise from `rng`."""
     albedo = _paint(scene, hits)
     offset = scene.lamp.position[:, None] - hits.points
     distance = np.sqrt((offset * offset).sum(axis=0))
@@ -66,7 +66,7 @@ def render(scene: Scene, hits: Hits, size: int, rng: np.random.Generator) -> NDA
 
 
 def _paint(scene: Scene, hits: Hits) -> Array:
-    """Albedo of what each ray meets, [3, R]."""
+    """Return the albedo of the surface on each ray, [3, R]."""
     room = scene.room
     albedo = np.empty_like(hits.points)
     for face, tone in _FACE_TONE.items():
@@ -110,7 +110,7 @@ def _floor(room: Room, points: Array) -> Array:
 
 
 def _solid(solid: Solid, points: Array) -> Array:
-    """Boxes have dark edges, cylinders a pale band, cones a pale tip, spheres pale octants."""
+    """Return colours: boxes have dark edges; cylinders, cones and spheres have pale parts."""
     paint = np.repeat(np.array(SOLID_COLOURS[solid.colour])[:, None], points.shape[1], axis=1)
     local = to_local(solid, points)
     if solid.shape == "box":
@@ -126,7 +126,7 @@ def _solid(solid: Solid, points: Array) -> Array:
 
 
 def _gloss(scene: Scene, hits: Hits, to_lamp: Array) -> Array:
-    """Mirror image of the lamp on spheres (Blinn's half-vector highlight), [R]."""
+    """Return the specular highlight of the lamp on spheres (Blinn's half vector), [R]."""
     shiny = np.zeros(hits.surface.shape)
     for index, solid in enumerate(scene.solids):
         if solid.shape == "sphere":
@@ -139,6 +139,6 @@ def _gloss(scene: Scene, hits: Hits, to_lamp: Array) -> Array:
 
 
 def _sky(hits: Hits) -> Array:
-    """Daylight through the window, paler towards the horizon, [3, R]."""
+    """Return the colour of the sky in the window, paler towards the horizon, [3, R]."""
     rise = np.clip(hits.rays[1] + 0.3, 0.0, 1.0)
     return np.stack([0.80 - 0.45 * rise, 0.90 - 0.28 * rise, np.ones_like(rise)])

@@ -23,7 +23,7 @@ VIEWS = ROOT / ".." / "shared" / "data" / "taskonomy_sample"
 def test_every_label_is_learned(tmp_path):
     shards, run, model = (tmp_path / name for name in ("shards", "run", "model.safetensors"))
     options = ConversionOptions(progress=False)
-    write_taskonomy(VIEWS, shards, BuildingSplits(val_share=0), options)
+    write_taskonomy(VIEWS, shards, BuildingSplits(val_fraction=0), options)
     overrides = [f"run.out={run}", f"data.shards={shards}", "log.progress=false"]
     config = load_config(ROOT / "experiments" / "taskonomy_sample.yaml", overrides)
     session = start_session(config, make_accelerator(config))

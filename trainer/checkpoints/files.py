@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dmtg.files import PARTIAL, atomic_write, sync_path
+from dmtg.files import PARTIAL_PREFIX, atomic_write, sync_path
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
     """
     folder = final.parent
     _sweep(folder, _PARTIAL, _DROPPED)  # what a killed process has left
-    for pointer in folder.glob(f"{PARTIAL}*-{_POINTER}"):
+    for pointer in folder.glob(f"{PARTIAL_PREFIX}*-{_POINTER}"):
         pointer.unlink(missing_ok=True)
     if final.exists() and find_fault(final) is None:
         _point(folder, final.name)

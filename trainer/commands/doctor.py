@@ -19,12 +19,12 @@ def doctor(
     ),
     as_json: AsJson = False,
 ) -> None:
-    """Judge the labels of a data set; exit with 1 on a fault that makes training meaningless."""
+    """Judge the labels of a data set; exit with 1 on an error that makes training meaningless."""
     from trainer.doctor.examine import examine
     from trainer.doctor.table import print_report
 
     report = examine(root, samples, split, out)
     print_report(report, table_console(140))
     finish(as_json, {"sheet": str(out), **(report.to_json() if as_json else {})})
-    if report.level == "fault":
+    if report.level == "error":
         raise typer.Exit(1)

@@ -107,7 +107,7 @@ def taskonomy(
 
     options = ConversionOptions(
         tasks=_split_names(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -139,7 +139,7 @@ def celeba(
 
     options = ConversionOptions(
         tasks=_split_names(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -173,7 +173,7 @@ def convert(
 
     options = ConversionOptions(
         tasks=_split_names(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -210,7 +210,7 @@ def huggingface(
 
     options = ConversionOptions(
         tasks=_split_names(tasks),
-        size=size,
+        image_size=size,
         limit=limit,
         seed=seed,
         portable=portable,
@@ -229,7 +229,7 @@ def index(
     workers: Workers = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Write the manifest of WebDataset shards that another program wrote."""
+    """Write the manifest and the indexes of existing WebDataset shards."""
     from data_pipelines.convert.index import index_shards
     from data_pipelines.convert.mapping import FieldMap
 

@@ -124,8 +124,8 @@ def _read(
     damage = []
     for place, number in enumerate(numbers):
         sample = dataset[0, number]
-        if sample.fault:
-            damage.append(sample.fault)
+        if sample.damage:
+            damage.append(sample.damage)
             continue
         batch = collate([sample])  # alone, since samples that differ in dtype cannot be stacked
         statistics.update(batch)
@@ -137,7 +137,7 @@ def _read(
 def _damage(damage: list[str], tried: int) -> list[Finding]:
     if not damage:
         return []
-    return [Finding("fault", f"{len(damage)} of {tried} samples are damaged, first: {damage[0]}")]
+    return [Finding("error", f"{len(damage)} of {tried} samples are damaged, first: {damage[0]}")]
 
 
 def _task_report(

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from trainer.doctor.examine import Report, TaskReport
 
-_COLOURS = {"ok": "green", "note": "green", "warning": "yellow", "fault": "red"}
+_COLOURS = {"ok": "green", "note": "green", "warning": "yellow", "error": "red"}
 _MAX_CLASSES = 4
 
 

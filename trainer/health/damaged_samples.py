@@ -46,8 +46,8 @@ class FaultCounter:
     def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, whose faults are noted as they pass."""
         for batch in batches:
-            for fault in batch.faults:
-                self._note(fault)
+            for damage in batch.damage:
+                self._note(damage)
             yield batch
 
     def check(self, samples: int) -> None:

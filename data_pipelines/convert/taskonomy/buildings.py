@@ -1,4 +1,4 @@
-"""Which buildings of a Taskonomy release train and which evaluate."""
+"""The assignment of a Taskonomy release's buildings to splits."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ _YES, _NO = frozenset({"1", "true"}), frozenset({"", "0", "false"})
 
 @dataclass(frozen=True)
 class BuildingSplits:
-    """The rule that assigns buildings to splits; views of one building are never in two.
+    """The rule that assigns buildings to splits; all views of a building are in one split.
 
     Attributes:
-        table: The release's CSV (id, train, val, test); without it, the one that lies in the
-            data's folder, and without any the attributes below decide.
+        table: The release's CSV (id, train, val, test); None takes the one in the data's folder.
+            Without any, the attributes below are used.
         val: Buildings of the split val.
-        val_share: Share of the buildings in val where none is named, chosen by a hash of their
-            names: at least one of two or more, none where the share is 0.
+        val_fraction: Fraction of the buildings in val where none is named, chosen by a hash of
+            their names: at least one of two or more, none where the fraction is 0.
     """
 
     table: Path | None = None
     val: tuple[str, ...] = ()
-    val_share: float = 0.1
+    val_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.val_share < 1:
-            raise ValueError(f"val_share: {self.val_share} must be at least 0 and below 1")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction: {self.val_fraction} must be at least 0 and below 1")
         if self.table is not None and self.val:
             raise ValueError("val and table: give at most one of them")
 
     def assign(self, root: Path, buildings: Collection[str]) -> Mapping[str, str]:
-        """The split of every building; those that a table does not name are absent.
+        """Return the split of every building; buildings that a table does not name are absent.
 
         Raises:
-            DataError: The table cannot be used, several lie in `root`, or a building named for
-                val does not exist.
+            DataError: The table cannot be used, `root` holds several tables, or a building named
+                for val does not exist.
         """
         unknown = sorted(set(self.val) - set(buildings))
         if unknown:
@@ -56,18 +56,18 @@ class BuildingSplits:
         if table is not None:
             assigned = _read_table(table)
             return {name: assigned[name] for name in buildings if name in assigned}
-        share = round(self.val_share * len(buildings))
-        count = max(share, 1) if self.val_share and len(buildings) > 1 else 0
+        rounded = round(self.val_fraction * len(buildings))
+        count = max(rounded, 1) if self.val_fraction and len(buildings) > 1 else 0
         ranked = sorted(buildings, key=lambda name: hashlib.sha256(name.encode()).digest())
         return {name: "val" if rank < count else "train" for rank, name in enumerate(ranked)}
 
 
 def _table_in(root: Path) -> Path | None:
-    found = sorted(root.glob(_CSV_PATTERN))
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
+    tables = sorted(root.glob(_CSV_PATTERN))
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
         raise DataError(f"{root}: several split tables, name one of {names}")
-    return found[0] if found else None
+    return tables[0] if tables else None
 
 
 def _read_table(path: Path) -> dict[str, str]:

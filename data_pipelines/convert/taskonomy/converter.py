@@ -1,4 +1,4 @@
-"""Converts the released Taskonomy layout, `DOMAIN/BUILDING/point_P_view_V_domain_D.png`."""
+"""The converter for Taskonomy's layout, `DOMAIN/BUILDING/point_P_view_V_domain_D.png`."""
 # Shapes: C channels, H, W.
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.convert.jobs import Plan, shuffled
+from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.pictures import stored_image, stored_label
 from data_pipelines.convert.run import convert
@@ -25,18 +25,18 @@ from dmtg.plugins import register_converter
 
 @dataclass(frozen=True)
 class _Views:
-    """Reads views by reference `BUILDING/point_P_view_V`."""
+    """Read views; a reference is `BUILDING/point_P_view_V`."""
 
     root: Path
-    tails: Mapping[str, str]  # domain -> file name after the view
-    size: int | None
+    name_ends: Mapping[str, str]  # domain -> part of the file name after the view
+    image_size: int | None
     storage: Storage
 
     @property
     def fields(self) -> dict[str, Field]:
         member = self.storage.image_member(IMAGE)
         fields = {IMAGE: Field(member=member, kind="image", channels=3)}
-        for name in self.tails:
+        for name in self.name_ends:
             if name != IMAGE:
                 domain = DOMAINS[name]
                 fields[name] = Field(
@@ -59,13 +59,14 @@ class _Views:
                 yield self._sample(ref, image, tally)
 
     def _sample(self, ref: str, image: np.ndarray, tally: Tally) -> EncodedSample:
-        members = {self.storage.image_member(IMAGE): stored_image(self.storage, image, self.size)}
-        for name in self.tails:
+        stored = stored_image(self.storage, image, self.image_size)
+        members = {self.storage.image_member(IMAGE): stored}
+        for name in self.name_ends:
             if name == IMAGE:
                 continue
             try:
                 label = self._read(name, ref)
-                data = stored_label(self.storage, label, self.size, image.shape[1:])
+                data = stored_label(self.storage, label, self.image_size, image.shape[1:])
                 members[self.storage.label_member(name)] = data
             except MissingLabel as missing:
                 tally.missing[name][str(missing)] += 1
@@ -74,7 +75,7 @@ class _Views:
     def _read(self, name: str, ref: str) -> np.ndarray:
         domain = DOMAINS[name]
         try:
-            data = (self.root / name / f"{ref}{self.tails[name]}").read_bytes()
+            data = (self.root / name / f"{ref}{self.name_ends[name]}").read_bytes()
             picture = decode("source.png", data)
         except FileNotFoundError as error:
             raise MissingLabel("no file") from error
@@ -101,16 +102,16 @@ def convert_taskonomy(root: Path, out: Path, options: ConversionOptions) -> Mani
 def write_taskonomy(
     root: Path, out: Path, splits: BuildingSplits, options: ConversionOptions
 ) -> Manifest:
-    """Writes shards of a Taskonomy release; a rerun with the same arguments continues.
+    """Write shards of a Taskonomy release; a rerun with the same arguments continues.
 
     Args:
         root: Folder of the domains' folders.
         out: Folder of the shards.
-        splits: Which buildings go where.
+        splits: The assignment of buildings to splits.
         options: Its tasks are domains.
 
     Raises:
-        DataError: The source or `out` cannot be used, as the message says.
+        DataError: The source or `out` cannot be used.
     """
     domains = present_domains(root, options.tasks)
     tree = list_views(root, domains)
@@ -121,14 +122,14 @@ def write_taskonomy(
             refs[assigned[building]] += [f"{building}/{view}" for view in views]
     left_over = sum(len(v) for name, v in tree.views.items() if name not in assigned)
     skipped = tree.skipped | ({"building in no split": left_over} if left_over else {})
-    plan = Plan(
+    jobs = ConversionJobs(
         source="taskonomy",
         arguments=options.arguments([name for name in domains if name != IMAGE]),
         splits=shuffled(refs, seed=options.seed, limit=options.limit),
         samples_per_shard=options.samples_per_shard,
         skipped=skipped,
     )
-    source = _Views(root, tree.tails, options.size, Storage(options.portable))
+    source = _Views(root, tree.name_ends, options.image_size, Storage(options.portable))
     return convert(
-        out, "taskonomy", IMAGE, source, plan, workers=options.workers, progress=options.progress
+        out, "taskonomy", IMAGE, source, jobs, workers=options.workers, progress=options.progress
     )

@@ -1,4 +1,4 @@
-"""The folders of a Taskonomy release: which domains and views are there."""
+"""The folders of a Taskonomy release: its domains and views."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SEMANTIC_CLASSES = (
     "vase",
 )  # fmt: skip
 _SEGMENTS = tuple(str(number) for number in range(256))
-# The file names of segment_semantic say segmentsemantic: what follows `_domain_` is not checked.
+# The files of segment_semantic are named `segmentsemantic`: the part after `_domain_` is free.
 _VIEW_FILE = re.compile(r"(point_\d+_view_\d+)(_domain_\w+\.png)")
 
 
 @dataclass(frozen=True)
 class Domain:
-    """How a domain's pictures are stored in the release.
+    """The encoding of a domain's pictures in the release.
 
     Attributes:
         dtype_name: Type of a value.
-        channels: First channels that carry something.
+        channels: Number of first channels that hold labels.
         classes: Names of the ids, where the values are ids.
-        on_flip: As in the manifest's field.
-        by_default: Whether it is converted without being asked for.
+        on_flip: See the manifest's field.
+        by_default: Whether it is converted if no tasks are requested.
     """
 
     dtype_name: Literal["uint8", "uint16"]
@@ -42,7 +42,7 @@ class Domain:
     by_default: bool = True
 
 
-# The segments of segment_unsup* are numbered anew in every picture: an id means nothing by itself.
+# The ids of segment_unsup* are valid within one picture only: by default they are no tasks.
 DOMAINS: dict[str, Domain] = {
     IMAGE: Domain("uint8", channels=3),
     "depth_zbuffer": Domain("uint16"),
@@ -62,33 +62,33 @@ DOMAINS: dict[str, Domain] = {
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies in the folders.
+    """The content of the folders.
 
     Attributes:
         views: Views with an rgb file, by building.
-        tails: What follows a view in the file names, by domain.
-        skipped: Files that give no sample, by reason.
+        name_ends: The part of the file names after the view, by domain.
+        skipped: Number of files without a sample, by reason.
     """
 
     views: dict[str, list[str]]
-    tails: dict[str, str]
+    name_ends: dict[str, str]
     skipped: dict[str, int]
 
 
 def present_domains(root: Path, tasks: Sequence[str] | None) -> list[str]:
-    """rgb and the domains to convert.
+    """Return rgb and the domains to convert.
 
     Args:
         root: Folder of the domains' folders.
-        tasks: Domains asked for; None takes those that are there and make a task.
+        tasks: Requested domains; None takes those present that are tasks by default.
 
     Raises:
-        DataError: rgb or a domain asked for is not there, or nobody knows how to store it.
+        DataError: rgb or a requested domain is missing, or the domain is unknown.
     """
-    there = [name for name in DOMAINS if (root / name).is_dir()]
-    if IMAGE not in there:
+    present = [name for name in DOMAINS if (root / name).is_dir()]
+    if IMAGE not in present:
         raise DataError(f"{root}: no folder {IMAGE}; a release has a folder for each domain")
-    labels = [name for name in there if name != IMAGE]
+    labels = [name for name in present if name != IMAGE]
     unknown = sorted(set(tasks or ()) - set(labels))
     if unknown:
         raise DataError(
@@ -102,25 +102,25 @@ def present_domains(root: Path, tasks: Sequence[str] | None) -> list[str]:
 
 
 def list_views(root: Path, domains: Sequence[str]) -> Tree:
-    """Lists the views building by building.
+    """List the views of every building.
 
     Args:
         root: Folder of the domains' folders.
-        domains: rgb and the domains to look into.
+        domains: rgb and the domains to convert.
     """
-    tails: dict[str, str] = {}
+    name_ends: dict[str, str] = {}
     skipped: Counter[str] = Counter()
     views = {}
     for building in sorted({name for domain in domains for name in _folders(root / domain)}):
-        with_rgb = _views(root / IMAGE / building, IMAGE, tails, skipped)
+        with_rgb = _views(root / IMAGE / building, IMAGE, name_ends, skipped)
         others: set[str] = set()
         for domain in domains[1:]:
-            others |= _views(root / domain / building, domain, tails, skipped)
+            others |= _views(root / domain / building, domain, name_ends, skipped)
         skipped["no rgb file"] += len(others - with_rgb)
         if with_rgb:
             views[building] = sorted(with_rgb)
-    found = {domain: tails.get(domain, f"_domain_{domain}.png") for domain in domains}
-    return Tree(views, found, {reason: count for reason, count in skipped.items() if count})
+    complete = {domain: name_ends.get(domain, f"_domain_{domain}.png") for domain in domains}
+    return Tree(views, complete, {reason: count for reason, count in skipped.items() if count})
 
 
 def _folders(path: Path) -> list[str]:
@@ -128,8 +128,8 @@ def _folders(path: Path) -> list[str]:
         return [entry.name for entry in entries if entry.is_dir()]
 
 
-def _views(folder: Path, domain: str, tails: dict[str, str], skipped: Counter[str]) -> set[str]:
-    """Views that have a file in the folder; notes how the domain's first file name ends."""
+def _views(folder: Path, domain: str, name_ends: dict[str, str], skipped: Counter[str]) -> set[str]:
+    """Return the views that have a file in the folder; record the end of the first file name."""
     views: set[str] = set()
     try:
         with os.scandir(folder) as entries:
@@ -142,5 +142,5 @@ def _views(folder: Path, domain: str, tails: dict[str, str], skipped: Counter[st
             skipped["file name not understood"] += 1
             continue
         views.add(match[1])
-        tails.setdefault(domain, match[2])
+        name_ends.setdefault(domain, match[2])
     return views

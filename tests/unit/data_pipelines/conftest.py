@@ -1,4 +1,4 @@
-"""A small folder of shards whose every value tells which sample it belongs to."""
+"""A small folder of shards whose values are functions of the sample number."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def write_split() -> Callable[..., Split]:
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves a folder with ranges of bytes, and fails on demand.
+    """Serve a folder with ranges of bytes, and fail on demand.
 
     `refuse` and `cut` are how many answers from now on are an error or break off half-way.
     """
@@ -158,7 +158,7 @@ class _FileHandler(BaseHTTPRequestHandler):
         self.wfile.write(part)
 
     def log_message(self, *_) -> None:
-        """Nothing: pytest shows what matters."""
+        """Do nothing: requests are not logged."""
 
 
 @pytest.fixture
@@ -172,5 +172,5 @@ def served(shards) -> Iterator[FileServer]:
 
 @pytest.fixture
 def patient(monkeypatch) -> None:
-    """Waits between attempts that take no time."""
+    """Make the waits between attempts short."""
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)

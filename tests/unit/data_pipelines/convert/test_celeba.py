@@ -54,9 +54,9 @@ def test_the_official_partition_and_every_attribute(root, tmp_path):
     }  # fmt: skip
     samples = {}
     for split, numbers in (("train", range(1, 9)), ("val", (9, 10)), ("test", (11, 12))):
-        found = read(tmp_path / "out", split)
-        assert sorted(found) == [f"{n:06d}" for n in numbers]
-        samples |= found
+        stored = read(tmp_path / "out", split)
+        assert sorted(stored) == [f"{n:06d}" for n in numbers]
+        samples |= stored
     for number in range(1, 13):
         members = samples[f"{number:06d}"]
         record = decode("a.json", members["attributes.json"])
@@ -68,7 +68,7 @@ def test_the_official_partition_and_every_attribute(root, tmp_path):
 
 
 def test_faces_shrink_and_portable_shards_are_png(root, tmp_path):
-    write(root, tmp_path / "small", size=10)
+    write(root, tmp_path / "small", image_size=10)
     members = read(tmp_path / "small", "train")["000004"]
     assert decode("rgb.jpg", members["rgb.jpg"]).shape == (3, 15, 10)
     write(root, tmp_path / "png", portable=True)
@@ -121,7 +121,7 @@ def test_faults_of_single_faces_are_counted(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "fault"),
+    ("name", "text", "expected"),
     [
         ("list_attr_celeba.txt", "2\nBald Young\n000001.jpg 1\n", r"line 3: 1 values, the 2 attr"),
         ("list_attr_celeba.txt", "", "no attribute names in line 2"),
@@ -129,9 +129,9 @@ def test_faults_of_single_faces_are_counted(root, tmp_path):
         ("list_eval_partition.txt", "000001.jpg\n", "is not FILE and 0, 1 or 2"),
     ],
 )
-def test_damaged_lists_are_refused_with_the_line(root, tmp_path, name, text, fault):
+def test_damaged_lists_are_refused_with_the_line(root, tmp_path, name, text, expected):
     (root / name).write_text(text)
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=expected):
         write(root, tmp_path / "out")
 
 

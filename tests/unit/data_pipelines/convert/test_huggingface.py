@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from data_pipelines.convert import stream
+from data_pipelines.convert import streamed_dataset
 from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
 from data_pipelines.convert.mapping import FieldMap
@@ -58,7 +58,7 @@ def row(number):
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    stream._opened.cache_clear()
+    streamed_dataset._opened.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -143,25 +143,29 @@ def test_every_column_of_a_parquet_folder(folder, tmp_path):
 
 def test_a_rerun_continues_and_a_finished_one_is_recognised(folder, tmp_path, monkeypatch):
     expected = write(folder, tmp_path / "whole", samples_per_shard=6)
-    rows = stream.Stream.rows
+    rows = streamed_dataset.StreamedDataset.rows
     asked = []
 
     def failing(self, split, part, pictures):
         asked.append((split, part))
-        for number, found in enumerate(rows(self, split, part, pictures)):
+        for number, row in enumerate(rows(self, split, part, pictures)):
             if part.startswith("1/") and number == 3:
                 raise ConnectionError("the hub went away")
-            yield found
+            yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr(stream.Stream, "rows", failing)
+        patch.setattr(streamed_dataset.StreamedDataset, "rows", failing)
         with pytest.raises(ConnectionError, match="hub went away"):
             write(folder, tmp_path / "out", samples_per_shard=6)
     assert asked == [("train", "0/2/0/1"), ("train", "1/2/0/1")]
     with pytest.raises(DataError, match="begun with other arguments: size is 6, was None"):
-        write(folder, tmp_path / "out", samples_per_shard=6, size=6)
+        write(folder, tmp_path / "out", samples_per_shard=6, image_size=6)
     asked.clear()
-    monkeypatch.setattr(stream.Stream, "rows", lambda *a: (asked.append(a[1:3]), rows(*a))[1])
+    monkeypatch.setattr(
+        streamed_dataset.StreamedDataset,
+        "rows",
+        lambda *a: (asked.append(a[1:3]), rows(*a))[1],
+    )
     assert write(folder, tmp_path / "out", samples_per_shard=6) == expected
     assert asked == [("train", "1/2/0/1"), ("validation", "0/1/0/1")]
     asked.clear()
@@ -190,12 +194,12 @@ def test_an_image_folder_is_read_in_parts_and_its_files_kept(image_folder, tmp_p
     assert manifest.fields["label"].classes == ("cat", "dog")
     assert {name: s.num_samples for name, s in manifest.splits.items()} == {"train": 100, "test": 5}
     store = ShardStore(tmp_path / "out", manifest.split("train").shards)
-    found = [store.read(n, ["image.jpg", "labels.json"])[1] for n in range(100)]
-    labels = [decode("a.json", members["labels.json"])["label"] for members in found]
+    samples = [store.read(n, ["image.jpg", "labels.json"])[1] for n in range(100)]
+    labels = [decode("a.json", members["labels.json"])["label"] for members in samples]
     assert sum(labels) == 30
     assert 3 < sum(labels[:25]) < 13  # sorted by class in the source, mixed here
     sources = {path.read_bytes() for path in (image_folder / "train").glob("*/*.jpg")}
-    assert {members["image.jpg"] for members in found} == sources
+    assert {members["image.jpg"] for members in samples} == sources
 
 
 def test_a_limit_reads_a_part_of_the_stream(image_folder, tmp_path):
@@ -208,7 +212,7 @@ def test_a_limit_reads_a_part_of_the_stream(image_folder, tmp_path):
 def test_named_splits_tasks_size_and_portable(folder, tmp_path):
     field_map = MAP.model_copy(update={"splits": {"held_out": "validation"}, "dataset": "pets"})
     manifest = write(
-        folder, tmp_path / "out", field_map, tasks=("depth", "old"), size=6, portable=True
+        folder, tmp_path / "out", field_map, tasks=("depth", "old"), image_size=6, portable=True
     )
     assert list(manifest.splits) == ["held_out"]
     assert manifest.dataset == "pets"
@@ -259,15 +263,15 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         (MAP, {"tasks": ("depth", "hat")}, "tasks hat: the map has age, depth"),
         (MAP.model_copy(update={"splits": {"train": "dev"}}), {}, "no split 'dev', allowed are tr"),
     ]
-    for field_map, options, fault in cases:
-        with pytest.raises(DataError, match=fault):
+    for field_map, options, expected in cases:
+        with pytest.raises(DataError, match=expected):
             write(folder, tmp_path / "out", field_map, **options)
     with pytest.raises(DataError, match="nowhere: cannot be opened"):
         write(tmp_path / "nowhere", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("kind", "value", "fault"),
+    ("kind", "value", "expected"),
     [
         ("regression", float("nan"), "not a finite number"),
         ("regression", "7", "not a finite number"),
@@ -278,8 +282,8 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         ("multiclass", 2, "not a class from 0 to 1"),
     ],
 )
-def test_scalars_of_the_wrong_kind_are_missing(kind, value, fault):
+def test_scalars_of_the_wrong_kind_are_missing(kind, value, expected):
     classes = ("a", "b") if kind == "multiclass" else ()
     field = Field(member="labels.json", key="x", kind=kind, classes=classes)
-    with pytest.raises(MissingLabel, match=fault):
+    with pytest.raises(MissingLabel, match=expected):
         scalar_value(field, value)

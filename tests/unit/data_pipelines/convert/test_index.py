@@ -1,4 +1,4 @@
-"""Shards made by others: their manifest from a mapping file, and training batches from them."""
+"""Existing shards: their manifest from a mapping file, and training batches from them."""
 
 import io
 import tarfile
@@ -124,6 +124,13 @@ def test_splits_follow_from_the_names(root, field_map):
     }  # fmt: skip
 
 
+def test_temporary_files_of_a_killed_process_are_no_shards(root, field_map):
+    expected = index(root, field_map)
+    (root / "manifest.json").unlink()
+    (root / ".partial-host-17-zoo-train-000007.tar").write_bytes(b"half a shard")
+    assert index(root, field_map) == expected
+
+
 def test_the_number_of_workers_changes_nothing(root, field_map):
     one = index(root, with_splits(field_map))
     (root / "manifest.json").unlink()
@@ -137,7 +144,7 @@ def test_a_manifest_is_not_overwritten(root, field_map):
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    ("change", "expected"),
     [
         ({"cls": b"4"}, r"zoo-val-000001\.tar: sample k: field species: .* from 0 to 3"),
         ({"cls": b"cat"}, "sample k: cls: b'cat' is not a class id"),
@@ -148,10 +155,10 @@ def test_a_manifest_is_not_overwritten(root, field_map):
         ({"seg.png": b"x"}, r"seg\.png: damaged PNG"),
     ],
 )
-def test_faults_name_shard_and_sample(root, field_map, change, fault):
+def test_errors_name_shard_and_sample(root, field_map, change, expected):
     members = {k: v for k, v in (members_of(0) | change).items() if v is not None}
     write_tar(root / "zoo-val-000001.tar", {"k": members})
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=expected):
         index(root, field_map)
     assert not (root / "manifest.json").exists()
 
@@ -187,7 +194,7 @@ def test_patterns_must_fit_and_not_overlap(root, field_map, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "expected"),
     [
         ("- a", "Input should be a valid dictionary"),
         ("a: [", "not YAML"),
@@ -197,10 +204,10 @@ def test_patterns_must_fit_and_not_overlap(root, field_map, tmp_path):
         ("image: !!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )
-def test_faulty_mapping_files_are_refused(tmp_path, text, fault):
+def test_wrong_mapping_files_are_refused(tmp_path, text, expected):
     path = tmp_path / "map.yaml"
     path.write_text(text)
-    with pytest.raises(DataError, match=rf"map\.yaml: .*{fault}|map\.yaml: {fault}"):
+    with pytest.raises(DataError, match=rf"map\.yaml: .*{expected}|map\.yaml: {expected}"):
         FieldMap.load(path)
 
 

@@ -1,14 +1,16 @@
-"""Conversions: continued where they stopped, refused when the plan changed, counted in the end."""
+"""Conversions: continued after an interruption, refused with other arguments, and counted."""
 
-import fcntl
 import hashlib
 import json
+import signal
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from data_pipelines.convert.jobs import Plan, shuffled
+from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import moments_of, with_statistics
 from data_pipelines.decode.codecs import encode_json, encode_png
@@ -51,15 +53,15 @@ class Numbers:
             yield EncodedSample(f"n{number}", members, {"age": number})
 
 
-def plan_of(train=57, val=12, seed=0, limit=None, **changes):
+def jobs_of(train=57, val=12, seed=0, limit=None, **changes):
     refs = {"train": map(str, range(train)), "val": map(str, range(100, 100 + val)), "test": []}
     arguments = {"seed": seed, "limit": limit}
-    plan = Plan("numbers", arguments, shuffled(refs, seed=seed, limit=limit), 10)
-    return replace(plan, **changes)
+    jobs = ConversionJobs("numbers", arguments, shuffled(refs, seed=seed, limit=limit), 10)
+    return replace(jobs, **changes)
 
 
-def run(root, source, plan):
-    return convert(root, "numbers", "rgb", source, plan, workers=1, progress=False)
+def run(root, source, jobs):
+    return convert(root, "numbers", "rgb", source, jobs, workers=1, progress=False)
 
 
 def keys(root, split):
@@ -72,7 +74,7 @@ def hashes(root):
 
 
 def test_everything_is_written_once_and_counted(tmp_path):
-    manifest = run(tmp_path, Numbers(), plan_of(skipped={"not listed": 3}))
+    manifest = run(tmp_path, Numbers(), jobs_of(skipped={"not listed": 3}))
     for name, numbers in (("train", range(57)), ("val", range(100, 112))):
         split = manifest.split(name)
         check_shards(tmp_path, split)
@@ -96,7 +98,7 @@ def test_everything_is_written_once_and_counted(tmp_path):
 
 def test_the_order_is_global_and_depends_on_the_seed(tmp_path):
     for name, seed in (("a", 0), ("again", 0), ("b", 1)):
-        run(tmp_path / name, Numbers(), plan_of(seed=seed))
+        run(tmp_path / name, Numbers(), jobs_of(seed=seed))
     orders = {name: keys(tmp_path / name, "train") for name in ("a", "again", "b")}
     assert orders["a"] == orders["again"]
     assert orders["a"] != orders["b"]
@@ -108,36 +110,36 @@ def test_the_order_is_global_and_depends_on_the_seed(tmp_path):
 
 
 def test_a_limit_takes_some_of_each_split():
-    plan = plan_of(limit=5)
-    assert [len(refs) for refs in plan.splits.values()] == [5, 5]
-    assert plan.splits["train"] != sorted(plan.splits["train"])
-    assert set(plan.splits["train"]) < {str(n) for n in range(57)}
+    jobs = jobs_of(limit=5)
+    assert [len(refs) for refs in jobs.splits.values()] == [5, 5]
+    assert jobs.splits["train"] != sorted(jobs.splits["train"])
+    assert set(jobs.splits["train"]) < {str(n) for n in range(57)}
 
 
 def test_a_rerun_writes_what_is_missing_and_gives_the_same_bytes(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    plan = plan_of()
-    expected = run(whole, Numbers(), plan)
-    first = Numbers(breaks_at=plan.splits["train"][34])
+    jobs = jobs_of()
+    expected = run(whole, Numbers(), jobs)
+    first = Numbers(breaks_at=jobs.splits["train"][34])
     with pytest.raises(OSError, match="disk went away"):
-        run(broken, first, plan)
+        run(broken, first, jobs)
     assert len(list(broken.glob("*.tar"))) == 3
-    assert not list(broken.glob("*.partial"))
+    assert not list(broken.glob("*partial*"))
     assert not (broken / "manifest.json").exists()
     second = Numbers()
-    assert run(broken, second, plan) == expected
+    assert run(broken, second, jobs) == expected
     assert set(second.asked).isdisjoint(first.asked[:30])
     assert hashes(whole) == hashes(broken)
     third = Numbers()
-    assert run(broken, third, plan) == expected
+    assert run(broken, third, jobs) == expected
     assert third.asked == []
 
 
 @pytest.mark.parametrize("damage", ["shard gone", "shard cut", "index gone", "record garbled"])
 def test_a_shard_that_is_not_whole_is_written_again(tmp_path, damage):
-    plan = plan_of()
+    jobs = jobs_of()
     with pytest.raises(OSError, match="disk went away"):
-        run(tmp_path, Numbers(breaks_at=plan.splits["train"][34]), plan)
+        run(tmp_path, Numbers(breaks_at=jobs.splits["train"][34]), jobs)
     shard = tmp_path / "train-000001.tar"
     if damage == "shard gone":
         shard.unlink()
@@ -148,79 +150,123 @@ def test_a_shard_that_is_not_whole_is_written_again(tmp_path, damage):
     else:
         (tmp_path / "conversion" / "train-000001.tar.json").write_text("{")
     second = Numbers()
-    manifest = run(tmp_path, second, plan)
-    assert set(plan.splits["train"][10:20]) <= set(second.asked)
+    manifest = run(tmp_path, second, jobs)
+    assert set(jobs.splits["train"][10:20]) <= set(second.asked)
     check_shards(tmp_path, manifest.split("train"))
 
 
 def test_a_rerun_lists_the_folder_once(tmp_path, monkeypatch):
-    plan = plan_of()
+    jobs = jobs_of()
     with pytest.raises(OSError, match="disk went away"):
-        run(tmp_path, Numbers(breaks_at=plan.splits["train"][54]), plan)
+        run(tmp_path, Numbers(breaks_at=jobs.splits["train"][54]), jobs)
     listed = []
     sizes = LocalFolder.sizes
     monkeypatch.setattr(LocalFolder, "sizes", lambda self: (listed.append(self), sizes(self))[1])
     second = Numbers()
-    run(tmp_path, second, plan)
-    assert sorted(second.asked) == sorted(plan.splits["train"][50:] + plan.splits["val"])
+    run(tmp_path, second, jobs)
+    assert sorted(second.asked) == sorted(jobs.splits["train"][50:] + jobs.splits["val"])
     assert len(listed) == 1
 
 
-def test_left_over_partial_files_are_removed(tmp_path):
-    (tmp_path / "train-000099.tar.partial").write_bytes(b"x")
-    run(tmp_path, Numbers(), plan_of())
-    assert not list(tmp_path.glob("*.partial"))
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".partial-host-17-train-000099.tar",
+        ".partial-host-17-train-000099.tar.index",
+        "train-000099.tar.partial",
+        "train-000099.tar.index.partial",
+    ],
+)
+def test_left_over_partial_files_are_removed(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    run(tmp_path, Numbers(), jobs_of())
+    assert not list(tmp_path.glob("*partial*"))
 
 
 def test_other_arguments_are_refused_while_unfinished(tmp_path):
-    plan = plan_of()
+    jobs = jobs_of()
     with pytest.raises(OSError, match="disk went away"):
-        run(tmp_path, Numbers(breaks_at=plan.splits["val"][3]), plan)
+        run(tmp_path, Numbers(breaks_at=jobs.splits["val"][3]), jobs)
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(DataError, match=r"other arguments: limit is 5, was None; seed is 1, was 0"):
-        run(tmp_path, Numbers(), plan_of(seed=1, limit=5))
+        run(tmp_path, Numbers(), jobs_of(seed=1, limit=5))
     with pytest.raises(DataError, match="source's files changed"):
-        run(tmp_path, Numbers(), plan_of(train=58))
+        run(tmp_path, Numbers(), jobs_of(train=58))
     with pytest.raises(DataError, match="samples_per_shard is 9, was 10"):
-        run(tmp_path, Numbers(), plan_of(samples_per_shard=9))
+        run(tmp_path, Numbers(), jobs_of(samples_per_shard=9))
     assert {p.name for p in tmp_path.iterdir()} == before
 
 
 def test_a_finished_data_set_is_not_overwritten(tmp_path):
-    run(tmp_path, Numbers(), plan_of())
+    run(tmp_path, Numbers(), jobs_of())
     before = hashes(tmp_path)
     with pytest.raises(DataError, match=r"manifest\.json: a data set is already here"):
-        run(tmp_path, Numbers(), plan_of(seed=1))
+        run(tmp_path, Numbers(), jobs_of(seed=1))
     assert hashes(tmp_path) == before
 
 
+def hold_lock(path, locked):
+    lock = FileLock(path)
+    lock.acquire()
+    locked.set()
+    signal.pause()
+
+
 def test_two_conversions_do_not_share_a_folder(tmp_path):
+    """The lock of another process is respected, and released when that process is killed."""
     (tmp_path / "conversion").mkdir()
-    with open(tmp_path / "conversion" / "plan.json", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    context = get_context("fork")
+    locked = context.Event()
+    holder = context.Process(target=hold_lock, args=(tmp_path / "conversion/lock", locked))
+    holder.start()
+    try:
+        assert locked.wait(60)
         with pytest.raises(DataError, match="another process is converting into this folder"):
-            run(tmp_path, Numbers(), plan_of())
+            run(tmp_path, Numbers(), jobs_of())
+    finally:
+        holder.kill()
+        holder.join()
+    assert run(tmp_path, Numbers(), jobs_of()).split("val").num_samples == 11
+
+
+def test_a_conversion_that_an_earlier_version_began_is_continued(tmp_path):
+    """Earlier versions recorded the arguments in the same file, without a lock file."""
+    jobs = jobs_of()
+    with pytest.raises(OSError, match="disk went away"):
+        run(tmp_path, Numbers(breaks_at=jobs.splits["train"][34]), jobs)
+    recorded = json.loads((tmp_path / "conversion" / "plan.json").read_text())
+    assert recorded == {
+        "source": "numbers",
+        "samples_per_shard": 10,
+        "seed": 0,
+        "limit": None,
+        "digest": "1289d32904120b7ac7d5e0001f6f48da6eb8d56c8148a3488062730a4603e8b8",
+    }
+    (tmp_path / "conversion" / "lock").unlink()
+    second = Numbers()
+    run(tmp_path, second, jobs)
+    assert set(second.asked).isdisjoint(jobs.splits["train"][:30])
 
 
 def test_a_shard_without_samples_is_left_out(tmp_path):
     refs = {"train": [str(n) for n in range(9, 100, 10)] + [str(n) for n in range(5)]}
     source = Numbers()
-    manifest = run(tmp_path, source, plan_of(splits=refs, samples_per_shard=10))
+    manifest = run(tmp_path, source, jobs_of(splits=refs, samples_per_shard=10))
     assert [shard.name for shard in manifest.split("train").shards] == ["train-000001.tar"]
     assert manifest.conversion.skipped == {"unlucky": 10}
 
 
 def test_no_samples_at_all_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"numbers: no samples found \(7 without a file\)"):
-        Plan("numbers", {}, {"train": []}, 10, {"without a file": 7})
+        ConversionJobs("numbers", {}, {"train": []}, 10, {"without a file": 7})
     with pytest.raises(DataError, match=r"numbers: no sample was left: {'unlucky': 2}"):
-        run(tmp_path, Numbers(), plan_of(splits={"train": ["9", "19"]}))
+        run(tmp_path, Numbers(), jobs_of(splits={"train": ["9", "19"]}))
     with pytest.raises(ValueError, match="samples_per_shard: 0 must be at least 1"):
-        plan_of(samples_per_shard=0)
+        jobs_of(samples_per_shard=0)
 
 
 def test_the_manifest_stays_small_and_its_digest_ignores_the_conversion(tmp_path):
-    manifest = run(tmp_path, Numbers(), plan_of())
+    manifest = run(tmp_path, Numbers(), jobs_of())
     other = manifest.model_copy(update={"conversion": None})
     assert manifest.digest() == other.digest()
     entry = json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["shards"][0]
@@ -232,9 +278,9 @@ def test_moments_of_parts_are_those_of_the_whole():
     values = rng.normal(1e6, 0.5, 1000)
     cuts = np.split(values, [1, 10, 500])
     parts = [(len(c), float(c.mean()), float(((c - c.mean()) ** 2).sum())) for c in cuts]
-    found = with_statistics(FIELDS["age"], parts)
-    assert found.mean == pytest.approx(values.mean(), rel=1e-12)
-    assert found.std == pytest.approx(values.std(), rel=1e-6)
+    field = with_statistics(FIELDS["age"], parts)
+    assert field.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert field.std == pytest.approx(values.std(), rel=1e-6)
     given = FIELDS["age"].model_copy(update={"mean": 1.0, "std": 2.0})
     assert with_statistics(given, parts) == given
     assert with_statistics(FIELDS["age"], [(3, 5.0, 0.0)]).std is None

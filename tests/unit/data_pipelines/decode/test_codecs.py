@@ -158,7 +158,7 @@ def test_truncated_pictures_are_refused(cut):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), kind=st.sampled_from(["png", "jpg", "json", "planes"]))
-def test_damage_never_escapes_as_another_error(data, kind):
+def test_damage_is_always_a_data_error(data, kind):
     encoded = {
         "png": encode_png(GREY16),
         "jpg": encode_jpeg(RGB),

@@ -145,7 +145,7 @@ def test_numbers_must_be_finite(value):
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_one_wrong_bit_is_noticed(data):
+def test_one_wrong_bit_is_detected(data):
     good = encode_planes(PLANE[:16, :16])
     place = data.draw(st.integers(0, 8 * len(good) - 1))
     bad = bytearray(good)
@@ -154,7 +154,7 @@ def test_one_wrong_bit_is_noticed(data):
         decode_planes("a.planes", bytes(bad))
 
 
-def test_truncation_at_every_byte_is_noticed():
+def test_truncation_at_every_byte_is_detected():
     good = encode_planes(PLANE[:8, :8])
     for length in range(len(good)):
         with pytest.raises(DataError, match=r"^a: damaged planes"):

@@ -1,4 +1,4 @@
-"""Statistics against numpy, and one verdict for every way in which labels can be wrong."""
+"""Statistics against numpy, and one finding for each defect of labels."""
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def statistics_of(rule, labels):
 
 
 def messages(statistics, level, all_seen=False):
-    found = task_findings(statistics, all_seen=all_seen)
-    return " | ".join(finding.message for finding in found if finding.level == level)
+    findings = task_findings(statistics, all_seen=all_seen)
+    return " | ".join(finding.message for finding in findings if finding.level == level)
 
 
 def depths(count=6, seed=0, low=500, high=5000):
@@ -76,14 +76,14 @@ def test_good_labels_have_no_finding():
 
 
 @pytest.mark.parametrize("ulps", [0, 1, 6])
-def test_a_label_collapsed_to_rounding_noise_is_a_fault(ulps):
+def test_a_label_collapsed_to_rounding_noise_is_an_error(ulps):
     step = np.spacing(np.float32(1234.5))
     noise = np.random.default_rng(2).integers(0, ulps + 1, (5, 1, 6, 6))
     labels = (np.float32(1234.5) + noise * step).astype(np.float32)
     seen = statistics_of(LabelRule("depth", "dense_regression"), labels)
-    found = messages(seen, "fault")
-    assert "flattened: one value (1234.5) in all 5 labels" in found
-    assert ("float32 roundings" in found) == bool(ulps)
+    message = messages(seen, "error")
+    assert "flattened: one value (1234.5) in all 5 labels" in message
+    assert ("float32 roundings" in message) == bool(ulps)
     assert is_flattened(seen)
 
 
@@ -94,13 +94,13 @@ def test_a_real_range_of_many_ulps_is_not_flattened():
     assert "deviation of the scaled target is" in messages(seen, "warning")
 
 
-def test_a_value_for_each_picture_is_a_fault():
+def test_a_value_for_each_picture_is_an_error():
     labels = [np.full((1, 6, 6), 100 * number, np.uint16) for number in range(1, 6)]
     seen = statistics_of(DEPTH, labels)
-    assert messages(seen, "fault") == "flattened: each of the 5 pictures holds one value"
+    assert messages(seen, "error") == "flattened: each of the 5 pictures holds one value"
     assert is_flattened(seen)
     mixed = statistics_of(DEPTH, [*labels, depths(1)[0]])
-    assert messages(mixed, "fault") == "" and not is_flattened(mixed)
+    assert messages(mixed, "error") == "" and not is_flattened(mixed)
     assert "5 of 6 pictures hold one value" in messages(mixed, "warning")
 
 
@@ -118,9 +118,9 @@ def test_one_flat_channel_is_named():
     assert not is_flattened(seen)
 
 
-def test_all_ignored_segmentation_is_a_fault():
+def test_all_ignored_segmentation_is_an_error():
     seen = statistics_of(SEGMENT, np.zeros((4, 1, 6, 6), np.uint8))
-    assert messages(seen, "fault") == "every pixel of every label is invalid or ignored"
+    assert messages(seen, "error") == "every pixel of every label is invalid or ignored"
     some = [np.zeros((1, 6, 6), np.uint8), *np.eye(6, dtype=np.uint8)[None, None] + 1]
     assert "1 of 2 labels have no valid pixel" in messages(statistics_of(SEGMENT, some), "warning")
 
@@ -129,15 +129,15 @@ def test_ids_without_a_class_are_counted():
     ids = np.tile(np.array([1, 2, 3, 255], np.uint8), (2, 1, 4, 1))
     assert "25 % of ids stand for no class" in messages(statistics_of(SEGMENT, ids), "warning")
     unknown = statistics_of(SEGMENT, np.full((2, 1, 4, 4), 200, np.uint8))
-    assert "(100 % unknown ids)" in messages(unknown, "fault")
+    assert "(100 % unknown ids)" in messages(unknown, "error")
 
 
-def test_one_class_needs_enough_labels_to_be_a_fault():
+def test_one_class_needs_enough_labels_to_be_an_error():
     few, many = statistics_of(HAT, [1] * 20), statistics_of(HAT, [1] * 600)
     assert messages(few, "warning").startswith("only class '1' in 20 labels")
-    assert messages(few, "fault") == ""
-    assert messages(few, "fault", all_seen=True) == "only class '1' in 20 labels"
-    assert messages(many, "fault") == "only class '1' in 600 labels"
+    assert messages(few, "error") == ""
+    assert messages(few, "error", all_seen=True) == "only class '1' in 20 labels"
+    assert messages(many, "error") == "only class '1' in 600 labels"
 
 
 def test_class_balance_and_absent_classes():
@@ -153,7 +153,7 @@ def test_a_nearly_constant_picture_label():
     assert messages(seen, "warning") == "nearly constant: 99.98 % of the values are 255"
     labels[1:, 0, 0, 0] = 255
     seen = statistics_of(LabelRule("edge", "dense_regression", scale=(1.0,)), labels)
-    assert messages(seen, "fault").startswith("nearly constant: 99.99 % of the values are 255")
+    assert messages(seen, "error").startswith("nearly constant: 99.99 % of the values are 255")
 
 
 def test_a_scale_that_does_not_fit():
@@ -163,17 +163,17 @@ def test_a_scale_that_does_not_fit():
 
 
 def test_regressions_of_one_value():
-    assert messages(statistics_of(SIZE, [2.5] * 9), "fault") == (
+    assert messages(statistics_of(SIZE, [2.5] * 9), "error") == (
         "flattened: one value (2.5) in all 9 labels"
     )
     alone = statistics_of(SIZE, [2.5])
-    assert messages(alone, "fault") == "" and not is_flattened(alone)
+    assert messages(alone, "error") == "" and not is_flattened(alone)
 
 
 def test_labels_of_two_types():
     labels = [depths(1)[0], (depths(1)[0] // 256).astype(np.uint8)]
     assert (
-        messages(statistics_of(DEPTH, labels), "fault") == "stored in several types: uint16, uint8"
+        messages(statistics_of(DEPTH, labels), "error") == "stored in several types: uint16, uint8"
     )
 
 
@@ -246,7 +246,7 @@ def test_copies_of_images_are_named():
     assert finding.message == "3 of 6 images are copies (k0 and x)"
     same = np.zeros((4, 3, 4, 4), np.uint8)
     same[:, :, 0, 0] = 9
-    assert worst(data_findings(seen_in(random_batch(4, images=same)))) == "fault"
+    assert worst(data_findings(seen_in(random_batch(4, images=same)))) == "error"
 
 
 def test_images_of_one_colour():
@@ -255,10 +255,10 @@ def test_images_of_one_colour():
     [finding] = data_findings(seen_in(random_batch(4, images=images)))
     assert finding.message == "1 of 4 images are of one colour" and finding.level == "warning"
     flat = np.zeros((4, 3, 4, 4), np.uint8)
-    assert worst(data_findings(seen_in(random_batch(4, images=flat)))) == "fault"
+    assert worst(data_findings(seen_in(random_batch(4, images=flat)))) == "error"
 
 
-def test_equal_tasks_are_found_whatever_their_dtype():
+def test_equal_tasks_are_detected_for_any_dtype():
     statistics = DataStatistics(
         [HAT, LabelRule("cap", "binary", classes=("0", "1")), DEPTH, SEGMENT]
     )
@@ -283,7 +283,7 @@ def test_equal_tasks_are_found_whatever_their_dtype():
     ]
 
 
-def test_few_equal_scalars_are_chance():
+def test_few_equal_scalars_may_be_chance():
     statistics = DataStatistics([HAT, SIZE])
     batch = random_batch(8)
     scalars = torch.tensor([[0.0, 1] * 4] * 2)

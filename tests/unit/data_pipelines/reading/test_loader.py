@@ -19,7 +19,7 @@ def train(shards, geometry=GEOMETRY, **options):
 
 
 def content(batch):
-    """Everything in a batch, comparable."""
+    """Return all values of a batch in comparable form."""
     tensors = {"images": batch.images, "scalars": batch.scalars, "valid": batch.valid_rows}
     return batch.keys, {name: t.tolist() for name, t in (tensors | batch.dense).items()}
 
@@ -56,7 +56,10 @@ def test_resuming_gives_the_tail_with_its_augmentation(shards):
 
 def test_processes_and_accumulation_share_one_global_batch(shards):
     alone = torch.cat([batch.images for batch in train(shards)])
-    parts = [list(train(shards, rank=rank, world_size=2, accumulation=2)) for rank in range(2)]
+    parts = [
+        list(train(shards, rank=rank, world_size=2, gradient_accumulation_steps=2))
+        for rank in range(2)
+    ]
     joined = [
         batch.images
         for step in range(9)
@@ -94,7 +97,7 @@ def test_evaluation_limit(shards):
     assert [batch.keys for batch in loader] == [("val0", "val3"), ("val7", "")]
 
 
-def test_global_random_numbers_are_left_alone(shards):
+def test_global_random_state_does_not_change(shards):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(train(shards, num_steps=2))
@@ -103,9 +106,13 @@ def test_global_random_numbers_are_left_alone(shards):
 
 def test_epoch_order_takes_default_or_given_streams(shards):
     split = shards.manifest.split("train")
-    order = epoch_order(split, seed=0, global_batch=12, streams=None)
-    assert (order.streams, order.sizes, order.steps_per_epoch(12)) == (4, (10, 10, 10, 7), 3)
-    assert epoch_order(split, seed=0, global_batch=12, streams=6).streams == 6
+    order = epoch_order(split, seed=0, global_batch=12, num_streams=None)
+    assert (order.num_streams, order.shard_sizes, order.steps_per_epoch(12)) == (
+        4,
+        (10, 10, 10, 7),
+        3,
+    )
+    assert epoch_order(split, seed=0, global_batch=12, num_streams=6).num_streams == 6
 
 
 @pytest.mark.parametrize("workers", [0, 1])

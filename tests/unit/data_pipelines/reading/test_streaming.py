@@ -1,4 +1,4 @@
-"""Tars read as a stream: real samples, damage noticed, failures survived, no false promises."""
+"""Tars read as a stream: samples, damage, failures of the source, refused arguments."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from data_pipelines.transforms import Geometry
 
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
-    monkeypatch.setattr(streaming, "SHUFFLED", 40)
+    monkeypatch.setattr(streaming, "SHUFFLE_BUFFER", 40)
 
 
 def stream(shards, pattern, **options):
@@ -64,7 +64,11 @@ def test_the_same_seed_gives_the_same_stream_and_ranks_differ(shards):
     assert keys_of(stream(shards, pattern_of(shards.root))) == first
     assert keys_of(stream(shards, pattern_of(shards.root), seed=2)) != first
     ranks = [
-        keys_of(stream(shards, pattern_of(shards.root), rank=r, world_size=2, accumulation=2))
+        keys_of(
+            stream(
+                shards, pattern_of(shards.root), rank=r, world_size=2, gradient_accumulation_steps=2
+            )
+        )
         for r in range(2)
     ]
     assert [len(keys) for keys in ranks] == [30, 30]
@@ -95,8 +99,8 @@ def test_a_source_that_fails_for_a_while_is_left_for_another_tar(shards, served,
 @pytest.mark.usefixtures("patient")
 def test_a_source_that_fails_for_good(shards, served):
     served.refuse = 10**6
-    found = r"train-00000\d\.tar: failed, as \d+ tars before in 0\.2 s"
-    with pytest.raises(SourceError, match=found):
+    message = r"train-00000\d\.tar: failed, as \d+ tars before in 0\.2 s"
+    with pytest.raises(SourceError, match=message):
         list(stream(shards, pattern_of(served.url), on_error="replace", retry_seconds=0.2))
     assert len(served.asked) > 2
 
@@ -136,9 +140,9 @@ def test_damaged_tars_stop_or_are_replaced(shards, copied, damage):
     with pytest.raises(DataError, match=rf"{path}: {DAMAGES[damage]}"):
         list(stream(shards, pattern_of(copied)))
     batches = list(stream(shards, pattern_of(copied), on_error="replace", num_steps=80))
-    faults = [fault for batch in batches for fault in batch.faults]
-    assert faults
-    assert {fault.partition(": ")[0] for fault in faults} == {str(path)}
+    damage = [message for batch in batches for message in batch.damage]
+    assert damage
+    assert {message.partition(": ")[0] for message in damage} == {str(path)}
     keys = {key for batch in batches for key in batch.keys}
     assert "" in keys
     # The sample that was cut is not taken for one with missing labels
@@ -156,9 +160,9 @@ def test_a_damaged_sample_stops_or_is_replaced(shards, copied):
     with pytest.raises(DataError, match=rf"{path}: sample train13: rgb\.png: damaged PNG"):
         list(stream(shards, pattern_of(copied), num_steps=30))
     batches = list(stream(shards, pattern_of(copied), num_steps=30, on_error="replace"))
-    faults = [fault for batch in batches for fault in batch.faults]
-    assert faults
-    assert all("sample train13: rgb.png: damaged PNG" in fault for fault in faults)
+    damage = [message for batch in batches for message in batch.damage]
+    assert damage
+    assert all("sample train13: rgb.png: damaged PNG" in message for message in damage)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""Local copies: never mixed up, never wrong, never too many, made once however many ask."""
+"""Local copies of remote files: content, eviction, concurrent processes."""
 
 import hashlib
 import os
-import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def test_a_file_is_copied_once(files):
 
 
 def test_equal_names_elsewhere_and_new_content_are_other_files(files):
-    """Also equal content of another URL: what is deleted there must not vanish here."""
+    """Also equal content of another URL: each URL has a copy of its own."""
     places = {
         files.open("s3://a/train/000.tar", b"1" * 10),
         files.open("s3://a/val/000.tar", b"2" * 10),
@@ -60,9 +59,10 @@ def test_equal_names_elsewhere_and_new_content_are_other_files(files):
     assert files.open("s3://a/train/000.tar", b"1" * 10) in places
 
 
-def test_what_was_not_used_for_longest_gives_way(files):
+def test_the_least_recently_used_file_is_evicted(files):
     first, second = files.open("u://1", b"1" * 400), files.open("u://2", b"2" * 400)
-    time.sleep(0.01)
+    for age, path in enumerate([second, first]):  # the first one was used before the second
+        os.utime(path, ns=(10**9 - age, 10**9 - age))
     files.open("u://1", b"1" * 400)  # used again, so that the second is the oldest
     third = files.open("u://3", b"3" * 400)
     assert copies(files) == sorted([first, third])
@@ -72,7 +72,7 @@ def test_what_was_not_used_for_longest_gives_way(files):
     assert files.got == ["u://1", "u://2", "u://3", "u://4"]
 
 
-def test_a_file_that_gave_way_stays_readable_where_it_is_open(files):
+def test_an_evicted_file_stays_readable_where_it_is_open(files):
     digest = hashlib.sha256(b"1" * 900).hexdigest()
     path, descriptor = files.cache.open("u://1", 900, digest, lambda f: f.write(b"1" * 900))
     files.open("u://2", b"2" * 900)
@@ -90,7 +90,7 @@ def test_a_file_larger_than_the_cache_is_refused(files):
 
 
 @pytest.mark.parametrize("content", [b"x" * 10, b"1" * 9, b"1" * 11, b""])
-def test_another_content_than_promised_is_not_kept(files, content):
+def test_another_content_than_the_hash_is_not_kept(files, content):
     digest = hashlib.sha256(b"1" * 10).hexdigest()
     with pytest.raises(DataError, match=rf"u://1: sha256 \w+ came, manifest says {digest}"):
         files.cache.open("u://1", 10, digest, lambda file: file.write(content))
@@ -98,7 +98,7 @@ def test_another_content_than_promised_is_not_kept(files, content):
     files.open("u://1", b"1" * 10)
 
 
-def test_a_copy_of_another_size_is_made_anew(files):
+def test_a_copy_of_another_size_is_made_again(files):
     path = files.open("u://1", b"1" * 100)
     os.truncate(path, 50)
     assert files.open("u://1", b"1" * 100) == path
@@ -119,7 +119,7 @@ def killed_while_copying(folder):
     ShardCache(folder, 1000).open("u://1", 800, "0" * 64, lambda _: os._exit(9))
 
 
-def test_the_rest_of_a_killed_process_is_cleared_away(files):
+def test_the_partial_copy_of_a_killed_process_is_deleted(files):
     process = get_context("fork").Process(target=killed_while_copying, args=(files.cache.folder,))
     process.start()
     process.join()
@@ -139,14 +139,14 @@ def reader(folder, log, seed):
             with open(log, "ab") as lines:
                 lines.write(b"%d\n" % number)
             file.write(content[:450])
-            time.sleep(0.001)
+            os.sched_yield()
             file.write(content[450:])
 
         digest = hashlib.sha256(content).hexdigest()
         _, descriptor = cache.open(f"u://{number}", 900, digest, copy)
         good = os.pread(descriptor, 1000, 0) == content
         os.close(descriptor)
-        with cache._counting():  # other processes add and delete files between two looks
+        with cache._room_lock():  # other processes add and delete files meanwhile
             total = sum(p.stat().st_size for p in folder.glob("*.copy"))
         assert good and total <= 3000
 
@@ -163,20 +163,21 @@ def test_many_processes_share_a_cache_that_is_too_small(tmp_path):
     assert not list(folder.glob("*.partial"))
 
 
-def ask(folder, log):
+def ask(folder, log, together):
     def copy(file):
         with open(log, "ab") as lines:
             lines.write(b"copied\n")
-        time.sleep(0.2)
         file.write(b"1" * 900)
 
     digest = hashlib.sha256(b"1" * 900).hexdigest()
-    os.close(ShardCache(folder, 1000).open("u://1", 900, digest, copy)[1])
+    cache = ShardCache(folder, 1000)
+    together.wait()
+    os.close(cache.open("u://1", 900, digest, copy)[1])
 
 
 def test_processes_that_want_one_file_at_once_copy_it_once(tmp_path):
     context = get_context("fork")
-    arguments = (tmp_path / "cache", tmp_path / "log")
+    arguments = (tmp_path / "cache", tmp_path / "log", context.Barrier(4))
     started = [context.Process(target=ask, args=arguments) for _ in range(4)]
     for process in started:
         process.start()

@@ -1,10 +1,9 @@
-"""Damage of every kind ends in a clear error or a counted replacement, never in a wrong sample."""
+"""Damage leads to an error or a counted replacement, never to a wrong sample."""
 
 import dataclasses
 import json
 import os
 import shutil
-import time
 import warnings
 
 import numpy as np
@@ -18,6 +17,7 @@ from data_pipelines.reading.dataset import ShardDataset
 from data_pipelines.reading.fields import LabelRequest
 from data_pipelines.reading.loader import eval_loader, train_loader
 from data_pipelines.shards.manifest import Field, Manifest
+from data_pipelines.shards.sources import LocalFile
 from data_pipelines.shards.store import ShardStore
 from data_pipelines.shards.writer import ShardWriter
 from data_pipelines.transforms import Geometry
@@ -81,7 +81,7 @@ def same(one, other):
 
 
 def unchecked_planes(value):
-    """Planes as a careless writer would make them."""
+    """Return planes without the checks of the encoder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "isfinite", lambda array: np.ones(array.shape, bool))
         return encode_planes(np.full((8, 12), value, np.float32))
@@ -124,7 +124,7 @@ def test_a_bad_sample_stops_or_is_replaced(tmp_path, kind):
     assert expected in message
     dataset = dataset_of(tmp_path, "replace")
     replaced = dataset[0, 1]
-    assert replaced.fault.startswith(message.partition(" object at 0x")[0])  # Pillow's address
+    assert replaced.damage.startswith(message.partition(" object at 0x")[0])  # Pillow's address
     assert replaced.image.shape == (3, 8, 12)
     assert not replaced.valid.any()
     assert dataset[0, 0].valid.all()
@@ -149,11 +149,11 @@ def test_a_damaged_shard_replaces_its_samples_alone(whole, tmp_path):
     (tmp_path / "train-000001.tar").unlink()
     samples = [dataset_of(tmp_path, "replace")[0, n] for n in range(6)]
     assert [s.key for s in samples] == ["s0", "s1", "s2", "", "", ""]
-    assert {s.fault for s in samples[3:]} == {f"{tmp_path}/train-000001.tar: missing shard"}
+    assert {s.damage for s in samples[3:]} == {f"{tmp_path}/train-000001.tar: missing shard"}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_keep_their_shape_and_carry_the_faults(whole, tmp_path, workers):
+def test_batches_keep_their_shape_and_hold_the_damage(whole, tmp_path, workers):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     os.truncate(tmp_path / "train-000000.tar", 100)
     options = {"seed": 0, "global_batch": 2, "num_steps": 6, "on_error": "replace"}
@@ -169,21 +169,21 @@ def test_batches_keep_their_shape_and_carry_the_faults(whole, tmp_path, workers)
             key if keep else "" for key, keep in zip(expected.keys, kept, strict=True)
         )
         assert batch.valid_rows.all(0).tolist() == batch.valid_rows.any(0).tolist() == kept
-        assert len(batch.faults) == kept.count(False)
-    assert sum(len(batch.faults) for batch in batches) == 6
+        assert len(batch.damage) == kept.count(False)
+    assert sum(len(batch.damage) for batch in batches) == 6
     evaluated = list(
         eval_loader(
             tmp_path, manifest, REQUESTS, (8, 12), batch_size=4, split="train", on_error="replace"
         )
     )
-    assert [len(batch.faults) for batch in evaluated] == [3, 0]
+    assert [len(batch.damage) for batch in evaluated] == [3, 0]
 
 
-def test_fillers_are_no_faults(whole):
+def test_fillers_are_no_damage(whole):
     dataset = dataset_of(whole, "replace")
     batch = Collate(dataset.labels)([dataset[0, -1], dataset[0, 0]])
     assert batch.keys == ("", "s0")
-    assert batch.faults == ()
+    assert batch.damage == ()
 
 
 def test_a_source_that_does_not_answer_is_never_replaced(whole, monkeypatch):
@@ -196,8 +196,8 @@ def test_a_source_that_does_not_answer_is_never_replaced(whole, monkeypatch):
         dataset[0, 0]
 
 
-def test_a_flip_of_any_bit_of_a_member_is_noticed(whole, tmp_path):
-    """Every bit of one JSON and some of the JPEG, both without checksums of their own."""
+def test_a_flip_of_any_bit_of_a_member_is_detected(whole, tmp_path):
+    """Every bit of one JSON and some of the JPEG, encodings without checksums."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     manifest = Manifest.load(tmp_path)
     path = tmp_path / "train-000000.tar"
@@ -217,7 +217,7 @@ def test_a_flip_of_any_bit_of_a_member_is_noticed(whole, tmp_path):
             store.read(0, [member.suffix])
 
 
-def test_truncation_at_any_byte_is_noticed(whole, tmp_path):
+def test_truncation_at_any_byte_is_detected(whole, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     size = (tmp_path / "train-000000.tar").stat().st_size
     dataset = dataset_of(tmp_path)
@@ -256,7 +256,7 @@ def mutate(content, rng):
 
 
 def plain(manifest):
-    """The manifest as of shards that another program wrote: without indexes."""
+    """The manifest without indexes, as of shards that another program wrote."""
     split = manifest.split("train")
     shards = tuple(shard.model_copy(update={"index": None}) for shard in split.shards)
     return manifest.model_copy(
@@ -265,7 +265,7 @@ def plain(manifest):
 
 
 def read_all(root, on_error, without_index):
-    """The samples, a fault in place of each that cannot be read; or the fault of the manifest."""
+    """Return the samples, a damaged one as its error; or the error of the manifest."""
     try:
         manifest = Manifest.load(root)
         dataset = dataset_of(root, on_error, plain(manifest) if without_index else manifest)
@@ -278,7 +278,7 @@ def read_all(root, on_error, without_index):
             samples.append(dataset[0, number])
         except DataError as error:  # noqa: PERF203
             assert on_error == "stop"
-            samples.append(dataclasses.replace(dataset.builder.blank(), fault=str(error)))
+            samples.append(dataclasses.replace(dataset.builder.blank(), damage=str(error)))
     return samples
 
 
@@ -294,28 +294,32 @@ def check_one_mutation(whole, root, originals, seed):
             warnings.simplefilter("ignore")
             damaged = damaged.replace(b'"checksum": "', b'"checksum": null, "was": "')
     (root / name).write_bytes(damaged)
-    start = time.monotonic()
-    try:
-        found = {mode: read_all(root, mode, without_index) for mode in ("stop", "replace")}
-    finally:
-        (root / name).write_bytes(content)
-    assert time.monotonic() - start < 5
-    assert found["stop"] == found["replace"] or len(found["stop"]) == len(found["replace"])
-    if isinstance(found["stop"], str):
+    requested = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = LocalFile.read
+        patch.setattr(LocalFile, "read", lambda *args: (requested.append(args[2]), read(*args))[1])
+        try:
+            actual = {mode: read_all(root, mode, without_index) for mode in ("stop", "replace")}
+        finally:
+            (root / name).write_bytes(content)
+    # A damaged size or count must not make the reader request many or large ranges
+    assert len(requested) < 200 and sum(requested) < 20 * sum(map(os.path.getsize, whole.iterdir()))
+    assert actual["stop"] == actual["replace"] or len(actual["stop"]) == len(actual["replace"])
+    if isinstance(actual["stop"], str):
         return "refused"
-    for samples in found.values():
+    for samples in actual.values():
         for sample, original in zip(samples, originals, strict=True):
-            if sample.fault:
+            if sample.damage:
                 assert not sample.valid.any()
                 assert not sample.key
             elif not without_index:
                 assert same(sample, original), f"seed {seed}: {name}: silently wrong"
-    faults = sum(bool(sample.fault) for sample in found["replace"])
-    return "replaced" if faults else "unchanged"
+    replaced = sum(bool(sample.damage) for sample in actual["replace"])
+    return "replaced" if replaced else "unchanged"
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(200), pytest.param(range(200, 2200), marks=pytest.mark.slow)], ids=["200", "2k"]
+    "seeds", [range(200), pytest.param(range(200, 1200), marks=pytest.mark.slow)], ids=["200", "1k"]
 )
 def test_mutated_shards_indexes_and_manifests(whole, tmp_path, seeds):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)

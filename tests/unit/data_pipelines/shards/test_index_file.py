@@ -1,4 +1,4 @@
-"""The index beside a shard: what the walk finds, and nothing else is believed."""
+"""The index of a shard: equal to the content of the tar, and refused if it is damaged."""
 
 import hashlib
 import tarfile
@@ -23,10 +23,10 @@ def first(shards):
     return shards.root / shard.name, shard, (shards.root / f"{shard.name}.index").read_bytes()
 
 
-def test_it_holds_what_python_finds_in_the_tar(first):
+def test_members_are_those_that_tarfile_lists(first):
     path, shard, data = first
     index = read_index("x", data, shard.index.sha256)
-    found = [
+    members = [
         (f"{index.key(n)}.{m.suffix}", m.offset, m.size, m.crc32)
         for n in range(index.num_samples)
         for m in index.members(n)
@@ -35,9 +35,9 @@ def test_it_holds_what_python_finds_in_the_tar(first):
         expected = [
             (m.name, m.offset_data, m.size, zlib.crc32(tar.extractfile(m).read())) for m in tar
         ]
-    assert found == expected
+    assert members == expected
     assert index.num_samples == shard.samples
-    assert index.num_bytes < 20 * len(found) + 20 * shard.samples + 10
+    assert index.num_bytes < 20 * len(members) + 20 * shard.samples + 10
 
 
 def test_an_index_written_later_is_the_same(first, tmp_path):

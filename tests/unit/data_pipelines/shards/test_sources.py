@@ -1,8 +1,9 @@
-"""Where shards may lie: this machine, HTTP and S3 servers, with and without a cache."""
+"""Shards in a local folder, on HTTP and S3 servers, with and without a cache."""
 
 import os
 import pickle
 import shutil
+import time
 
 import pytest
 import torch
@@ -33,9 +34,9 @@ def batches(location, shards, workers=0):
     return list(loader)
 
 
-def assert_same(found, expected):
-    assert [batch.keys for batch in found] == [batch.keys for batch in expected]
-    for one, other in zip(found, expected, strict=True):
+def assert_same(actual, expected):
+    assert [batch.keys for batch in actual] == [batch.keys for batch in expected]
+    for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.scalars, other.scalars)
         assert torch.equal(one.valid_rows, other.valid_rows)
@@ -99,8 +100,8 @@ def test_a_source_that_fails_for_good(shards, served, tmp_path, knob, cached):
     folder = open_folder(served.url, cache, retry_seconds=0.2)
     store = ShardStore(folder, shards.manifest.split("train").shards)
     setattr(served, knob, 10**6)
-    found = r"train-000001\.tar.*: failed \d+ times in 0\.2 s, at last with "
-    with pytest.raises(SourceError, match=found):
+    message = r"train-000001\.tar.*: failed \d+ times in 0\.2 s, at last with "
+    with pytest.raises(SourceError, match=message):
         store.read(12, ALL)
     assert not list(tmp_path.glob("*.copy")) + list(tmp_path.glob("*.partial"))
 
@@ -110,8 +111,8 @@ def test_a_source_that_hangs(shards, served, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT", 0.05)
     folder = open_folder(served.url, retry_seconds=0.1)
     store = ShardStore(folder, shards.manifest.split("train").shards)
-    found = r"failed \d+ times in 0\.1 s, at last with FSTimeoutError"
-    with served.lock, pytest.raises(SourceError, match=found):
+    message = r"failed \d+ times in 0\.1 s, at last with FSTimeoutError"
+    with served.lock, pytest.raises(SourceError, match=message):
         store.read(0, ALL)
 
 
@@ -119,21 +120,77 @@ def test_a_source_that_hangs(shards, served, monkeypatch):
 def test_a_stopped_server(served):
     served.shutdown()
     served.server_close()
-    found = r"manifest\.json: failed \d+ times in 0\.1 s, at last with Client"
-    with pytest.raises(SourceError, match=found):
+    message = r"manifest\.json: failed \d+ times in 0\.1 s, at last with Client"
+    with pytest.raises(SourceError, match=message):
         Manifest.load(open_folder(served.url, retry_seconds=0.1))
 
 
-def test_the_waits_grow_up_to_a_limit_and_end_in_time(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(remote.time, "monotonic", lambda: now[0])
-    patience, waits = remote.Patience(130.0), []
-    now[0] = 50.0  # what comes before the first failure does not count
-    while (wait := patience.next_wait()) is not None:
-        waits.append(wait)
-        now[0] += wait
-    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
-    assert remote.Patience(0.0).next_wait() is None
+class Clock:
+    """A clock that only sleeping and `advance` move forward."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.waits = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "sleep", self.sleep)
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+def test_the_waits_grow_up_to_a_limit_and_end_in_time(monkeypatch, caplog):
+    clock, calls = Clock(monkeypatch), []
+
+    def call():
+        calls.append(clock.now)
+        if len(calls) == 1:
+            clock.now += 50.0  # the time of the first attempt does not count
+        raise ConnectionError("refused")
+
+    with pytest.raises(SourceError) as caught:
+        remote._retried("s3://b/x", call, 130.0)
+    assert clock.waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert str(caught.value) == (
+        "s3://b/x: failed 10 times in 130 s, at last with ConnectionError: refused"
+    )
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert [record.getMessage() for record in caplog.records][:2] == [
+        "s3://b/x: ConnectionError: refused; trying again in 0.5 s",
+        "s3://b/x: ConnectionError: refused; trying again in 1.0 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (FileNotFoundError(), DataError),
+        (IsADirectoryError(), DataError),
+        (DataError("damaged"), DataError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_errors_that_no_retry_can_help_are_raised_at_once(monkeypatch, error, expected):
+    clock = Clock(monkeypatch)
+
+    def call():
+        raise error
+
+    with pytest.raises(expected):
+        remote._retried("s3://b/x", call, 130.0)
+    assert clock.waits == []
+
+
+def test_no_retry_time_means_one_attempt(monkeypatch):
+    clock, calls = Clock(monkeypatch), []
+
+    def call():
+        calls.append(0)
+        raise ConnectionError
+
+    with pytest.raises(SourceError, match=r"failed 1 times in 0 s, at last with ConnectionError$"):
+        remote._retried("s3://b/x", call, 0.0)
+    assert (len(calls), clock.waits) == (1, [])
 
 
 def test_files_that_a_server_does_not_have(shards, served, tmp_path):
@@ -152,7 +209,7 @@ def test_a_server_without_ranges(shards, served):
         store.read(0, ALL)
 
 
-def test_other_shards_than_the_manifests_are_noticed(shards, served, tmp_path):
+def test_other_shards_than_the_manifests_are_detected(shards, served, tmp_path):
     shutil.copytree(shards.root, tmp_path / "other")
     shutil.copy(tmp_path / "other/train-000001.tar", tmp_path / "other/train-000000.tar")
     served.root = tmp_path / "other"

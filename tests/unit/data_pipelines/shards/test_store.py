@@ -1,4 +1,4 @@
-"""Members by global id, from our tars and others', and every kind of damage found."""
+"""Members by global id, from tars of several programs, and the detection of damage."""
 
 import io
 import os
@@ -178,7 +178,7 @@ def test_a_truncated_shard(damaged):
     assert refused(store) == f"{path}: wrong shard: {size + 512} bytes, manifest says {size}"
 
 
-def test_a_cut_at_a_header_boundary_is_found_though_the_size_agrees(damaged):
+def test_a_cut_at_a_header_boundary_is_detected_though_the_size_agrees(damaged):
     path, _ = damaged
     with tarfile.open(path) as tar:
         member = tar.getmembers()[5]
@@ -228,7 +228,7 @@ def test_a_damaged_header(damaged, place, value):
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_no_damage_to_a_header_goes_unnoticed(tmp_path_factory, data):
+def test_damage_to_a_header_is_detected(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("t") / "t.tar"
     write_tar(path, [("k.a.json", b"1"), ("k.b.json", b"2"), ("l.a.json", b"3")])
     place = 1024 + data.draw(st.integers(0, 511))

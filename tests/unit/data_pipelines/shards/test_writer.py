@@ -1,4 +1,4 @@
-"""Shards: content, reproducible bytes, and nothing partial under a final name."""
+"""Shards: content, reproducible bytes, no partial file under a final name."""
 
 import gc
 import hashlib
@@ -22,12 +22,12 @@ def test_content_and_manifest_entry_agree_with_the_files(tmp_path, write_split, 
         assert len(data) == shard.bytes
         assert hashlib.sha256(data).hexdigest() == shard.sha256
         with tarfile.open(tmp_path / shard.name) as tar:
-            found: dict[str, dict[str, bytes]] = {}
+            stored: dict[str, dict[str, bytes]] = {}
             for member in tar:
                 key, _, suffix = member.name.partition(".")
-                found.setdefault(key, {})[suffix] = tar.extractfile(member).read()
+                stored.setdefault(key, {})[suffix] = tar.extractfile(member).read()
                 assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
-        for key, members in found.items():
+        for key, members in stored.items():
             assert key == f"train{number}"
             assert members == members_of(number)
             number += 1
@@ -42,7 +42,7 @@ def test_webdataset_reads_the_same_samples(tmp_path, write_split, members_of):
     assert samples[5]["rgb.png"] == members_of(5)["rgb.png"]
 
 
-def test_bytes_depend_on_the_samples_alone(tmp_path, write_split):
+def test_bytes_depend_only_on_the_samples(tmp_path, write_split):
     first = write_split(tmp_path / "a", "train", 12)
     second = write_split(tmp_path / "b", "train", 12)
     assert first == second
@@ -63,7 +63,8 @@ def test_an_exception_leaves_finished_shards_only(tmp_path):
 def test_an_unfinished_shard_has_no_final_name(tmp_path):
     with ShardWriter(tmp_path, "train") as writer:
         writer.write("k", {"a.json": b"{}"})
-        assert os.listdir(tmp_path) == ["train-000000.tar.partial"]
+        (unfinished,) = os.listdir(tmp_path)
+        assert unfinished.startswith(".partial-") and unfinished.endswith("-train-000000.tar")
     assert sorted(os.listdir(tmp_path)) == ["train-000000.tar", "train-000000.tar.index"]
 
 

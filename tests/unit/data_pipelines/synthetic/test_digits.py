@@ -1,4 +1,4 @@
-"""Pairs of handwritten digits: writers apart, labels true, same bytes for the same seed."""
+"""Pairs of handwritten digits: separate writers, consistent labels, reproducible bytes."""
 
 from __future__ import annotations
 

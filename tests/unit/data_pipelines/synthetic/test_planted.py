@@ -47,7 +47,7 @@ def test_inputs_are_standard_normal_and_labels_balanced(problem):
     assert float((batch.scalars.mean(dim=1) - 0.5).abs().max()) < 0.05
 
 
-def test_every_group_has_its_share_of_the_tasks():
+def test_tasks_are_evenly_divided_over_the_groups():
     counts = torch.bincount(PlantedProblem(3000, 3, seed=0).groups, minlength=3)
     assert counts.tolist() == pytest.approx([1000] * 3, rel=0.1)
 
@@ -64,10 +64,10 @@ def test_the_features_of_its_group_decide_a_task_and_those_of_others_do_not(prob
     layers = zip(problem._first.numpy(), problem._second.numpy(), strict=True)
     features = [np.tanh(inputs @ first) @ second for first, second in layers]
     assert features[0].shape == (3000, NUM_FEATURES)
-    for task, own in enumerate(problem.groups.tolist()):
+    for task, true_group in enumerate(problem.groups.tolist()):
         for group, values in enumerate(features):
-            found = accuracy(values, labels[task])
-            assert found > 0.97 if group == own else found < 0.8, (task, group, found)
+            result = accuracy(values, labels[task])
+            assert result > 0.97 if group == true_group else result < 0.8, (task, group, result)
 
 
 def test_a_linear_model_of_the_inputs_is_not_enough(problem):

@@ -28,7 +28,7 @@ from data_pipelines.synthetic.raycast import (
     solid_distance,
 )
 from data_pipelines.synthetic.rooms import write_rooms
-from data_pipelines.synthetic.sample import Job, make_sample, visible_scene
+from data_pipelines.synthetic.sample import RoomJob, make_sample, visible_scene
 from data_pipelines.synthetic.scene import SHAPES, Camera, Scene, Solid
 from data_pipelines.synthetic.shading import render
 
@@ -101,18 +101,18 @@ def test_the_first_hit_is_where_marching_enters_the_solid(shape: str) -> None:
     origins = np.repeat(rng.uniform([-1, 0.2, 0], [1, 2.4, 1.5], (40, 3)), 50, axis=0).T
     targets = solid.centre[:, None] + rng.normal(0, 0.5, origins.shape)
     directions = targets - origins
-    found = solid_distance(solid, origins, directions)
+    actual = solid_distance(solid, origins, directions)
     steps = np.linspace(0, 3, 1501)
     inside = np.stack([is_inside(solid, origins + t * directions) for t in steps])
     entered = inside.any(axis=0)
     first = np.where(entered, steps[inside.argmax(axis=0)], np.inf)
     assert 200 < entered.sum() < 1900
-    assert np.all(np.isfinite(found[entered]))
-    late = first[entered] - found[entered]
+    assert np.all(np.isfinite(actual[entered]))
+    late = first[entered] - actual[entered]
     assert late.min() > -1e-9
     # Marching overlooks a chord shorter than its step, and only that.
     assert np.mean(late < steps[1] + 1e-9) > 0.98
-    grazed = np.isfinite(found) & ~entered
+    grazed = np.isfinite(actual) & ~entered
     assert grazed.mean() < 0.02
 
 
@@ -155,7 +155,7 @@ def test_normals_match_finite_differences_of_the_unprojected_depth(shape: str) -
     assert np.all((normal * points[1:-1, 1:-1]).sum(axis=-1) < 0.05)  # towards the camera
     cosine = (expected * normal).sum(axis=-1)
     solid = hits.surface.reshape(size, size)[1:-1, 1:-1] == FIRST_SOLID
-    # Differences across an edge mean nothing; edges are a small share of either region.
+    # Differences across an edge mean nothing; edges cover a small part of either region.
     assert solid.sum() > 2000
     assert np.mean(cosine[solid] > 0.998) > 0.85
     assert np.mean(cosine[~solid] > 0.998) > 0.93
@@ -177,7 +177,7 @@ def test_curvature_is_the_turning_of_the_normal(shape: str) -> None:
     points, normals = hits.points.reshape(grid), hits.normals.reshape(grid)
     surface = hits.surface.reshape(size, size)
     rows, columns = np.nonzero(surface[3:-3, 3:-3] == FIRST_SOLID)
-    found, expected = [], []
+    actual, expected = [], []
     for r, c in zip(rows[::23] + 3, columns[::23] + 3, strict=True):
         if np.any(surface[r - 3 : r + 4, c - 3 : c + 4] != FIRST_SOLID):
             continue
@@ -187,9 +187,9 @@ def test_curvature_is_the_turning_of_the_normal(shape: str) -> None:
                            normals[:, r + 1, c] - normals[:, r - 1, c]])  # fmt: skip
         shape_operator = np.linalg.pinv(moved, rcond=1e-6) @ turned
         eigenvalues = np.sort(np.linalg.eigvals(shape_operator).real)
-        found.append((eigenvalues[-1], eigenvalues[-2] if shape == "sphere" else 0.0))
+        actual.append((eigenvalues[-1], eigenvalues[-2] if shape == "sphere" else 0.0))
         expected.append(hits.curvature[:, r * size + c])
-    error = np.abs(np.array(found) - np.array(expected))
+    error = np.abs(np.array(actual) - np.array(expected))
     assert len(error) > 40
     assert np.median(error[:, 0]) < 0.02
     assert np.array(expected)[:, 0].min() >= 0
@@ -361,7 +361,7 @@ def test_files_depend_on_the_seed_and_not_on_the_workers(small: Path, tmp_path: 
 
 
 def test_a_sample_does_not_depend_on_how_many_there_are(small: Path) -> None:
-    sample = make_sample(Job(7, "train", 20, 32, 0.0))
+    sample = make_sample(RoomJob(7, "train", 20, 32, 0.0))
     members = read(small)
     for name, data in sample.members.items():
         assert members[f"{sample.key}.{name}"] == data
@@ -444,13 +444,13 @@ def test_missing_drops_each_label_at_its_rate_and_leaves_the_rest_alone(
 
 
 def test_all_bad_arguments_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError) as fault:
+    with pytest.raises(ValueError) as caught:
         write_rooms(tmp_path, 0, 16, -1, missing=1.0, val_fraction=0.7, workers=0)
     for part in ("samples is 0, must be at least 1", "size is 16, must be at least 32 pixels",
                  "seed is -1, must be 0 or more", "missing is 1.0, must be in [0, 1)",
                  "val_fraction is 0.7, must be in [0, 0.5]",
                  "workers is 0, must be at least 1"):  # fmt: skip
-        assert part in str(fault.value)
+        assert part in str(caught.value)
     assert not list(tmp_path.iterdir())
 
 

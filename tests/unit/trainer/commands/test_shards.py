@@ -63,7 +63,7 @@ def test_taskonomy_sums_up_what_was_taken_and_left(dmtg, release, tmp_path):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        (("--val-share", "1.5"), "val_share: 1.5 must be at least 0 and below 1"),
+        (("--val-share", "1.5"), "val_fraction: 1.5 must be at least 0 and below 1"),
         (("--tasks", "depth_zbuffer, hats"), "tasks hats: not there or not known"),
         (("--val-buildings", "oak"), "val buildings oak: not there"),
         (("--splits", "nowhere.csv"), "nowhere.csv: cannot be read"),

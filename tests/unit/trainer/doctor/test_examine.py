@@ -78,7 +78,7 @@ def test_sound_labels(tmp_path):
 
 def test_flattened_labels_are_a_fault(tmp_path):
     report = examine(written(tmp_path / "data", change=flatten_depth), 100, "train")
-    assert report.level == "fault"
+    assert report.level == "error"
     [message] = findings_of(report, "depth_zbuffer")
     assert message == "fault: flattened: one value (900) in all 20 labels"
 
@@ -89,7 +89,7 @@ def test_damaged_samples_are_counted_and_named(tmp_path):
             members["depth.png"] = members["depth.png"][:100]
 
     report = examine(written(tmp_path / "data", change=damage), 100, "train")
-    assert report.read == 16 and report.level == "fault"
+    assert report.read == 16 and report.level == "error"
     [finding] = report.findings
     assert finding.message.startswith("4 of 20 samples are damaged, first: ")
     assert "sample s3: depth.png: damaged PNG" in finding.message
@@ -166,8 +166,8 @@ def test_command(tmp_path):
 @needs_views
 def test_real_views(tmp_path):
     """Three of them count depth in other units, beyond the release's limit; nothing else is odd."""
-    options = ConversionOptions(size=128, progress=False)
-    write_taskonomy(VIEWS, tmp_path / "data", BuildingSplits(val_share=0), options)
+    options = ConversionOptions(image_size=128, progress=False)
+    write_taskonomy(VIEWS, tmp_path / "data", BuildingSplits(val_fraction=0), options)
     report = examine(tmp_path / "data", 100, "train", tmp_path / "sheet.png")
     assert report.read == 4 and report.findings == ()
     assert findings_of(report, "depth_zbuffer") == ["warning: 2 of 4 labels have no valid pixel"]

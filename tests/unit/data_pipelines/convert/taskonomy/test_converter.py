@@ -1,4 +1,4 @@
-"""Taskonomy: every stored label against its source file, faults counted, buildings apart."""
+"""Taskonomy: stored labels against their source files, missing labels, splits of buildings."""
 
 import hashlib
 from pathlib import Path
@@ -56,7 +56,7 @@ def tree(tmp_path):
 
 
 def write(root, out, splits=None, **options):
-    splits = splits or BuildingSplits(val_share=0)
+    splits = splits or BuildingSplits(val_fraction=0)
     return write_taskonomy(root, out, splits, ConversionOptions(progress=False, **options))
 
 
@@ -101,7 +101,7 @@ def test_labels_shrink_without_being_mixed_and_images_with_antialiasing(tree, tm
     checks = np.kron(np.indices((SIDE, SIDE)).sum(axis=0) % 2 * 255, np.ones((1, 1)))
     picture = np.repeat(checks.astype(np.uint8)[..., None], 3, axis=2)
     save(tree, "rgb", "ash", "point_0_view_0", picture)
-    write(tree, tmp_path / "out", size=8, tasks=("depth_zbuffer", "segment_semantic"))
+    write(tree, tmp_path / "out", image_size=8, tasks=("depth_zbuffer", "segment_semantic"))
     samples = read(tmp_path / "out")
     for number in range(12):
         sample = samples[f"{BUILDINGS[number // 3]}-point_{number}_view_{number % 3}"]
@@ -115,7 +115,7 @@ def test_labels_shrink_without_being_mixed_and_images_with_antialiasing(tree, tm
 
 
 def test_pictures_never_grow(tree, tmp_path):
-    write(tree, tmp_path / "out", size=100, tasks=("normal",))
+    write(tree, tmp_path / "out", image_size=100, tasks=("normal",))
     assert read(tmp_path / "out")["ash-point_0_view_0"]["normal"].shape == (3, SIDE, SIDE)
 
 
@@ -168,7 +168,7 @@ def test_workers_change_nothing_and_a_rerun_continues(tree, tmp_path):
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
     assert len(list((tmp_path / "one").glob("*.tar"))) == 3
     with pytest.raises(DataError, match="a data set is already here, from other arguments"):
-        write(tree, tmp_path / "one", **options, size=8)
+        write(tree, tmp_path / "one", **options, image_size=8)
 
 
 def test_a_limit_takes_views_from_all_over(tree, tmp_path):
@@ -197,7 +197,7 @@ def test_the_releases_table_decides_the_splits(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "fault"),
+    ("text", "expected"),
     [
         ("id,train,val,test\nash,yes,0,0\n", "line 2: train is 'yes'; needed are 0 or 1"),
         ("id,train,val,test\nash,1,1,0\n", "line 2: in train and val"),
@@ -205,10 +205,10 @@ def test_the_releases_table_decides_the_splits(tree, tmp_path):
         ("", "no samples found"),
     ],
 )
-def test_a_faulty_table_is_refused(tree, tmp_path, text, fault):
+def test_a_wrong_table_is_refused(tree, tmp_path, text, expected):
     table = tmp_path / "table.csv"
     table.write_text(text)
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=expected):
         write(tree, tmp_path / "out", BuildingSplits(table=table))
     with pytest.raises(DataError, match=r"missing\.csv: cannot be read"):
         write(tree, tmp_path / "out", BuildingSplits(table=tmp_path / "missing.csv"))
@@ -221,19 +221,19 @@ def test_named_and_hashed_buildings_are_held_out_whole(tree, tmp_path):
     with pytest.raises(DataError, match="val buildings oak: not there, allowed are ash, birch"):
         write(tree, tmp_path / "unknown", BuildingSplits(val=("oak",)))
     many = {f"b{n}" for n in range(200)}
-    assigned = BuildingSplits(val_share=0.25).assign(tree, many)
+    assigned = BuildingSplits(val_fraction=0.25).assign(tree, many)
     held = {name for name, split in assigned.items() if split == "val"}
     assert len(held) == 50
     assert held != {f"b{n}" for n in range(50)}
-    assert held == {n for n, s in BuildingSplits(val_share=0.25).assign(tree, many).items()
+    assert held == {n for n, s in BuildingSplits(val_fraction=0.25).assign(tree, many).items()
                     if s == "val"}  # fmt: skip
     assert list(BuildingSplits().assign(tree, ["ash", "elm"]).values()).count("val") == 1
     assert BuildingSplits().assign(tree, ["ash"]) == {"ash": "train"}
 
 
 def test_bad_split_arguments_are_refused():
-    with pytest.raises(ValueError, match="val_share: 1 must be at least 0 and below 1"):
-        BuildingSplits(val_share=1)
+    with pytest.raises(ValueError, match="val_fraction: 1 must be at least 0 and below 1"):
+        BuildingSplits(val_fraction=1)
     with pytest.raises(ValueError, match="val and table: give at most one"):
         BuildingSplits(Path("a.csv"), ("ash",))
 
@@ -251,7 +251,7 @@ def test_tasks_that_are_not_there_are_named(tree, tmp_path):
 @pytest.mark.parametrize("size", [pytest.param(None, marks=pytest.mark.slow), 128])
 def test_real_views_keep_every_label_of_the_source(tmp_path, size):
     tasks = sorted(p.name for p in SAMPLE.iterdir() if p.is_dir() and p.name != "rgb")
-    write(SAMPLE, tmp_path, tasks=tasks, size=size)
+    write(SAMPLE, tmp_path, tasks=tasks, image_size=size)
     samples = read(tmp_path)
     step = 1 if size is None else 512 // size
     checked = 0

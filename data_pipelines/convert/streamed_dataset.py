@@ -1,4 +1,4 @@
-"""Rows of a data set that the `datasets` library streams, in parts that can be read apart."""
+"""Rows of a dataset that the `datasets` library streams, in parts that are read separately."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import datasets
 from data_pipelines.errors import DataError
 
 _MAX_PARTS = 1024
-_STRIPES = 64
+_STRIPES = 64  # parts of a file of which each takes every 64th row
 _SHUFFLE_BUFFER = 1000  # rows
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A data set to stream.
+class StreamedDataset:
+    """A dataset that is read row by row, without random access.
 
     Attributes:
         dataset: Name on the hub, a local folder or a parquet file.
-        subset: Its configuration, where it has several.
-        seed: Of the rows that a limit takes.
-        limit: Rows of a split to read; None reads all.
+        subset: Configuration of a dataset on the hub that has several.
+        seed: Seed of the choice of rows under a limit.
+        limit: Number of rows of a split to read; None reads all.
     """
 
     dataset: str
@@ -35,18 +35,18 @@ class Stream:
     limit: int | None
 
     def splits(self) -> list[str]:
-        """Names of the splits.
+        """Return the names of the splits.
 
         Raises:
-            DataError: The data set cannot be opened.
+            DataError: The dataset cannot be opened.
         """
         return list(_opened(self.dataset, self.subset))
 
     def columns(self, split: str) -> dict[str, Any]:
-        """The columns and their features, in the library's types.
+        """Return the columns and their types in the `datasets` library.
 
         Raises:
-            DataError: There is no such split, or its columns are not declared.
+            DataError: The split does not exist, or its columns are not declared.
         """
         features = self._split(split).features
         if not features:
@@ -54,10 +54,10 @@ class Stream:
         return dict(features)
 
     def parts(self, split: str, pictures: Collection[str]) -> list[str]:
-        """References to parts that together are the split.
+        """Return references to parts that together are the split.
 
-        A file of the source is a part. Where a row only names its picture files, going through
-        all rows is quick, and each of many parts takes every n-th row.
+        Each file of the source is a part. If rows hold only the names of picture files, iterating
+        over all rows is fast, so a file is divided further: each part takes every n-th row.
 
         Args:
             split: The source's name of the split.
@@ -79,7 +79,7 @@ class Stream:
     def rows(
         self, split: str, part: str, pictures: Collection[str]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Name and content of the rows of a part; pictures stay undecoded.
+        """Yield name and content of the rows of a part; pictures are not decoded.
 
         Args:
             split: The source's name of the split.
@@ -97,15 +97,15 @@ class Stream:
             yield f"{file:04d}-{number:07d}", row
 
     def _split(self, name: str) -> Any:  # noqa: ANN401
-        found = _opened(self.dataset, self.subset)
-        if name not in found:
-            raise DataError(f"{self.dataset}: no split {name!r}, allowed are {', '.join(found)}")
-        return found[name]
+        splits = _opened(self.dataset, self.subset)
+        if name not in splits:
+            raise DataError(f"{self.dataset}: no split {name!r}, allowed are {', '.join(splits)}")
+        return splits[name]
 
 
 @lru_cache(maxsize=1)
 def _opened(dataset: str, subset: str | None) -> Any:  # noqa: ANN401
-    """The splits by name; listing a data set's files anew for every part would take long."""
+    """Return the splits by name; cached, because listing the files of a dataset is slow."""
     path = Path(dataset)
     try:
         if path.is_file():
