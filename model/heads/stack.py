@@ -9,7 +9,8 @@ from torch import nn
 
 from model.encoders import Encoder
 from model.heads.deconv import DeconvHeads
-from model.heads.linear_and_resize import DenseHeads, LinearHeads
+from model.heads.linear import LinearHeads
+from model.heads.resize import DenseHeads
 from model.tasks.spec import TaskSpec
 
 Decoder = Literal["resize", "deconv"]
