@@ -56,7 +56,7 @@ class PrunedModel(nn.Module):
         Args:
             images: uint8 [B,3,H,W].
         """
-        predictions = self.network(images, self.network.select(self.network.heads))
+        predictions = self.network(images, self.network.select(self.network.heads))["predictions"]
         return {spec.name: natural(spec, predictions[spec.name]) for spec in self.tasks}
 
 

@@ -62,7 +62,8 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
     engine.network.eval()
     for host_batch in batches:
         batch = host_batch.to(device)
-        sums.update(engine.network(batch.images, selection), task_targets(module, batch))
+        predictions = engine.network(batch.images, selection)["predictions"]
+        sums.update(predictions, task_targets(module, batch))
     engine.network.train()
     return sums.compute(engine.sum_over_ranks(sums.vector))
 
@@ -72,7 +73,8 @@ def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metr
     """Evaluate a network with one head per task in this process."""
     selection, sums = network.select(network.heads), MetricSums(network.tasks)
     for batch in batches:
-        sums.update(network(batch.images, selection), task_targets(network, batch))
+        predictions = network(batch.images, selection)["predictions"]
+        sums.update(predictions, task_targets(network, batch))
     return sums.compute(sums.vector)
 
 
@@ -97,5 +99,6 @@ def evaluate_constants(
 
 
 def task_targets(network: MultiTaskNetwork, batch: Batch) -> TaskTargets:
-    """The scaled targets and masks of a batch, by task."""
-    return network.by_task(network.targets(batch.scalars, batch.dense, batch.valid_rows))
+    """Return the scaled targets and masks of a batch, by task."""
+    labels = network.labels
+    return labels.by_task(labels.targets(batch.scalars, batch.dense, batch.valid_rows))

@@ -15,6 +15,7 @@ from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from trainer.build import open_shards
 from trainer.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from trainer.checkpoints.state import load_weights
@@ -74,7 +75,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.unchecked")
     try:
-        save_bundle(partial, full.subset(heads), _metadata(config, checkpoint))
+        save_bundle(partial, subset(full, heads), _metadata(config, checkpoint))
         pruned = load_pruned(partial)
         absolute, relative = _differences(full, heads, pruned.network, batches)
         os.replace(partial, out)
@@ -117,8 +118,8 @@ def _differences(
     """
     absolute = relative = 0.0
     for batch in batches:
-        expected = full(batch.images, full.select(heads))
-        found = pruned(batch.images, pruned.select(pruned.heads))
+        expected = full(batch.images, full.select(heads))["predictions"]
+        found = pruned(batch.images, pruned.select(pruned.heads))["predictions"]
         for name, value in expected.items():
             difference = (found[name] - value).abs().max()
             absolute = max(absolute, float(difference))

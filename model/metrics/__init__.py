@@ -1,7 +1,7 @@
 """Metrics as sums: states may be added over batches and processes, and are divided once.
 
 A state is a float64 vector. Updates take what the network gives: a prediction [B,C] or [B,C,H,W]
-and from `MultiTaskNetwork.by_task` a target [B] or [B,C,H,W] (ids [B,H,W]) with its mask.
+and from `TaskLabels.by_task` a target [B] or [B,C,H,W] (ids [B,H,W]) with its mask.
 
 Legend: B batch, C channels or classes, H, W.
 """

@@ -31,7 +31,7 @@ class ConstantPredictor:
         self._sample = torch.empty(0, spec.outputs)
 
     def update(self, target: Tensor, mask: Tensor) -> None:
-        """Take in the labels of a batch, as `MultiTaskNetwork.by_task` gives them."""
+        """Take in the labels of a batch, as `TaskLabels.by_task` gives them."""
         if "regression" not in self.spec.kind:
             ids = target[mask].long().cpu()
             self._counts += torch.bincount(ids, minlength=self._classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -53,8 +53,9 @@ class Engine:
             module.compile_parts()
         # Elsewhere the statistics are averaged, see `average_buffers`.
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self.module: Any = module
+            # Only batch normalisations are replaced, so the network itself stays what it is.
+            module = cast(MultiTaskNetwork, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        self.module = module
         self.sharded = shards() and accelerator.num_processes > 1
         if self.sharded:
             # Not trained, for accelerate, means without DDP around it.

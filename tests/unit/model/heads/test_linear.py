@@ -4,7 +4,6 @@ import torch
 from model.heads.linear import LinearHeads
 
 
-
 @pytest.mark.parametrize("rows", [slice(0, 6), slice(2, 5), torch.tensor([0, 3, 5])])
 def test_linear_heads_are_separate_linear_layers(rows):
     stack = LinearHeads(6, 7, 3)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.subset import subset_state
 from trainer import loop
 from trainer.build import build_network, open_manifest, resolve_tasks
 from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
@@ -40,10 +41,10 @@ def steps(engine, config, first, last):
     )
     module = engine.module
     for _, batch in zip(range(first, last), loader, strict=False):
-        targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
+        targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         with engine.accumulate():
             engine.backward(
-                engine.network(batch.images, module.select(module.heads), targets).sum()
+                engine.network(batch.images, module.select(module.heads), targets)["losses"].sum()
             )
 
 
@@ -154,10 +155,10 @@ def test_compaction_changes_nothing_but_the_size(rooms_config, train_here, tmp_p
         assert found[step] == pytest.approx(values, rel=1e-6), step
 
     heads = large.learner.grouping.heads()
-    state = read_state(large.engine)
+    state, layout = read_state(large.engine), large.engine.module.layout
     kept = NamedState(
-        large.engine.module.subset_state(state.weights, heads),
-        {m: large.engine.module.subset_state(v, heads) for m, v in state.moments.items()},
+        subset_state(state.weights, layout, heads),
+        {m: subset_state(v, layout, heads) for m, v in state.moments.items()},
     )
     last = small.folder.checkpoints / f"step-{14:09d}"
     for name, value in load_file(last / "weights.safetensors").items():
