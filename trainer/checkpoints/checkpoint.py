@@ -22,6 +22,13 @@ from trainer.checkpoints.files import (
     publish_checkpoint,
     rotate,
 )
+from trainer.checkpoints.migration import (
+    VERSION,
+    check_version,
+    convert_grouping,
+    convert_parameters,
+    convert_progress,
+)
 from trainer.checkpoints.state import NamedState
 from trainer.engines.optim import MOMENTS
 from trainer.errors import UserError
@@ -104,7 +111,8 @@ def save_checkpoint(
             (GROUPING, checkpoint.grouping),
         ):
             save_file({n: v.contiguous() for n, v in tensors.items()}, partial / file)
-        (partial / PROGRESS).write_text(json.dumps(asdict(checkpoint.progress)))
+        progress = {"version": VERSION, **asdict(checkpoint.progress)}
+        (partial / PROGRESS).write_text(json.dumps(progress))
 
     publish_checkpoint(final, write)
     rotate(final, keep_last=keep_last, keep_every=keep_every)
@@ -118,25 +126,35 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         verified: Whether it is known to be whole, so that nothing needs to be hashed.
 
     Raises:
-        UserError: It is not whole or not readable; the message names the file and what is wrong.
+        UserError: It is not whole or not readable, or a later version wrote it; the message names
+            the file and what is wrong.
     """
     fault = None if verified else _fault(path)
     if fault is not None:
         raise UserError(f"checkpoint {path}: {fault}")
     try:
-        progress = Progress(**json.loads((path / PROGRESS).read_text()))
-        state = NamedState(load_file(path / WEIGHTS))
-        moments = load_file(path / MOMENTS_FILE)
-        grouping = load_file(path / GROUPING)
+        progress, version = _read_progress(path)
+        weights = convert_parameters(load_file(path / WEIGHTS), version)
+        stored = load_file(path / MOMENTS_FILE)
+        grouping = convert_grouping(load_file(path / GROUPING), version)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
-    except TypeError as error:  # keys of another version
-        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
-    for name, value in moments.items():
+    moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS}
+    for name, value in stored.items():
         moment, _, parameter = name.partition("/")
-        state.moments[moment][parameter] = value
-    state.optimizer_step = progress.optimizer_step
-    return Checkpoint(progress, state, grouping)
+        moments[moment][parameter] = value
+    moments = {moment: convert_parameters(values, version) for moment, values in moments.items()}
+    return Checkpoint(progress, NamedState(weights, moments, progress.optimizer_step), grouping)
+
+
+def _read_progress(path: Path) -> tuple[Progress, int]:
+    """Return the progress of a checkpoint and the version that wrote it."""
+    values = json.loads((path / PROGRESS).read_text())
+    try:
+        version = check_version(values.pop("version", 1))
+        return Progress(**convert_progress(values, version)), version
+    except (TypeError, ValueError) as error:  # of a later version, or no progress at all
+        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
