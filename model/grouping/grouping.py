@@ -80,13 +80,13 @@ class Grouping(nn.Module):
         return diagonal(*self.logits.shape).to(self.logits.device)
 
     def sample(self, noise: Tensor, tau: float) -> Tensor:
-        """Draw the weights z of the heads, over those that are alive.
+        """Sample the weights z of the heads, over those that are alive.
 
         `gumbel` is the paper's relaxation, softmax((logits + noise) / tau), and `gumbel_per_sample`
         the same with noise for every sample. `relaxed_one_hot` writes it as torch's distribution
-        of that name does, with a gradient. `straight_through` gives the relaxation's largest weight
-        all, and has its gradient. `softmax` has no noise. `diagonal` is fixed: task n on branch
-        n modulo K.
+        of that name does, with a gradient. `straight_through` is one-hot at the relaxation's
+        largest weight and has the relaxation's gradient. `softmax` has no noise. `diagonal` is
+        fixed: task n on branch n modulo K.
 
         Args:
             noise: Standard Gumbel noise [N,K], or [N,K,S] for weights per sample.
@@ -160,7 +160,7 @@ def _times_log(log_p: Tensor) -> Tensor:
 
 
 def _log_others(log_p: Tensor) -> Tensor:
-    """Return log(1 - p_k) as the logarithm of what the others have, exact where p_k is near one."""
+    """Return log(1 - p_k) as the logarithm of the sum over the others, exact for p_k near one."""
     num_branches = log_p.shape[1]
     itself = torch.eye(num_branches, dtype=torch.bool, device=log_p.device)
     # Not minus infinity: where all others are that, the gradient of logsumexp would be NaN.
@@ -174,8 +174,8 @@ def gumbel_noise(shape: tuple[int, ...], seed: int, step: int, rank: int = 0) ->
 
     Args:
         seed: Of the run; with rank the key of the generator (Philox, numpy).
-        step: Its counter: every step has noise of its own, without any state to save.
-        rank: Of the process; leave it at zero for noise that all processes share.
+        step: The generator's counter: every step has other noise, without any state to save.
+        rank: Of the process; zero for noise that is the same on all processes.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, rank], counter=[0, 0, step, 0]))
     uniform = np.maximum(generator.random(shape), np.finfo(np.float64).tiny)
