@@ -10,4 +10,4 @@ class NonFiniteLossError(RuntimeError):
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written; those before it are whole. Exit code 1."""
+    """A checkpoint could not be written; older ones are whole. Exit code 1."""

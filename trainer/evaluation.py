@@ -27,7 +27,7 @@ class MetricSums:
         self._states = {name: m.zeros(device) for name, m in self._metrics.items()}
 
     def update(self, predictions: Mapping[str, Tensor], targets: TaskTargets) -> None:
-        """Add a batch: predictions as the heads give them, targets as `by_task` gives them."""
+        """Add a batch: predictions of the heads, and targets from `TaskLabels.by_task`."""
         for name, metric in self._metrics.items():
             self._states[name] = metric.update(
                 self._states[name], predictions[name], *targets[name]
@@ -39,13 +39,13 @@ class MetricSums:
         return torch.cat(list(self._states.values()))
 
     def compute(self, vector: Tensor) -> Metrics:
-        """Task to metric to value of a (summed) vector; tasks without any label are left out."""
+        """Return per task the metrics of a (summed) vector; a task without labels has none."""
         parts = vector.split([len(state) for state in self._states.values()])
         values = {
             name: metric.compute(part)
             for (name, metric), part in zip(self._metrics.items(), parts, strict=True)
         }
-        return {name: found for name, found in values.items() if found}
+        return {name: metrics for name, metrics in values.items() if metrics}
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
 
     Args:
         engine: The network, left in training mode.
-        batches: This rank's share of the split. Fillers have no labels and do not count.
+        batches: This rank's part of the split. Fillers have no labels and do not count.
         heads: One (task, branch) per task.
     """
     module, device = engine.module, engine.accelerator.device
@@ -81,7 +81,7 @@ def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metr
 def evaluate_constants(
     network: MultiTaskNetwork, training: Iterable[Batch], batches: Iterable[Batch]
 ) -> Metrics:
-    """Metrics of the best constant prediction of every task, learned from training labels."""
+    """Return the metrics of the best constant prediction of every task, from training labels."""
     predictors = {task.name: ConstantPredictor(task) for task in network.tasks}
     for batch in training:
         for name, target in task_targets(network, batch).items():

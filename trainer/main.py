@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-# Run as a script, Python puts this folder on the path; the packages lie one above.
+# Python puts the folder of a script on the path; the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from trainer.config.config import Config, load_config
@@ -40,7 +40,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(config: Config, watchdog: Watchdog) -> None:
-    """Train from start, or from the newest checkpoint, to the end.
+    """Train from the start, or from the newest checkpoint, to the end.
 
     Raises:
         UserError, DataError: Something the user gave cannot be used.
@@ -50,7 +50,7 @@ def run(config: Config, watchdog: Watchdog) -> None:
     from trainer.run import train_run
 
     accelerator = make_accelerator(config)
-    # NCCL ends a process that waits too long by itself: this is to be said before.
+    # NCCL ends a process that waits too long; the watchdog reports it before.
     late = 0.9 * config.run.timeout_seconds if accelerator.device.type == "cuda" else None
     watchdog.start(config.run.stall_seconds, late)
     try:
@@ -65,7 +65,7 @@ def main() -> int:
     setup_logging(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     arguments = parse_arguments()
     watchdog = Watchdog(lambda message: fail(message, watchdog.peers))
-    # A launcher ends the others with SIGTERM when one has failed: they listen while they report.
+    # A launcher ends the others with SIGTERM when one has failed: handle it while they report.
     with listening():
         try:
             config = load_config(arguments.config, arguments.overrides)

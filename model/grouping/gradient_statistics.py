@@ -69,7 +69,7 @@ class ActivationHook:
         return hook
 
     def features(self, index: int) -> Tensor:
-        """Return the input of the last layer of a module, fp32 [B,h,w,D]; h = w = 1 for a vector."""
+        """Return the input of a module's last layer, fp32 [B,h,w,D]; h = w = 1 for a vector."""
         features = self._inputs[index].float()
         if features.ndim == 2:
             return features[:, None, None]

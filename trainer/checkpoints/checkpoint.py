@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, by parameter name, readable by any engine and world size."""
+"""Write and read checkpoints: by parameter name, for any engine and number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.checkpoints.files import (
     PROGRESS,
     WEIGHTS,
     checkpoints,
-    find_fault,
+    find_damage,
     folder_of_step,
     publish_checkpoint,
     rotate,
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         step: Optimizer steps done.
@@ -69,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: one that was read back, or the snapshot of a running one.
+    """All that a run needs to continue: read from a folder, or a snapshot of a running one.
 
     Attributes:
         grouping: What the learner of the groups and the run's observer keep, by name.
@@ -83,7 +83,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: int | None = None
 ) -> Path:
-    """Write a checkpoint under a temporary name, sync it, rename it, and only then drop old ones.
+    """Write to a temporary folder, sync, rename, update `latest`, and then delete old checkpoints.
 
     Args:
         keep_last: Number of the newest checkpoints that are kept.
@@ -94,7 +94,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: A weight is not finite; nothing is written.
-        OSError, SafetensorError: The disk is full or cannot be written; all older ones are left.
+        OSError, SafetensorError: The disk is full or cannot be written; older ones are kept.
     """
     weights = checkpoint.state.weights
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
@@ -129,9 +129,9 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         UserError: It is not whole or not readable, or a later version wrote it; the message names
             the file and what is wrong.
     """
-    fault = None if verified else _fault(path)
-    if fault is not None:
-        raise UserError(f"checkpoint {path}: {fault}")
+    damage = None if verified else _damage(path)
+    if damage is not None:
+        raise UserError(f"checkpoint {path}: {damage}")
     try:
         progress, version = _read_progress(path)
         weights = convert_parameters(load_file(path / WEIGHTS), version)
@@ -158,27 +158,28 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; says which ones it passed over. None if there is no checkpoint.
+    """Return the newest whole checkpoint, None if there is none; log those that are passed over.
 
     Raises:
-        UserError: There are checkpoints, and none is whole, or one cannot be read: a fault of the
-            file system is no reason to pass over what it holds.
+        UserError: There are checkpoints and none is whole, or one cannot be read: an error of the
+            file system does not mean that a checkpoint is damaged.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
-        fault = _fault(path)
-        if fault is None:
+    candidates = checkpoints(folder)
+    for path in reversed(candidates):
+        damage = _damage(path)
+        if damage is None:
             return path
-        logger.warning("passing over checkpoint %s: %s", path, fault)
-    if found:
+        logger.warning("passing over checkpoint %s: %s", path, damage)
+    if candidates:
         raise UserError(
-            f"{folder}: none of {len(found)} checkpoints is whole; move them away to start anew"
+            f"{folder}: none of {len(candidates)} checkpoints is whole; move them away to start "
+            "anew"
         )
     return None
 
 
-def _fault(path: Path) -> str | None:
+def _damage(path: Path) -> str | None:
     try:
-        return find_fault(path)
+        return find_damage(path)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
