@@ -107,30 +107,26 @@ class MultiTaskNetwork(nn.Module):
             "image_std": std,
             "encoder": encoder.config,
         }
-        for name, values in (("image_mean", mean), ("image_std", std)):
-            levels = 255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, levels, persistent=False)
+        self._register_normalisation(mean, std)
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
         self.checkpoint_branches = False
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
         self._frozen = FrozenParts()
-        self.stacked_heads = nn.ModuleDict(
-            {
-                name: build_stacked_heads(
-                    self.layout.specs[name],
-                    len(rows),
-                    encoder,
-                    self.image_size,
-                    decoder,
-                    dense_widths,
-                )
-                for name, rows in self.layout.rows.items()
-            }
-        )
+        self.stacked_heads = nn.ModuleDict()
+        for name, rows in self.layout.rows.items():
+            self.stacked_heads[name] = build_stacked_heads(
+                self.layout.specs[name], len(rows), encoder, self.image_size, decoder, dense_widths
+            )
         if encoder.init == "copies":
             self._equalise_branches()
+
+    def _register_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Register mean and deviation of every channel, in the levels 0..255 of an image."""
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            levels = 255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, levels, persistent=False)
 
     @property
     def num_tasks(self) -> int:

@@ -52,7 +52,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     Args:
         run: Folder of the run.
         out: The file to write.
-        shards: Folder or URL of the batches to compare on; None reads the run's own data.
+        shards: Folder or URL of the batches to compare on; None reads the run's data.
 
     Raises:
         UserError: The run has no whole checkpoint.

@@ -16,7 +16,8 @@ from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import Preempted, StopVote
 from trainer.health.watchdog import note
 from trainer.phase_change import enter_phase
-from trainer.session import Session, save_session
+from trainer.session import Session
+from trainer.snapshot import save_session
 from trainer.step import train_step
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
     Raises:
         NonFiniteLossError: A loss became NaN or infinite; no checkpoint holds its effects.
         UserError: The labels of the first batches carry no information.
-        DataError: More than the allowed share of the samples is damaged.
+        DataError: More than the allowed fraction of the samples is damaged.
         Preempted: A signal or the time limit asked to stop; the session is saved.
         SaveError: A checkpoint could not be written.
     """

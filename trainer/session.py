@@ -1,4 +1,4 @@
-"""A run in memory: started as new or continued from its newest checkpoint, and saved."""
+"""A run in memory: started as new or continued from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.assembly import build_engine, build_learner, build_plateau, prepare_engine
-from trainer.checkpoints.checkpoint import Checkpoint, Progress
+from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
-from trainer.checkpoints.state import NamedState, read_state
+from trainer.checkpoints.state import NamedState
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.config import Config
 from trainer.engines.engine import Engine
@@ -37,7 +37,7 @@ from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
 from trainer.run_folder import RunFolder
 
-_OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
+OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
 
 
 @dataclass(kw_only=True)
@@ -195,6 +195,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     phase = phase_before(phases, step)
     engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
     plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
+    faults, guard = _build_guards(config, accelerator, data, checkpoint)
     with ExitStack() as stack:
         stack.callback(folder.release)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
@@ -210,18 +211,8 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             monitor=_begin_monitor(config, accelerator, data, step, phases[-1].end),
             profile=ProfileWindow(config.run, accelerator.process_index, phases[-1].end),
             writer=CheckpointWriter(accelerator, folder.checkpoints, config.run),
-            faults=FaultCounter(
-                accelerator,
-                config.data,
-                data.train_samples,
-                checkpoint.progress.replaced if checkpoint else 0,
-            ),
-            guard=LossGuard(
-                tuple(task.name for task in data.tasks),
-                accelerator,
-                config.optim.skip_nonfinite,
-                checkpoint.progress.skipped if checkpoint else 0,
-            ),
+            faults=faults,
+            guard=guard,
             step=step,
             search_steps=search_steps,
             finetune_steps=phase_steps,
@@ -232,6 +223,19 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         )
         stack.pop_all()  # from here on the session closes what was opened
     return session
+
+
+def _build_guards(
+    config: Config, accelerator: Accelerator, data: RunData, checkpoint: Checkpoint | None
+) -> tuple[FaultCounter, LossGuard]:
+    replaced, skipped = 0, 0
+    if checkpoint is not None:
+        replaced, skipped = checkpoint.progress.replaced, checkpoint.progress.skipped
+    names = tuple(task.name for task in data.tasks)
+    return (
+        FaultCounter(accelerator, config.data, data.train_samples, replaced),
+        LossGuard(names, accelerator, config.optim.skip_nonfinite, skipped),
+    )
 
 
 def _open_folder(
@@ -269,9 +273,9 @@ def _begin_monitor(
 
 def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
     return {
-        name.removeprefix(_OBSERVED): value.to(device)
+        name.removeprefix(OBSERVED): value.to(device)
         for name, value in checkpoint.grouping.items()
-        if name.startswith(_OBSERVED)
+        if name.startswith(OBSERVED)
     }
 
 
@@ -281,39 +285,3 @@ def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> N
     if config.data.stream is None:  # a stream is opened only to be read
         data.train_batches(0, 1, **place)
     data.eval_batches(**place)
-
-
-def save_session(session: Session) -> None:
-    """Take a snapshot of the run and have it written; every rank must call it.
-
-    To gather the state is collective; only the main process, which writes, copies it to the host.
-
-    Raises:
-        SaveError: The checkpoint before this one could not be written.
-    """
-    session.writer.wait()  # before another copy of the state takes memory
-    main = session.accelerator.is_main_process
-    state = read_state(session.engine, keep=main)
-    session.writer.start(_snapshot(session, state) if main else None)
-
-
-def _snapshot(session: Session, state: NamedState) -> Checkpoint:
-    """Return the run as it is now, in tensors that the training does not change."""
-    scaler, plateau = session.engine.scaler, session.plateau
-    progress = Progress(
-        step=session.step,
-        optimizer_step=state.optimizer_step,
-        logits_updates=session.learner.updates,
-        network=session.engine.module.config(),
-        data=session.data.digest,
-        dataset=session.data.dataset,
-        metrics_bytes=session.log.metrics_bytes,
-        loss_scale=scaler.state_dict() if scaler is not None else {},
-        replaced=session.faults.total,
-        skipped=session.guard.total,
-        plateau=plateau.state() if plateau is not None else {},
-    )
-    observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
-    grouping = session.learner.tensors() | observed
-    copies = {name: value.detach().cpu().clone() for name, value in grouping.items()}
-    return Checkpoint(progress, state, copies)

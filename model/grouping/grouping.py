@@ -27,7 +27,7 @@ class Grouping(nn.Module):
 
     Args:
         sampler: How `sample` makes weights of the logits, see there.
-        start: Logits are all `init` (`equal`), `init` on the branch of the task's own number modulo
+        start: Logits are all `init` (`equal`), `init` on the branch of the task's number modulo
             K and zero elsewhere (`diagonal`), or normal with deviation `init` (`gaussian`).
         init: See `start`.
         init_noise: Width of uniform noise added to the start values.

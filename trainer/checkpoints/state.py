@@ -156,7 +156,7 @@ def _write_full(_: Engine, parameter: Tensor, value: Tensor, moment: str) -> Non
 
 
 def _write_shard(engine: Engine, parameter: Tensor, value: Tensor, moment: str) -> None:
-    """ZeRO 3: each rank writes its own slice of the padded, flattened value."""
+    """Write this rank's slice of the padded, flattened value under ZeRO 3."""
     from deepspeed.utils import safe_set_local_optimizer_state
 
     size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ def learning_rate_factor(optim: OptimSection, step: int, num_steps: int) -> floa
     if optim.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * progress))
     if optim.schedule == "multistep":
-        return optim.gamma ** sum(step >= share * num_steps for share in optim.milestones)
+        return optim.gamma ** sum(step >= fraction * num_steps for fraction in optim.milestones)
     return 1.0
 
 

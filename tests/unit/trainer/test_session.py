@@ -6,6 +6,7 @@ import logging
 import pytest
 
 import trainer.session
+import trainer.snapshot
 from data_pipelines.synthetic.planted import PlantedProblem
 from trainer.bench.planted import PlantedData, planted_config
 from trainer.checkpoints.state import NamedState
@@ -13,7 +14,8 @@ from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.health.preemption import Preempted
 from trainer.loop import train
-from trainer.session import Session, save_session, start_session
+from trainer.session import Session, start_session
+from trainer.snapshot import save_session
 from trainer.step import train_step
 
 STEPS = 6
@@ -33,7 +35,9 @@ def start(tmp_path, forget_accelerate):
 
 
 def handlers():
-    return [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    """The handlers of log files of ranks."""
+    files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
+    return [handler for handler in files if handler.baseFilename.endswith("rank-0.log")]
 
 
 def test_a_session_that_ends_has_closed_everything(start):
@@ -110,7 +114,7 @@ def test_all_heads_are_selected_once_and_sampled_heads_in_every_step(start):
 def test_only_the_rank_that_writes_copies_the_state(start, monkeypatch, main):
     """The others make the same collective calls and keep nothing."""
     kept, written = [], []
-    read = trainer.session.read_state
+    read = trainer.snapshot.read_state
 
     def record(engine, *, keep):
         state = read(engine, keep=keep)
@@ -118,7 +122,7 @@ def test_only_the_rank_that_writes_copies_the_state(start, monkeypatch, main):
         return state
 
     with start() as session:
-        monkeypatch.setattr(trainer.session, "read_state", record)
+        monkeypatch.setattr(trainer.snapshot, "read_state", record)
         monkeypatch.setattr(session.writer, "start", written.append)
         accelerator = type(session.accelerator)
         monkeypatch.setattr(accelerator, "is_main_process", property(lambda _: main))
