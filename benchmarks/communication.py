@@ -74,7 +74,7 @@ def count(precision: str, out: Path) -> None:
     def step() -> None:
         for _ in range(ACCUMULATION):
             with engine.accumulate():
-                outputs = engine.network(images, selection)
+                outputs = engine.network(images, selection)["predictions"]
                 engine.backward(sum(value.square().mean() for value in outputs.values()))
 
     step()

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.checkpoints.files import checkpoints, find_fault, folder_of_step
+from trainer.checkpoints.files import checkpoints, find_damage, folder_of_step
 from trainer.config.config import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.monitoring.logs import setup_logging
@@ -107,7 +107,7 @@ class Run:
 
     def unreadable(self) -> int:
         """Checkpoints that are not whole."""
-        return sum(find_fault(path) is not None for path in checkpoints(self.checkpoints))
+        return sum(find_damage(path) is not None for path in checkpoints(self.checkpoints))
 
     def done(self) -> int:
         """Step of the last whole record."""

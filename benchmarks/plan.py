@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -57,40 +58,40 @@ def run_steps(model: str, precision: str, accumulation: int, out: Path) -> None:
     )
     accelerator = make_accelerator(config)
     data = MadeUpData(model, config, accelerator.num_processes)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        session = start_session(config, accelerator, data)
-        batches = data.train_batches(0, 10**6)
+    with ExitStack() as stack:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            session = stack.enter_context(start_session(config, accelerator, data))
+            batches = data.train_batches(0, 10**6)
 
-        def step() -> float:
-            started = time.perf_counter()
-            micro_batches = [next(batches) for _ in range(accumulation)]
-            train_step(session, micro_batches)
-            session.step += 1
-            return time.perf_counter() - started
+            def step() -> float:
+                started = time.perf_counter()
+                micro_batches = [next(batches) for _ in range(accumulation)]
+                train_step(session, micro_batches)
+                session.step += 1
+                return time.perf_counter() - started
 
-        session.step = FIRST_STEP
-        for _ in range(PROFILED_STEPS):
+            session.step = FIRST_STEP
+            for _ in range(PROFILED_STEPS):
+                gc.collect()
+                with record_function(STEP):
+                    step()
             gc.collect()
-            with record_function(STEP):
-                step()
-        gc.collect()
-    session.step = 0  # the time is that of steps which collect no statistics, as most do
-    alone = accelerator.num_processes == 1
-    before = predicted_seconds(session) if alone else 0.0
-    seconds = [step() for _ in range(TIMED_STEPS)]
-    after = predicted_seconds(session) if alone else 0.0
-    if accelerator.is_main_process:
-        trace = out.with_name("trace.json")
-        profiled.export_chrome_trace(str(trace))
-        peak, resting = allocations(trace)
-        found = {"peak": peak, "resting": resting, "seconds": statistics.median(seconds[2:])}
-        if alone:  # just before and after the steps, on a machine that others use, too
-            found["predicted_seconds"] = (before + after) / 2
-        found["parameters"] = sum(
-            getattr(p, "ds_numel", p.numel()) for p in session.engine.module.parameters()
-        )
-        out.write_text(json.dumps(found))
-    session.close()
+        session.step = 0  # the time is that of steps which collect no statistics, as most do
+        alone = accelerator.num_processes == 1
+        before = predicted_seconds(session) if alone else 0.0
+        seconds = [step() for _ in range(TIMED_STEPS)]
+        after = predicted_seconds(session) if alone else 0.0
+        if accelerator.is_main_process:
+            trace = out.with_name("trace.json")
+            profiled.export_chrome_trace(str(trace))
+            peak, resting = allocations(trace)
+            found = {"peak": peak, "resting": resting, "seconds": statistics.median(seconds[2:])}
+            if alone:  # just before and after the steps, on a machine that others use, too
+                found["predicted_seconds"] = (before + after) / 2
+            found["parameters"] = sum(
+                getattr(p, "ds_numel", p.numel()) for p in session.engine.module.parameters()
+            )
+            out.write_text(json.dumps(found))
     accelerator.end_training()
 
 

@@ -84,21 +84,20 @@ def settings(shards: Path, out: Path, steps: int) -> Config:
 
 def measure(config: Config, *, prunes: bool) -> Run:
     """Train once."""
-    session = start_session(config, make_accelerator(config))
-    if not prunes:
-        session.learner.prune = lambda _: []  # type: ignore[method-assign]
     starts, heads = [], []
 
     def observe(session: Session, _: list[Batch]) -> None:
         starts.append(time.perf_counter())
         heads.append(len(session.engine.module.heads))
 
-    train(session, observe)
+    with start_session(config, make_accelerator(config)) as session:
+        if not prunes:
+            session.learner.prune = lambda _: []  # type: ignore[method-assign]
+        train(session, observe)
     steps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     lines = session.folder.metrics.read_text().splitlines()
     records = [r["losses"] for line in lines if (r := json.loads(line))["kind"] == "train"]
     losses = {n: statistics.fmean(r[n] for r in records[-LAST:]) for n in records[-1]}
-    session.close()
     return Run(starts[-1] - starts[0], steps, heads, losses)
 
 

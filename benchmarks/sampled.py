@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.synthetic.planted import PlantedProblem
-from model.grouping.head_sampling import Draw
+from model.grouping.head_sampling import HeadSample
 from trainer.bench.planted import PlantedData, as_json, measure_grouping, planted_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
@@ -90,39 +90,39 @@ def variance(tasks: int, branches: int, size: int) -> dict[str, Any]:
             (f"grouping.sampled_heads={size}",),
         )
         data = PlantedData(problem, config)
-        session = start_session(config, make_accelerator(config), data)
-        for batch in data.train_batches(0, STEPS, rank=0, world_size=1):
-            train_step(session, [batch])
-            session.step += 1
-        found = _spreads(session, problem)
-        session.close()
+        with start_session(config, make_accelerator(config), data) as session:
+            for batch in data.train_batches(0, STEPS, rank=0, world_size=1):
+                train_step(session, [batch])
+                session.step += 1
+            found = _spreads(session, problem)
     return {"tasks": tasks, "branches": branches, "sampled": size, **found}
 
 
 def _spreads(session: Session, problem: PlantedProblem) -> dict[str, float]:
     learner, step = session.learner, session.step
-    draws = [draw for n in range(DRAWS) if (draw := learner.draw(step + n)) is not None]
+    draws = [learner.sample_heads(step + n) for n in range(DRAWS)]
+    samples = [sample for sample in draws if sample is not None]
     losses = _losses(session, problem, STEPS)
     everything = torch.ones(len(session.tasks))
 
     def logits_gradient(own: Tensor) -> Tensor:
         return learner.grouping.logit_gradient(learner.weights(step, 1), own).flatten()
 
-    def estimated(draw: Draw) -> Tensor:
-        return logits_gradient(draw.losses(losses.detach(), everything))
+    def estimated(head_sample: HeadSample) -> Tensor:
+        return logits_gradient(head_sample.losses(losses.detach(), everything))
 
-    def divided(draw: Draw) -> Tensor:
-        return logits_gradient(losses.detach() * draw.factor)
+    def divided(head_sample: HeadSample) -> Tensor:
+        return logits_gradient(losses.detach() * head_sample.factor)
 
     z = learner.weights(step, 1).detach()
     full = _weights_gradient(session, losses, z)
-    chosen = (_weights_gradient(session, losses, draw.weights(z)) for draw in draws[:100])
+    chosen = (_weights_gradient(session, losses, sample.weights(z)) for sample in samples[:100])
     batches = (
         _weights_gradient(session, _losses(session, problem, STEPS + 1 + n), z) for n in range(100)
     )
     return {
-        "logits_without_baseline": _spread(map(divided, draws), logits_gradient(losses)),
-        "logits_with_baseline": _spread(map(estimated, draws), logits_gradient(losses)),
+        "logits_without_baseline": _spread(map(divided, samples), logits_gradient(losses)),
+        "logits_with_baseline": _spread(map(estimated, samples), logits_gradient(losses)),
         "weights": _spread(chosen, full),
         "batches": _spread(batches, full),
     }
@@ -131,8 +131,8 @@ def _spreads(session: Session, problem: PlantedProblem) -> dict[str, float]:
 def _losses(session: Session, problem: PlantedProblem, number: int) -> Tensor:
     """The losses [N,K] of all heads on a batch."""
     module, batch = session.engine.module, problem.batch(number, BATCH)
-    targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    return module(batch.images, module.select(module.heads), targets) / BATCH
+    targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+    return module(batch.images, module.select(module.heads), targets)["losses"] / BATCH
 
 
 def _weights_gradient(session: Session, losses: Tensor, weights: Tensor) -> Tensor:

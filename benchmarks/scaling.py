@@ -20,6 +20,7 @@ from communication import ROOT, STAGES
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from model.tasks.presets import PRESETS
 from trainer.build import build_network
 from trainer.config.config import load_config
@@ -59,7 +60,7 @@ def scale(recipe: str) -> dict[str, Any]:
     tasks, precision = PRESETS[config.tasks.preset or ""], config.run.precision or "fp32"
     full = build_network(config, tasks).eval()
     spread = [(task, task % full.num_branches) for task in range(len(tasks))]
-    networks = {"before": full, "after": full.subset(spread)}
+    networks = {"before": full, "after": subset(full, spread)}
     work = operations(full, config.data.size)
     batch = IMAGES_PER_GPU[recipe]
     result: dict[str, Any] = {"batch": batch, "global_batch": config.data.global_batch}

@@ -23,7 +23,8 @@ from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
 
 KEY = "dmtg"
-VERSION = 1
+VERSION = 2
+_OLD_STACKS = "banks."  # in version 1 the prefix of the parameters of stacked heads
 
 
 class PrunedModel(nn.Module):
@@ -55,7 +56,7 @@ class PrunedModel(nn.Module):
         Args:
             images: uint8 [B,3,H,W].
         """
-        predictions = self.network(images, self.network.select(self.network.heads))
+        predictions = self.network(images, self.network.select(self.network.heads))["predictions"]
         return {spec.name: natural(spec, predictions[spec.name]) for spec in self.tasks}
 
 
@@ -130,6 +131,7 @@ def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
         metadata = description["metadata"]
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path}: its description cannot be built ({error!r})") from error
+    tensors = _converted(tensors, description["version"])
     _check_tensors(path, network.state_dict(), tensors)
     network.load_state_dict(tensors)
     return PrunedModel(network, metadata).eval()
@@ -143,22 +145,36 @@ def _parsed(path: str | Path, header: Mapping[str, str]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise BundleError(f"{path}: its description is not JSON ({error})") from error
     version = description.get("version") if isinstance(description, dict) else None
-    if version != VERSION:
-        raise BundleError(f"{path}: format version is {version!r}, must be {VERSION}")
+    if version not in range(1, VERSION + 1):
+        raise BundleError(
+            f"{path}: format version is {version!r}, this program reads versions 1 to {VERSION}"
+        )
     return description
 
 
+def _converted(tensors: Mapping[str, Tensor], version: int) -> dict[str, Tensor]:
+    """Return the tensors under the names that this version gives them."""
+    if version > 1:
+        return dict(tensors)
+    return {
+        f"stacked_heads.{name.removeprefix(_OLD_STACKS)}"
+        if name.startswith(_OLD_STACKS)
+        else name: tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def _check_tensors(
-    path: str | Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    path: str | Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     for name, tensor in expected.items():
-        if name not in found:
+        if name not in tensors:
             raise BundleError(f"{path}: tensor {name!r} is missing")
-        if found[name].shape != tensor.shape:
+        if tensors[name].shape != tensor.shape:
             raise BundleError(
-                f"{path}: tensor {name!r} has shape {tuple(found[name].shape)}, "
+                f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
                 f"must be {tuple(tensor.shape)}"
             )
-    unknown = sorted(set(found) - set(expected))
+    unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise BundleError(f"{path}: holds an unknown tensor {unknown[0]!r}")

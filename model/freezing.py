@@ -1,28 +1,25 @@
-"""Parts of a network that are left as they are while the rest is trained."""
+"""Parts of a network that stay as they are while the rest is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from torch import nn
-from typing_extensions import Self
 
 
-class Freezable(nn.Module):
-    """A module whose parts can be frozen."""
+class FrozenParts:
+    """Modules without gradients that stay in evaluation mode, so that no statistics change.
 
-    _frozen: tuple[nn.Module, ...] = ()
+    Args:
+        parts: The modules; their parameters no longer require gradients.
+    """
 
-    def freeze(self, parts: Iterable[nn.Module]) -> None:
-        """Freeze some parts, and keep them in evaluation mode: their statistics stay, too."""
-        self._frozen = tuple(parts)
-        for part in self._frozen:
+    def __init__(self, parts: Iterable[nn.Module] = ()) -> None:
+        self._parts = tuple(parts)
+        for part in self._parts:
             part.requires_grad_(False)
-        self.train(self.training)
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of all that is not frozen."""
-        super().train(mode)
-        for part in self._frozen:
+    def eval(self) -> None:
+        """Set evaluation mode; call it after the mode of the whole network was set."""
+        for part in self._parts:
             part.eval()
-        return self

@@ -1,4 +1,4 @@
-"""Scaling of the gradients that many heads and branches send into what they share.
+"""Scale the gradients that heads and branches send into the branches and the trunk.
 
 Legend: N tasks, K branches.
 """
@@ -34,7 +34,7 @@ def gradient_factors(
 
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
-    """Return the tensor itself; its gradient is multiplied by the factor."""
+    """Return the tensor; its gradient is multiplied by the factor."""
     return tensor if factor == 1 else _ScaledGradient.apply(tensor, factor)
 
 

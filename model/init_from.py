@@ -1,4 +1,4 @@
-"""Starts a network with the weights of exported models.
+"""Initialise a network with the weights of exported models.
 
 Legend: K branches.
 """
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from model.bundle import BundleError, load_pruned
-from model.heads.layout import HeadLayout
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 
@@ -41,27 +40,27 @@ class _Source:
     network: MultiTaskNetwork
     heads: dict[str, _HeadState]
 
-    def error(self, found: str, allowed: str) -> ValueError:
-        return ValueError(f"model.start: {self.path} has {found}, must have {allowed}")
+    def error(self, value: str, allowed: str) -> ValueError:
+        return ValueError(f"model.init_from: {self.path} has {value}, must have {allowed}")
 
 
-def start_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
-    """Take over the weights of exported models: trunk, branches, and the heads of common tasks.
+def init_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
+    """Copy the weights of exported models: trunk, branches, and the heads of common tasks.
 
-    Branch k starts as the branch of file k, or of the only file; where a file has K branches, as
-    its branch k. The trunk is the first file's. How many stages a file's own trunk has does not
-    matter. A head starts as its task's in the file of its branch; heads of tasks that the file
-    lacks stay as they are, and the file's other tasks are not used.
+    Branch k is copied from file k, or from the only file: its branch k if it has K branches, else
+    its only branch. The trunk is copied from the first file; a file may have its trunk split
+    elsewhere. A head is copied from the head of its task in the file of its branch. Heads of tasks
+    that the file does not have stay as they are; other tasks of the file are not used.
 
     Raises:
         ValueError: The number of files is neither one nor K, a file cannot be read, or its model
-            does not fit; the network is as it was then.
+            does not fit; the network is not changed.
     """
     num_branches = network.num_branches
     if len(paths) not in {1, num_branches}:
         raise ValueError(
-            f"model.start names {len(paths)} files, must name 1 or {num_branches}, one for each "
-            "branch"
+            f"model.init_from names {len(paths)} files, must name 1 or {num_branches}, one for "
+            "each branch"
         )
     opened = [_open(path, network) for path in paths]
     sources = opened if len(opened) == num_branches else opened * num_branches
@@ -73,11 +72,13 @@ def start_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
     for source in opened:
         used = [name for name in source.heads if name in names]
         unused = [name for name in source.heads if name not in names]
-        logger.info("model.start: encoder and heads of %s from %s", _listed(used), source.path)
+        logger.info("model.init_from: encoder and heads of %s from %s", _listed(used), source.path)
         if unused:
-            logger.info("model.start: %s of it not used: the run has no such task", _listed(unused))
+            logger.info(
+                "model.init_from: %s of it not used: the run has no such task", _listed(unused)
+            )
     if fresh:
-        logger.info("model.start: heads that start fresh: %s", _listed(fresh))
+        logger.info("model.init_from: heads that start fresh: %s", _listed(fresh))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -87,24 +88,23 @@ def _listed(names: Sequence[str]) -> str:
 
 def _open(path: Path, network: MultiTaskNetwork) -> _Source:
     try:
-        found = load_pruned(path).network
+        exported = load_pruned(path).network
     except BundleError as error:
-        raise ValueError(f"model.start: {error}") from None
-    source = _Source(path, found, _heads_of(found))
-    if found.num_branches not in {1, network.num_branches}:
+        raise ValueError(f"model.init_from: {error}") from None
+    source = _Source(path, exported, _heads_of(exported))
+    if exported.num_branches not in {1, network.num_branches}:
         raise source.error(
-            f"{found.num_branches} branches", f"1 or as many as the run: {network.num_branches}"
+            f"{exported.num_branches} branches", f"1 or as many as the run: {network.num_branches}"
         )
-    theirs, own = (_described(each.config()["encoder"]) for each in (found, network))
-    if theirs != own:
-        raise source.error(f"encoder {theirs}", f"the run's: {own}")
+    theirs, ours = (_described(each.config()["encoder"]) for each in (exported, network))
+    if theirs != ours:
+        raise source.error(f"encoder {theirs}", f"the run's: {ours}")
     return source
 
 
 def _heads_of(network: MultiTaskNetwork) -> dict[str, _HeadState]:
-    layout = HeadLayout(network.tasks, network.num_branches, network.heads)
     heads = {}
-    for stack, rows in layout.rows.items():
+    for stack, rows in network.layout.rows.items():
         state = network.stacked_heads[stack].state_dict()
         for (task, _), row in rows.items():
             tensors = {key: value[row] for key, value in state.items()}
@@ -113,12 +113,12 @@ def _heads_of(network: MultiTaskNetwork) -> dict[str, _HeadState]:
 
 
 def _described(encoder: dict[str, Any]) -> str:
-    """Name and options of an encoder, wherever it is split."""
+    """Return name and options of an encoder, without its split into trunk and branches."""
     return f"{encoder['name']} {json.dumps(encoder['options'], sort_keys=True)}"
 
 
 def _encoder_state(network: MultiTaskNetwork, branch: int) -> dict[str, Tensor]:
-    """The tensors of the trunk and then of a branch: in one order, wherever they are split."""
+    """Return the tensors of the trunk and then of a branch; the order is that of the encoder."""
     state = network.state_dict()
     parts = ("trunk.", f"branches.{branch}.")
     return {name: state[name] for part in parts for name in state if name.startswith(part)}
@@ -129,29 +129,29 @@ def _take_encoders(
 ) -> None:
     trunk: dict[str, Tensor] = {}
     for branch, source in enumerate(sources):
-        own = _encoder_state(network, branch)
+        ours = _encoder_state(network, branch)
         theirs = _encoder_state(source.network, branch % source.network.num_branches)
-        _check_encoders(source, own, theirs)
-        found = dict(zip(own, theirs.values(), strict=True))
-        shared = {name: value for name, value in found.items() if name.startswith("trunk.")}
+        _check_encoders(source, ours, theirs)
+        copied = dict(zip(ours, theirs.values(), strict=True))
+        shared = {name: value for name, value in copied.items() if name.startswith("trunk.")}
         trunk = trunk or shared
-        state |= found | trunk
+        state |= copied | trunk
         if any(not torch.equal(value, trunk[name]) for name, value in shared.items()):
             logger.warning(
-                "model.start: the trunk of %s differs for branch %d; it starts as that of %s",
+                "model.init_from: the trunk of %s differs for branch %d; it starts as that of %s",
                 source.path,
                 branch,
                 sources[0].path,
             )
 
 
-def _check_encoders(source: _Source, own: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    if len(own) != len(theirs):
-        raise source.error(f"{len(theirs)} tensors in its encoder", str(len(own)))
-    for name, other in zip(own, theirs, strict=True):
-        found, wanted = tuple(theirs[other].shape), tuple(own[name].shape)
-        if found != wanted or name.rpartition(".")[2] != other.rpartition(".")[2]:
-            raise source.error(f"{other} of shape {found}", f"{name} of shape {wanted}")
+def _check_encoders(source: _Source, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    if len(ours) != len(theirs):
+        raise source.error(f"{len(theirs)} tensors in its encoder", str(len(ours)))
+    for name, other in zip(ours, theirs, strict=True):
+        shape, expected = tuple(theirs[other].shape), tuple(ours[name].shape)
+        if shape != expected or name.rpartition(".")[2] != other.rpartition(".")[2]:
+            raise source.error(f"{other} of shape {shape}", f"{name} of shape {expected}")
 
 
 def _take_heads(
@@ -163,8 +163,7 @@ def _take_heads(
         The others, named by task and branch.
     """
     fresh = []
-    layout = HeadLayout(network.tasks, network.num_branches, network.heads)
-    for stack, rows in layout.rows.items():
+    for stack, rows in network.layout.rows.items():
         stacked = {
             key: state[f"stacked_heads.{stack}.{key}"]
             for key in network.stacked_heads[stack].state_dict()
@@ -181,10 +180,10 @@ def _take_heads(
     return fresh
 
 
-def _check_head(source: _Source, spec: TaskSpec, own: dict[str, Tensor], head: _HeadState) -> None:
-    theirs, wanted = (f"{task.kind} with {task.outputs} outputs" for task in (head.task, spec))
-    if theirs != wanted:
-        raise source.error(f"task {spec.name!r} of kind {theirs}", wanted)
-    shapes = [{key: tuple(value.shape) for key, value in t.items()} for t in (head.tensors, own)]
+def _check_head(source: _Source, spec: TaskSpec, ours: dict[str, Tensor], head: _HeadState) -> None:
+    theirs, expected = (f"{task.kind} with {task.outputs} outputs" for task in (head.task, spec))
+    if theirs != expected:
+        raise source.error(f"task {spec.name!r} of kind {theirs}", expected)
+    shapes = [{key: tuple(value.shape) for key, value in t.items()} for t in (head.tensors, ours)]
     if shapes[0] != shapes[1]:
         raise source.error(f"a head of {spec.name!r} of shapes {shapes[0]}", f"{shapes[1]}")

@@ -1,4 +1,4 @@
-"""The label side of a network: from the labels of a batch to targets and loss weights.
+"""From the labels of a batch to targets and label counts.
 
 Legend: N tasks, N_s tasks that are not dense, B batch, C channels, H, W.
 """
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from model.heads.layout import HeadLayout
 from model.kinds.kind import get_kind
 from model.losses.loss import get_loss
 from model.tasks.spec import TaskSpec
@@ -17,43 +18,37 @@ from model.tasks.targets import TargetBuilder, Targets
 
 
 class TaskLabels(nn.Module):
-    """The tasks of a network, which share stacked heads, and their labels.
+    """Turns labels into targets, with the tasks in the order of a network's stacked heads.
+
+    A module because its indices move to the device with the network; it has no parameters and
+    nothing of it is saved.
 
     Args:
         tasks: The N tasks.
-        members: Per stack the tasks of one signature.
-        image_size: H and W.
+        layout: Of the network's heads; all tasks of a stack get one target tensor.
+        image_size: H and W of dense labels.
     """
 
     def __init__(
-        self,
-        tasks: Sequence[TaskSpec],
-        members: Mapping[str, Sequence[int]],
-        image_size: tuple[int, int],
+        self, tasks: Sequence[TaskSpec], layout: HeadLayout, image_size: tuple[int, int]
     ) -> None:
         super().__init__()
-        self.tasks = tuple(tasks)
-        self.num_tasks = len(self.tasks)
-        self.image_size = (image_size[0], image_size[1])
-        self._members = members
+        self._tasks = tuple(tasks)
+        self._image_size = image_size
+        self._members, self._specs = layout.members, layout.specs
         self._builders = {
-            name: TargetBuilder([self.tasks[task] for task in own]) for name, own in members.items()
+            name: TargetBuilder([self._tasks[task] for task in members])
+            for name, members in self._members.items()
         }
         self._register_label_rows()
 
-    def stack_spec(self, name: str) -> TaskSpec:
-        """Return a task of the stack; all of them agree in kind, outputs and loss."""
-        return self.tasks[self._members[name][0]]
-
     def _register_label_rows(self) -> None:
-        """Keep on the device which rows of `valid` and of `scalars` belong to each stack."""
-        scalar_row = {
-            task: row
-            for row, task in enumerate(t for t in range(self.num_tasks) if not self.tasks[t].dense)
-        }
+        """Register as buffers which rows of `valid` and of `scalars` belong to each stack."""
+        scalar_tasks = (number for number, task in enumerate(self._tasks) if not task.dense)
+        scalar_row = {task: row for row, task in enumerate(scalar_tasks)}
         for name, members in self._members.items():
             self.register_buffer(f"tasks_{name}", torch.tensor(members), persistent=False)
-            if not self.stack_spec(name).dense:
+            if not self._specs[name].dense:
                 rows = torch.tensor([scalar_row[task] for task in members])
                 self.register_buffer(f"scalars_{name}", rows, persistent=False)
 
@@ -74,40 +69,43 @@ class TaskLabels(nn.Module):
         targets = {}
         for name, members in self._members.items():
             raw: Tensor | list[Tensor]
-            if self.stack_spec(name).dense:
-                raw = [self._checked(dense[self.tasks[task].name], task) for task in members]
+            if self._specs[name].dense:
+                raw = [self._checked(dense[self._tasks[task].name], task) for task in members]
             else:
                 raw = scalars.index_select(0, self.get_buffer(f"scalars_{name}"))
-            own_valid = valid.index_select(0, self.get_buffer(f"tasks_{name}"))
-            targets[name] = self._builders[name](raw, own_valid)
+            labelled = valid.index_select(0, self.get_buffer(f"tasks_{name}"))
+            targets[name] = self._builders[name](raw, labelled)
         return targets
 
     def _checked(self, labels: Tensor, task: int) -> Tensor:
-        spec = self.tasks[task]
+        spec = self._tasks[task]
         channels = get_kind(spec.kind).stored_channels(spec)
-        if labels.shape[1:] != (channels, *self.image_size):
+        if labels.shape[1:] != (channels, *self._image_size):
             raise ValueError(
                 f"labels of task {spec.name!r} have shape {tuple(labels.shape)}, "
-                f"must be (B, {channels}, {self.image_size[0]}, {self.image_size[1]})"
+                f"must be (B, {channels}, {self._image_size[0]}, {self._image_size[1]})"
             )
         return labels
 
-    def weights(self, targets: Mapping[str, Targets]) -> Tensor:
-        """Return per task the sum of its samples' loss weights, fp32 [N]."""
+    def label_counts(self, targets: Mapping[str, Targets]) -> Tensor:
+        """Return per task what its summed losses are divided by for their mean, fp32 [N].
+
+        That is the number of its labelled samples, or of its labelled pixels, as its loss counts.
+        """
         tasks = [self.get_buffer(f"tasks_{name}") for name in targets]
-        sums = [
-            get_loss(self.stack_spec(name).loss).sample_weights(own).sum(dim=1)
-            for name, own in targets.items()
+        counts = [
+            get_loss(self._specs[name].loss).sample_weights(target).sum(dim=1)
+            for name, target in targets.items()
         ]
-        total = torch.zeros(self.num_tasks, device=sums[0].device)
-        return total.index_copy(0, torch.cat(tasks), torch.cat(sums))
+        total = torch.zeros(len(self._tasks), device=counts[0].device)
+        return total.index_copy(0, torch.cat(tasks), torch.cat(counts))
 
     @property
     def residual_tasks(self) -> Tensor:
-        """The task of every residual of the gradient statistics, long [R]; ordered by task."""
+        """Return the task of every residual of the gradient statistics, long [R]."""
         return torch.cat(
             [
-                self.get_buffer(f"tasks_{name}").repeat_interleave(self.stack_spec(name).outputs)
+                self.get_buffer(f"tasks_{name}").repeat_interleave(self._specs[name].outputs)
                 for name in self._members
             ]
         )
@@ -115,7 +113,7 @@ class TaskLabels(nn.Module):
     def by_task(self, targets: Mapping[str, Targets]) -> dict[str, tuple[Tensor, Tensor]]:
         """Return per task its target [B,...] and mask, as `model.metrics` takes them."""
         return {
-            self.tasks[task].name: (own.target[row], own.mask[row])
-            for name, own in targets.items()
+            self._tasks[task].name: (stacked.target[row], stacked.mask[row])
+            for name, stacked in targets.items()
             for row, task in enumerate(self._members[name])
         }

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from model.encoders import Encoder, build_encoder
-from model.freezing import Freezable
+from model.freezing import FrozenParts
 from model.gradient_scale import scale_gradient
 from model.grouping.gradient_statistics import ActivationHook, GradientStatistics, branch_statistics
 from model.grouping.head_sampling import HeadSample
@@ -23,7 +23,6 @@ from model.heads.layout import Head, HeadLayout, HeadSelection
 from model.heads.stack import build_stacked_heads
 from model.labels import TaskLabels
 from model.recompute import call, recomputed
-from model.subset import Cuttable
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import Targets
 
@@ -31,7 +30,26 @@ IMAGE_MEAN = (0.485, 0.456, 0.406)
 IMAGE_STD = (0.229, 0.224, 0.225)
 
 
-class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
+class NetworkOutput(TypedDict, total=False):
+    """What a forward pass returns: without targets `predictions` only, with targets the others.
+
+    At run time this is a plain dict. DDP, DeepSpeed, FSDP2 and accelerate look for the tensors of
+    an output in dicts, lists and tuples only.
+
+    Attributes:
+        predictions: Per task its prediction, fp32 [B,C] or [B,C,H,W].
+        losses: The sums of the sample losses of every head, fp32 [N,K], or all of them [N,K,B];
+            zero where the selection has no head.
+        gradient_statistics: As `branch_statistics` returns them, if they were asked for, with
+            residuals in the order of `TaskLabels.residual_tasks`.
+    """
+
+    predictions: dict[str, Tensor]
+    losses: Tensor
+    gradient_statistics: GradientStatistics
+
+
+class MultiTaskNetwork(nn.Module):
     """A trunk, K branches and the heads that exist.
 
     Args:
@@ -43,19 +61,21 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         decoder: Of the dense tasks, see `build_stacked_heads`.
         gradient_scale: Factors of the gradients into the trunk and into each branch, see
             `gradient_factors`; a subset keeps them.
-        image_mean: Per channel of an image scaled to 0..1; None means ImageNet's for pictures,
-            and for anything else that the values are taken as they are.
+        image_mean: Per channel of an image scaled to 0..1. None means ImageNet's for images of
+            three channels; other inputs are then used as they are.
         image_std: See `image_mean`.
         decoder_options: Other keywords of the decoder.
 
     Attributes:
-        heads: The heads, sorted by signature, branch and task.
-        checkpoint_branches: Whether a training pass keeps of a branch only what goes in and comes
-            out; the backward pass computes the rest again.
+        tasks: The N tasks.
+        layout: Which stack and row holds each head.
+        labels: Turns the labels of a batch into targets.
+        checkpoint_branches: Whether a training pass keeps only the input and output of a branch,
+            and the backward pass computes the rest again.
 
     Raises:
-        ValueError: If there are no tasks, two of one name, a head that cannot be, a task without
-            a head, or an unknown decoder.
+        ValueError: If there are no tasks, two of one name, a head that is out of range, a task
+            without a head, or an unknown decoder.
     """
 
     image_mean: Tensor
@@ -74,55 +94,73 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         image_std: Sequence[float] | None = None,
         decoder_options: Mapping[str, Any] | None = None,
     ) -> None:
-        layout = HeadLayout(tasks, len(encoder.branches), heads)
-        super().__init__(tasks, layout.members, image_size)
-        self._layout = layout
-        pictures = encoder.in_channels == len(IMAGE_MEAN)
-        if image_mean is None:
-            image_mean = IMAGE_MEAN if pictures else [0.0] * encoder.in_channels
-        if image_std is None:
-            image_std = IMAGE_STD if pictures else [1 / 255] * encoder.in_channels
-        self.heads = layout.heads
-        self.num_branches = layout.num_branches
+        super().__init__()
+        self.tasks = tuple(tasks)
+        self.image_size = (image_size[0], image_size[1])
+        self.layout = HeadLayout(self.tasks, len(encoder.branches), heads)
+        self.labels = TaskLabels(self.tasks, self.layout, self.image_size)
+        mean, std = _normalisation(encoder.in_channels, image_mean, image_std)
         self._config = {
             "image_size": list(image_size),
             "dense_widths": list(dense_widths),
             "decoder": decoder,
             "decoder_options": dict(decoder_options or {}),
             "gradient_scale": list(gradient_scale),
-            "image_mean": list(image_mean),
-            "image_std": list(image_std),
+            "image_mean": mean,
+            "image_std": std,
             "encoder": encoder.config,
         }
-        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
-            levels = 255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, levels, persistent=False)
+        self._register_normalisation(mean, std)
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
+        self.checkpoint_branches = False
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
-        self.checkpoint_branches = False
-        self.stacked_heads = nn.ModuleDict(
-            {
-                name: build_stacked_heads(
-                    self.stack_spec(name),
-                    len(rows),
-                    encoder,
-                    self.image_size,
-                    decoder,
-                    dense_widths,
-                    decoder_options,
-                )
-                for name, rows in layout.rows.items()
-            }
-        )
+        self._frozen = FrozenParts()
+        self.stacked_heads = nn.ModuleDict()
+        for name, rows in self.layout.rows.items():
+            self.stacked_heads[name] = build_stacked_heads(
+                self.layout.specs[name],
+                len(rows),
+                encoder,
+                self.image_size,
+                decoder,
+                dense_widths,
+                decoder_options,
+            )
         if encoder.init == "copies":
             self._equalise_branches()
 
+    def _register_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Register mean and deviation of every channel, in the levels 0..255 of an image."""
+        for name, values in (("image_mean", mean), ("image_std", std)):
+            levels = 255 * torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, levels, persistent=False)
+
+    @property
+    def num_tasks(self) -> int:
+        """N."""
+        return len(self.tasks)
+
+    @property
+    def num_branches(self) -> int:
+        """K."""
+        return len(self.branches)
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads (task, branch), sorted by signature, branch and task."""
+        return self.layout.heads
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.image_mean.device
+
     @torch.no_grad()
     def _equalise_branches(self) -> None:
-        """Make the heads of a task copies of its first one."""
-        for name, rows in self._layout.rows.items():
+        """Copy the first head of every task to its others."""
+        for name, rows in self.layout.rows.items():
             first: dict[int, int] = {}
             source = torch.tensor([first.setdefault(task, row) for (task, _), row in rows.items()])
             for parameter in self.stacked_heads[name].parameters():
@@ -133,23 +171,32 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         for part in (self.trunk, *self.branches):
             part.compile()
 
+    def freeze(self, parts: Iterable[nn.Module]) -> None:
+        """Freeze these parts and no others: no gradients, and evaluation mode in every mode."""
+        self._frozen = FrozenParts(parts)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all parts that are not frozen."""
+        super().train(mode)
+        self._frozen.eval()
+        return self
+
     def select(self, heads: Iterable[Head]) -> HeadSelection:
-        """Select for computation some heads; make a new selection after moving to another device.
+        """Select some heads for computation; a selection holds for the device of the network.
 
         Raises:
             ValueError: If a head does not exist.
         """
-        return self._layout.select(heads, self.image_mean.device)
+        return self.layout.select(heads, self.device)
 
     def select_sample(self, head_sample: HeadSample) -> HeadSelection:
-        """Select for computation the heads of one step, as `selection` does.
+        """Select the heads of a step for computation, as `select` does.
 
         Raises:
             ValueError: If a head does not exist.
         """
-        return self._layout.select_matrix(
-            head_sample.chosen, self.image_mean.device, head_sample.branches
-        )
+        return self.layout.select_matrix(head_sample.chosen, self.device, head_sample.branches)
 
     def forward(
         self,
@@ -159,59 +206,54 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         *,
         per_sample: bool = False,
         gradient_statistics: bool = False,
-    ) -> Tensor | dict[str, Tensor] | tuple[Tensor, GradientStatistics]:
+    ) -> NetworkOutput:
         """Compute the heads of the selection.
 
         Args:
             images: uint8 [B,3,H,W]; floats of as many channels as the encoder takes where that is
-                not made for pictures.
+                not made for images of three channels.
             selection: From `select` or `select_sample`; without targets one head for every task.
-            targets: From `targets`.
-            per_sample: Whether losses are kept apart by sample.
-            gradient_statistics: Whether to return the gradient statistics too, with residuals in
-                the order of `residual_tasks`.
-
-        Returns:
-            With targets the sums of the sample losses, fp32 [N,K] (or all of them [N,K,B]), zero
-            where there is no head in the selection, and the gradient statistics if they are asked
-            for; else per task its prediction, fp32 [B,C] or [B,C,H,W].
+            targets: From `labels.targets`.
+            per_sample: Whether the losses of a head are returned for every sample.
+            gradient_statistics: Whether to return the gradient statistics, too.
 
         Raises:
             ValueError: If the images have another size or the selection does not fit.
         """
-        image_shape = (len(self.image_mean), *self.image_size)
-        if images.shape[1:] != image_shape:
-            expected = ", ".join(map(str, image_shape))
-            raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
+        self._check_images(images)
         hook = ActivationHook(self.branches)
         with hook if gradient_statistics else nullcontext():
             maps = self._feature_maps(images, selection, hooked=gradient_statistics)
         predictions = {
             name: self.stacked_heads[name](
-                maps if self.stack_spec(name).dense else self._pooled(maps), own.heads
+                maps if self.layout.specs[name].dense else self._pooled(maps), stack.heads
             )
-            for name, own in selection.stacked_heads.items()
+            for name, stack in selection.stacked_heads.items()
         }
         if targets is None:
-            return self._one_per_task(predictions, selection)
-        loss_of = {name: self.stack_spec(name).loss for name in selection.stacked_heads}
+            return {"predictions": self._one_per_task(predictions, selection)}
+        loss_of = {name: self.layout.specs[name].loss for name in selection.stacked_heads}
         shape = (self.num_tasks, self.num_branches)
         losses = head_losses(loss_of, predictions, selection, targets, shape, per_sample=per_sample)
-        for index in selection.idle:  # engines want a gradient of every branch, on all ranks alike
-            idle = maps[index]
-            assert idle is not None, "a selection's branches are computed"
-            nothing = (0.0 * idle).nan_to_num(0.0, 0.0, 0.0)  # also where it has overflowed
-            losses = losses + nothing.sum(dtype=torch.float32)
-        if not gradient_statistics:
-            return losses
-        return losses, branch_statistics(loss_of, predictions, targets, selection, hook)
+        output: NetworkOutput = {"losses": _with_idle_branches(losses, maps, selection)}
+        if gradient_statistics:
+            output["gradient_statistics"] = branch_statistics(
+                loss_of, predictions, targets, selection, hook
+            )
+        return output
+
+    def _check_images(self, images: Tensor) -> None:
+        image_shape = (len(self.image_mean), *self.image_size)
+        if images.shape[1:] != image_shape:
+            expected = ", ".join(map(str, image_shape))
+            raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
 
     def _feature_maps(
         self, images: Tensor, selection: HeadSelection, *, hooked: bool
     ) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the selection does not need it.
 
-        What is compiled knows nothing of a hook, so that hooked branches run as they are written.
+        Compiled code does not call hooks, so hooked branches run uncompiled.
         """
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = self.trunk(_channels_last(inputs))
@@ -246,11 +288,11 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
             if prediction is not None
             for row in prediction
         ]
-        found = {task: row for (task, _), row in zip(selection.heads, flat, strict=True)}
-        return {self.tasks[task].name: found[task] for task in range(self.num_tasks)}
+        by_task = {task: row for (task, _), row in zip(selection.heads, flat, strict=True)}
+        return {self.tasks[task].name: by_task[task] for task in range(self.num_tasks)}
 
     def config(self) -> dict[str, Any]:
-        """Return a description that JSON can hold, to rebuild the network without weights."""
+        """Return a description that JSON can hold and `from_config` builds the network from."""
         return {
             **self._config,
             "tasks": [task.to_dict() for task in self.tasks],
@@ -260,7 +302,7 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network that `config` described, with new random weights."""
+        """Build the network that `config` describes, with new random weights."""
         arguments = dict(config)
         encoder = build_encoder(
             **arguments.pop("encoder"), num_branches=arguments.pop("num_branches")
@@ -269,9 +311,36 @@ class MultiTaskNetwork(Freezable, TaskLabels, Cuttable):
         return cls(encoder=encoder, **arguments)
 
 
+def _normalisation(
+    channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Return mean and deviation of every channel of images scaled to 0..1."""
+    pictures = channels == len(IMAGE_MEAN)
+    if mean is None:
+        mean = IMAGE_MEAN if pictures else [0.0] * channels
+    if std is None:
+        std = IMAGE_STD if pictures else [1 / 255] * channels
+    return list(mean), list(std)
+
+
+def _with_idle_branches(
+    losses: Tensor, maps: Sequence[Tensor | None], selection: HeadSelection
+) -> Tensor:
+    """Return the losses, with a gradient of zero for branches that no selected head needs.
+
+    Engines need a gradient of every branch, of the same ones on all ranks.
+    """
+    for index in selection.idle:
+        idle = maps[index]
+        assert idle is not None, "the branches of a selection are computed"
+        nothing = (0.0 * idle).nan_to_num(0.0, 0.0, 0.0)  # zero times an overflow is NaN
+        losses = losses + nothing.sum(dtype=torch.float32)
+    return losses
+
+
 def _flattened(maps: Tensor) -> Tensor:
     if maps.requires_grad:
-        # The gradient would come in torch's first layout, for which pooling has slow kernels.
+        # The gradient would arrive in contiguous layout, for which pooling has slow kernels.
         maps.register_hook(_channels_last)
     return maps.flatten(1)
 

@@ -1,4 +1,4 @@
-"""Runs a module without keeping what its backward pass needs, which computes it again."""
+"""Activation checkpointing of a module, which may also be compiled or have running statistics."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 def call(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
-    """Return the module's output, if need be without what it was compiled to."""
+    """Return the module's output, by its compiled code or without it."""
     return module(inputs) if compiled else module._call_impl(inputs)
 
 
 def recomputed(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
-    """Return the module's output; its running statistics move once, as if it ran once."""
+    """Return the module's output; the backward pass computes its activations again.
+
+    The second forward pass leaves the running statistics as they are.
+    """
     return checkpoint(
         functools.partial(call, module, compiled=compiled),
         inputs,

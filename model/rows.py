@@ -1,4 +1,4 @@
-"""Rows of a stacked tensor: a slice where they are contiguous, so that taking them is free."""
+"""Rows of a stacked tensor: a slice where they are contiguous, which needs no copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def as_rows(groups: Sequence[Positions], device: torch.device) -> list[Rows | No
 
 
 def to_device(groups: Sequence[Positions], device: torch.device) -> Sequence[Tensor]:
-    """Return the groups as tensors, sent in one piece and without waiting for the device."""
+    """Return the groups as tensors on the device, by one copy that does not synchronise."""
     if not groups:
         return ()
     packed = torch.from_numpy(np.concatenate(groups)).to(device, non_blocking=True)

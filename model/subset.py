@@ -1,74 +1,79 @@
-"""Networks that can be cut down to some of their heads."""
+"""Smaller networks: some of the heads of a network, the branches that these need, and the trunk."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import Self
+from torch import Tensor
 
 from model.heads.layout import Head, HeadLayout, used_branches
+from model.network import MultiTaskNetwork
 
 
-class Cuttable(nn.Module):
-    """A network of branches and stacked heads that its configuration can rebuild smaller."""
+def subset(network: MultiTaskNetwork, heads: Iterable[Head]) -> MultiTaskNetwork:
+    """Return a new network of these heads and their branches, which are renumbered.
 
-    _layout: HeadLayout
-    image_mean: Tensor
+    The weights are copied. `used_branches(heads)` are the branches in their old numbers.
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """Return a description that JSON can hold, to rebuild the network without weights."""
+    Raises:
+        ValueError: If a head does not exist or a task has none.
+    """
+    heads = tuple(heads)
+    # The random start values are overwritten: the caller's random state must not change.
+    with torch.random.fork_rng(devices=[]):
+        smaller = MultiTaskNetwork.from_config(
+            subset_config(network.config(), network.layout, heads)
+        )
+    smaller.load_state_dict(subset_state(network.state_dict(), network.layout, heads))
+    return smaller.to(network.device).train(network.training)
 
-    @classmethod
-    @abstractmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network that `config` described, with new random weights."""
 
-    def subset(self, heads: Iterable[Head]) -> Self:
-        """Return a new network of these heads and their branches, which are renumbered.
+def subset_config(
+    config: Mapping[str, Any], layout: HeadLayout, heads: Iterable[Head]
+) -> dict[str, Any]:
+    """Return `config()` of the subset of a network; no weights are needed.
 
-        The weights are copied; `used_branches(heads)` are the old numbers of its branches.
-        """
-        heads = tuple(heads)
-        # Its random weights are overwritten; the caller's random state is to stay as it is.
-        with torch.random.fork_rng(devices=[]):
-            network = self.from_config(self.subset_config(heads))
-        network.load_state_dict(self.subset_state(self.state_dict(), heads))
-        return network.to(self.image_mean.device).train(self.training)
+    Args:
+        config: `config()` of the network.
+        layout: Of the network.
+        heads: As given to `subset`.
 
-    def subset_config(self, heads: Iterable[Head]) -> dict[str, Any]:
-        """Return `config()` of what `subset` returns, without a look at the weights."""
-        kept = self._layout.select(heads, self.image_mean.device)
-        branches = {old: new for new, old in enumerate(kept.branches)}
-        return {
-            **self.config(),
-            "num_branches": len(branches),
-            "heads": [[task, branches[branch]] for task, branch in kept.heads],
-        }
+    Raises:
+        ValueError: If a head does not exist.
+    """
+    kept = layout.select(heads, torch.device("cpu"))
+    branches = {old: new for new, old in enumerate(kept.branches)}
+    return {
+        **config,
+        "num_branches": len(branches),
+        "heads": [[task, branches[branch]] for task, branch in kept.heads],
+    }
 
-    def subset_state(self, state: Mapping[str, Tensor], heads: Iterable[Head]) -> dict[str, Tensor]:
-        """Cut tensors kept by parameter name (weights, moments) as `subset` cuts the network.
 
-        Args:
-            state: Any of this network's parameters or buffers, by their names.
-            heads: As given to `subset`.
-        """
-        heads = tuple(heads)
-        branches = {str(old): str(new) for new, old in enumerate(used_branches(heads))}
-        rows = self._layout.kept_rows(heads)
-        cut = {}
-        for name, tensor in state.items():
-            part, _, rest = name.partition(".")
-            key, _, attribute = rest.partition(".")
-            if part == "stacked_heads":
-                index = torch.tensor(rows[key], dtype=torch.long, device=tensor.device)
-                cut[name] = tensor.index_select(0, index)
-            elif part != "branches":
-                cut[name] = tensor
-            elif key in branches:
-                cut[f"branches.{branches[key]}.{attribute}"] = tensor
-        return cut
+def subset_state(
+    state: Mapping[str, Tensor], layout: HeadLayout, heads: Iterable[Head]
+) -> dict[str, Tensor]:
+    """Return the tensors of the subset of a network, under the subset's parameter names.
+
+    Args:
+        state: Weights, buffers or moments of the network by parameter name; any part of them.
+        layout: Of the network.
+        heads: As given to `subset`.
+    """
+    heads = tuple(heads)
+    branches = {str(old): str(new) for new, old in enumerate(used_branches(heads))}
+    rows = layout.kept_rows(heads)
+    kept = {}
+    for name, tensor in state.items():
+        part, _, rest = name.partition(".")
+        key, _, attribute = rest.partition(".")
+        if part == "stacked_heads":
+            index = torch.tensor(rows[key], dtype=torch.long, device=tensor.device)
+            kept[name] = tensor.index_select(0, index)
+        elif part != "branches":
+            kept[name] = tensor
+        elif key in branches:
+            kept[f"branches.{branches[key]}.{attribute}"] = tensor
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import Accelerator
 
-from model.init_from import start_from
+from model.init_from import init_from
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.build import build_grouping, build_network
@@ -68,7 +68,7 @@ def build_engine(
         module = build_network(config, tasks, groups)
         if config.model.start:
             try:
-                start_from(module, config.model.start)
+                init_from(module, config.model.start)
             except ValueError as error:
                 raise UserError(str(error)) from None
         return Engine(accelerator, module, config)

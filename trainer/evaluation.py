@@ -27,7 +27,7 @@ class MetricSums:
         self._states = {name: m.zeros(device) for name, m in self._metrics.items()}
 
     def update(self, predictions: Mapping[str, Tensor], targets: TaskTargets) -> None:
-        """Add a batch: predictions as the heads give them, targets as `by_task` gives them."""
+        """Add a batch: predictions of the heads, and targets from `TaskLabels.by_task`."""
         for name, metric in self._metrics.items():
             self._states[name] = metric.update(
                 self._states[name], predictions[name], *targets[name]
@@ -39,13 +39,13 @@ class MetricSums:
         return torch.cat(list(self._states.values()))
 
     def compute(self, vector: Tensor) -> Metrics:
-        """Task to metric to value of a (summed) vector; tasks without any label are left out."""
+        """Return per task the metrics of a (summed) vector; a task without labels has none."""
         parts = vector.split([len(state) for state in self._states.values()])
         values = {
             name: metric.compute(part)
             for (name, metric), part in zip(self._metrics.items(), parts, strict=True)
         }
-        return {name: found for name, found in values.items() if found}
+        return {name: metrics for name, metrics in values.items() if metrics}
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
 
     Args:
         engine: The network, left in training mode.
-        batches: This rank's share of the split. Fillers have no labels and do not count.
+        batches: This rank's part of the split. Fillers have no labels and do not count.
         heads: One (task, branch) per task.
     """
     module, device = engine.module, engine.accelerator.device
@@ -62,7 +62,8 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
     engine.network.eval()
     for host_batch in batches:
         batch = host_batch.to(device)
-        sums.update(engine.network(batch.images, selection), task_targets(module, batch))
+        predictions = engine.network(batch.images, selection)["predictions"]
+        sums.update(predictions, task_targets(module, batch))
     engine.network.train()
     return sums.compute(engine.sum_over_ranks(sums.vector))
 
@@ -72,14 +73,15 @@ def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metr
     """Evaluate a network with one head per task in this process."""
     selection, sums = network.select(network.heads), MetricSums(network.tasks)
     for batch in batches:
-        sums.update(network(batch.images, selection), task_targets(network, batch))
+        predictions = network(batch.images, selection)["predictions"]
+        sums.update(predictions, task_targets(network, batch))
     return sums.compute(sums.vector)
 
 
 def evaluate_constants(
     network: MultiTaskNetwork, training: Iterable[Batch], batches: Iterable[Batch]
 ) -> Metrics:
-    """Metrics of the best constant prediction of every task, learned from training labels."""
+    """Return the metrics of the best constant prediction of every task, from training labels."""
     predictors = {t.name: get_kind(t.kind).constant_predictor(t) for t in network.tasks}
     for batch in training:
         for name, target in task_targets(network, batch).items():
@@ -97,5 +99,6 @@ def evaluate_constants(
 
 
 def task_targets(network: MultiTaskNetwork, batch: Batch) -> TaskTargets:
-    """The scaled targets and masks of a batch, by task."""
-    return network.by_task(network.targets(batch.scalars, batch.dense, batch.valid_rows))
+    """Return the scaled targets and masks of a batch, by task."""
+    labels = network.labels
+    return labels.by_task(labels.targets(batch.scalars, batch.dense, batch.valid_rows))

@@ -1,4 +1,4 @@
-"""Exports the pruned model of a run and compares it with the full model before it is named."""
+"""Export the pruned model of a run, after comparing it with the full model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dmtg.files import atomic_path
 from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from trainer.build import open_shards
 from trainer.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from trainer.checkpoints.state import load_weights
@@ -51,11 +52,11 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     Args:
         run: Folder of the run.
         out: The file to write.
-        shards: Folder or URL of the batches to compare on; None reads the run's own data.
+        shards: Folder or URL of the batches to compare on; None reads the run's data.
 
     Raises:
         UserError: The run has no whole checkpoint.
-        ValueError: The reloaded file's outputs differ from the full model's; nothing is left.
+        ValueError: The outputs of the reloaded file differ from the full model's; no file is left.
     """
     folder = RunFolder(run)
     config = folder.load_config()
@@ -73,7 +74,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     batches = _comparison_batches(config, full)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as unchecked:
-        save_bundle(unchecked, full.subset(heads), _metadata(config, checkpoint))
+        save_bundle(unchecked, subset(full, heads), _metadata(config, checkpoint))
         pruned = load_pruned(unchecked)
         absolute, relative = _differences(full, heads, pruned.network, batches)
     return ExportReport(
@@ -110,17 +111,17 @@ def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch
 def _differences(
     full: MultiTaskNetwork, heads: list[Head], pruned: MultiTaskNetwork, batches: Iterable[Batch]
 ) -> tuple[float, float]:
-    """The largest absolute and relative difference of any output.
+    """Return the largest absolute and relative difference of any output.
 
     Raises:
-        ValueError: It is more than a changed order of summation explains.
+        ValueError: It is larger than a changed order of summation can make it.
     """
     absolute = relative = 0.0
     for batch in batches:
-        expected = full(batch.images, full.select(heads))
-        found = pruned(batch.images, pruned.select(pruned.heads))
+        expected = full(batch.images, full.select(heads))["predictions"]
+        actual = pruned(batch.images, pruned.select(pruned.heads))["predictions"]
         for name, value in expected.items():
-            difference = (found[name] - value).abs().max()
+            difference = (actual[name] - value).abs().max()
             absolute = max(absolute, float(difference))
             relative = max(relative, float(difference / value.abs().max().clamp_min(1.0)))
     if not relative <= TOLERANCE:

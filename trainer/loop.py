@@ -1,26 +1,56 @@
-"""The training loop: what happens around a step reads top to bottom in `_train`."""
+"""The training loop; `_train` is the story of one step."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
+from trainer.compaction import compact, should_compact
 from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate
 from trainer.health.damaged_samples import FaultCounter
 from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import StopVote
 from trainer.health.watchdog import note
-from trainer.rebuild import compact, enter_phase, should_compact
-from trainer.session import Session, save_session
+from trainer.phase_change import enter_phase
+from trainer.session import Session
+from trainer.snapshot import save_session
 from trainer.step import train_step
 
 logger = logging.getLogger(__name__)
 
 Observer = Callable[[Session, list[Batch]], None]
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What follows a step, the same on every rank."""
+
+    logs: bool
+    prunes: bool
+    evaluates: bool
+    saves: bool
+
+    @classmethod
+    def after_step(cls, session: Session, stop_cause: str | None) -> _Due:
+        """Return what is due after the session's last step, which may be asked to stop there."""
+        config, step = session.config, session.step
+        last = step == session.num_steps
+        return cls(
+            logs=last or step % config.log.every == 0,
+            prunes=session.learner.prunes_at(step),
+            evaluates=not last and config.eval.every > 0 and step % config.eval.every == 0,
+            saves=last or stop_cause is not None or step % config.run.checkpoint_every == 0,
+        )
+
+    @property
+    def anything(self) -> bool:
+        """Whether the step is followed by something that bad values must not reach."""
+        return self.logs or self.prunes or self.evaluates or self.saves
 
 
 def train(session: Session, observe: Observer | None = None) -> Metrics:
@@ -35,11 +65,11 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
     Raises:
         NonFiniteLossError: A loss became NaN or infinite; no checkpoint holds its effects.
         UserError: The labels of the first batches carry no information.
-        DataError: More than the allowed share of the samples is damaged.
-        Preempted: A signal or the time limit asked to stop; the session is saved and closed.
+        DataError: More than the allowed fraction of the samples is damaged.
+        Preempted: A signal or the time limit asked to stop; the session is saved.
         SaveError: A checkpoint could not be written.
     """
-    with session.writer:  # whatever ends the training, it waits for what is being written
+    with session.writer:  # it finishes what is being written, however the training ends
         return _train(session, observe)
 
 
@@ -55,44 +85,45 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         label_guard.watch(micro_batches)
         if observe is not None:
             observe(session, micro_batches)
-        objective = train_step(session, micro_batches)[1]
+        result = train_step(session, micro_batches)
         session.step += 1
-        step, last = session.step, session.step == session.num_steps
-        logs = last or step % config.log.every == 0
-        prunes = session.learner.prunes_at(step)
-        evaluates = not last and config.eval.every > 0 and step % config.eval.every == 0
         cause = vote.result()
-        saves = last or cause is not None or step % config.run.checkpoint_every == 0
-        if logs or prunes or evaluates or saves:
-            session.guard.check()
-            session.faults.check(step * config.data.global_batch)
-            session.writer.check()
+        due = _Due.after_step(session, cause)
+        if due.anything:
+            _check_health(session)
         session.monitor.timer.end_step()  # on a GPU it was waited for if this step logs
-        session.profile.after_step(step, last=last or cause is not None)
-        if session.guard.left_out:
-            session.log.write(step, "skip", **session.guard.record())
+        ends = session.step == session.num_steps or cause is not None
+        session.profile.after_step(session.step, last=ends)
+        if result.left_out:
+            session.log.write(session.step, "skip", **session.guard.record())
         else:
-            if logs:
-                _log_step(session, objective, micro_batches)
-            session.watch_plateau(objective)
-        if prunes:
+            if due.logs:
+                _log_step(session, result.objective, micro_batches)
+            session.update_plateau(result.objective)
+        if due.prunes:
             _prune(session)
-        if evaluates:
+        if due.evaluates:
             _evaluate(session)
-        if saves:
-            note(f"step {step}, saving")
+        if due.saves:
+            note(f"step {session.step}, saving")
             save_session(session)
         if cause is not None:
             session.writer.wait()
-            session.close()
-            raise Preempted(step, cause)
-    # After the last checkpoint: what goes wrong here costs no training. A finished run that is
-    # started again comes straight here.
+            raise Preempted(session.step, cause)
+    # After the last checkpoint: an error in the evaluation costs no training. A finished run that
+    # is started again only evaluates.
     return _evaluate(session)
 
 
+def _check_health(session: Session) -> None:
+    """Raise if a loss was not finite, too many samples are damaged, or a save has failed."""
+    session.guard.check()
+    session.faults.check(session.step * session.config.data.global_batch)
+    session.writer.check()
+
+
 def _batches(session: Session) -> Iterator[list[Batch]]:
-    """The micro-batches of every remaining step, on the device; phase after phase is entered."""
+    """Yield the micro-batches of every remaining step, on the device; enter phase after phase."""
     accelerator = session.accelerator
     while session.step < session.num_steps:
         enter_phase(session)
@@ -140,7 +171,7 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
 
 
 def _prune(session: Session) -> None:
-    """Switch heads off, and rebuild the network without them once that is worth it."""
+    """Switch heads off, and compact the network once enough of them are off."""
     learner = session.learner
     off = learner.prune(session.step)
     if not off:
@@ -159,7 +190,7 @@ def _prune(session: Session) -> None:
 
 
 def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
-    """The batches, each of which is progress."""
+    """Yield the batches, and report each of them to the watchdog as progress."""
     note(doing)
     for batch in batches:
         yield batch
@@ -173,9 +204,9 @@ def _evaluate(session: Session) -> Metrics:
     )
     samples = session.data.eval_samples
     faults = FaultCounter(accelerator, session.config.data, samples)
-    watched = _noted(faults.watch(loader), f"step {session.step}, evaluating")
+    batches = _noted(faults.watch(loader), f"step {session.step}, evaluating")
     with session.monitor.evaluating(session.step):
-        metrics = evaluate(session.engine, watched, session.learner.chosen_heads())
+        metrics = evaluate(session.engine, batches, session.learner.chosen_heads())
     faults.check(min(samples, session.config.eval.limit or samples))
     session.log.write(session.step, "eval", metrics=metrics, **faults.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}

@@ -1,4 +1,4 @@
-"""The phases of a run: the search for the groups, then the fine-tuning of those it found."""
+"""The phases of a run: the search for the groups, then the fine-tuning of these groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.config.sections import FinetuneSection
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps with an optimizer and a schedule of its own.
+    """A range of steps with one optimizer and one schedule.
 
     Attributes:
         start: Steps done before it.
@@ -31,14 +31,14 @@ class Phase:
         return self.end - self.start
 
     def heads(self, heads: Sequence[Head]) -> list[Head]:
-        """Those of the heads that this phase trains."""
+        """Return those of the heads that this phase trains."""
         return [head for head in heads if self.branches is None or head[1] in self.branches]
 
 
 def list_phases(
     section: FinetuneSection, search_steps: int, finetune_steps: int, branches: tuple[int, ...]
 ) -> tuple[Phase, ...]:
-    """All phases of a run.
+    """Return all phases of a run.
 
     Args:
         section: The order of the fine-tuning.
@@ -56,12 +56,12 @@ def list_phases(
 
 
 def phase_before(phases: Sequence[Phase], step: int) -> Phase:
-    """The phase in which the last of `step` steps was made."""
+    """Return the phase in which the last of `step` steps was made."""
     return next((phase for phase in phases if step <= phase.end), phases[-1])
 
 
 def phase_lr(config: Config, phase: Phase) -> float:
-    """The learning rate that the schedule of a phase starts from."""
+    """Return the base learning rate of a phase."""
     if phase.branches is None or config.finetune.lr is None:
         return config.optim.lr
     return config.finetune.lr
@@ -70,9 +70,8 @@ def phase_lr(config: Config, phase: Phase) -> float:
 def freeze(network: MultiTaskNetwork, phase: Phase, section: FinetuneSection) -> frozenset[str]:
     """Freeze what a phase does not train.
 
-    The heads of other groups in a stack that this one needs cannot be frozen by themselves, because
-    they lie in the same tensors. Their gradient is zero, and without weight decay they stay as they
-    are.
+    Heads of other groups in a stack that is trained cannot be frozen, because they are rows of the
+    same tensors. Their gradient is zero, and without weight decay they stay as they are.
 
     Returns:
         Prefixes of the parameters that must not be decayed.

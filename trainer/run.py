@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 def train_run(
     config: Config, accelerator: Accelerator, data: RunData | None = None
 ) -> tuple[Session, Metrics]:
-    """Train from start, or from the newest checkpoint, to the end; every rank must call it.
+    """Train from the start, or from the newest checkpoint, to the end; every rank must call it.
 
     Args:
         data: In place of the shards that the configuration names.
 
     Returns:
-        The session, whose network has left the engine, and the metrics of the last evaluation.
+        The closed session, without a network, and the metrics of the last evaluation.
 
     Raises:
         UserError, DataError: Something the user gave cannot be used.
@@ -45,9 +45,7 @@ def _train_run(
 ) -> tuple[Session, Metrics]:
     if config.grouping.recipe in SEARCHING:
         search_groups(config, accelerator, data)
-    session = start_session(config, accelerator, data)
-    if session.step >= session.num_steps:
-        logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
-    metrics = train(session)
-    session.close()
-    return session, metrics
+    with start_session(config, accelerator, data) as session:
+        if session.step >= session.num_steps:
+            logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
+        return session, train(session)

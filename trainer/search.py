@@ -46,15 +46,16 @@ def search_groups(config: Config, accelerator: Accelerator, data: RunData | None
         logger.info("recipe %s: the groups in %s were found before", recipe, path)
         return
     check_engine(accelerator, recipe)
-    with reported(own.run.out, main=accelerator.is_main_process):
-        session = start_session(own, accelerator, data)
+    with (
+        reported(own.run.out, main=accelerator.is_main_process),
+        start_session(own, accelerator, data) as session,
+    ):
         train(session, _OBSERVERS[recipe])
-    if accelerator.is_main_process:
-        affinity = mean_affinity(session)
-        groups = _PARTITIONS[recipe](affinity, config.model.branches)
-        write_json(path, _describe(groups, affinity, [task.name for task in session.tasks]))
-        logger.info("recipe %s: %d groups are in %s", recipe, len(groups), path)
-    session.close()
+        if accelerator.is_main_process:
+            affinity = mean_affinity(session)
+            groups = _PARTITIONS[recipe](affinity, config.model.branches)
+            write_json(path, _describe(groups, affinity, [task.name for task in session.tasks]))
+            logger.info("recipe %s: %d groups are in %s", recipe, len(groups), path)
     accelerator.wait_for_everyone()  # the training reads the file
 
 

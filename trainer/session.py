@@ -1,25 +1,31 @@
-"""A run in memory: started fresh or continued from its newest checkpoint, and saved."""
+"""A run in memory: started as new or continued from its newest checkpoint."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import TracebackType
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from typing_extensions import Self
 
+from model.grouping.head_sampling import HeadSample
 from model.heads.layout import HeadSelection, used_branches
+from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.assembly import build_engine, build_learner, build_plateau
-from trainer.checkpoints.checkpoint import Checkpoint, Progress
+from trainer.assembly import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
-from trainer.checkpoints.state import NamedState, read_state
+from trainer.checkpoints.state import NamedState
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.config import Config
 from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor
+from trainer.errors import Preempted
 from trainer.health.damaged_samples import FaultCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.monitoring.logs import RunLog
@@ -31,24 +37,36 @@ from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
 
-_OBSERVED = "observed."  # before the names of an observer's tensors in a checkpoint
+OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Session:
-    """Everything that the loop works on.
+    """Everything that the loop works on; a context manager that closes it however the run ends.
 
     Attributes:
+        config: Of the run.
+        folder: Of the run; locked until the session is closed.
+        accelerator: Of the run.
+        data: The batches.
+        engine: The network and its optimizer.
+        learner: Learns the groups.
+        log: `metrics.jsonl`, TensorBoard and the log file of this rank.
+        monitor: Times and progress.
+        profile: The steps that are profiled.
+        writer: Writes checkpoints.
+        faults: Counts damaged samples.
+        guard: Checks that losses are finite.
         step: Optimizer steps done.
         search_steps: Optimizer steps until every task has one head.
         finetune_steps: Optimizer steps of each phase after that.
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
-        plateau: What the learning rate follows in the schedule `plateau`.
-        selection: How the engine's network computes the live heads that are trained, or of the last
-            step those that were sampled.
+        plateau: The learning rate's factor in the schedule `plateau`; None in others.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
+        selection: The heads that a step computes: all live heads of the phase or, where heads are
+            sampled, those of the last step.
     """
 
     config: Config
@@ -69,8 +87,30 @@ class Session:
     phases: tuple[Phase, ...]
     phase: Phase
     plateau: Plateau | None
-    selection: HeadSelection
     observed: dict[str, Tensor] = field(default_factory=dict)
+    selection: HeadSelection = field(init=False)
+    _all_heads: HeadSample = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.refresh_selection()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = error is not None and not isinstance(error, Preempted)
+        try:
+            self.log.close(error if failed else None)
+        finally:
+            self.folder.release()
+        # After a failure other ranks may be gone: to free the engine could wait for them for ever.
+        if not failed or self.accelerator.num_processes == 1:
+            self.engine.release()
 
     @property
     def tasks(self) -> tuple[TaskSpec, ...]:
@@ -83,39 +123,57 @@ class Session:
         return self.phases[-1].end
 
     def learning_rate_factor(self, step: int) -> float:
-        """Multiplier of every learning rate in a step of this phase."""
+        """Return the multiplier of every learning rate in a step of this phase."""
         optim, phase = self.config.optim, self.phase
         factor = learning_rate_factor(optim, step - phase.start, phase.num_steps)
         if self.plateau is not None:
             factor *= self.plateau.factor
         return factor * phase_lr(self.config, phase) / optim.lr
 
-    def watch_plateau(self, objective: Tensor) -> None:
-        """Show the objective [N] of the step that was just made to the schedule `plateau`."""
+    def update_plateau(self, objective: Tensor) -> None:
+        """Pass the objective [N] of the last step to the schedule `plateau`."""
         if self.plateau is not None:
             self.plateau.update(self.step - self.phase.start, objective)
 
-    def close(self) -> None:
-        """Finish the files, and let go of the network before the process group.
+    def select_heads(self) -> HeadSample:
+        """Choose the heads of the next step, the same on every rank, and select them.
 
-        DDP would else be the group's last owner, and end it holding the interpreter's lock, for
-        which a thread of the group may be waiting.
+        Where all heads are computed, sample and selection are those of `refresh_selection`.
         """
-        self.log.close()
-        self.folder.release()
-        self.engine.release()
+        head_sample = self.learner.sample_heads(self.step)
+        if head_sample is None:
+            return self._all_heads
+        self.selection = self.engine.module.select_sample(head_sample)
+        return head_sample
 
     def refresh_selection(self) -> None:
-        """Lay out heads and phases anew, after heads were switched off or the phase has changed."""
-        heads = self.learner.grouping.heads()
-        self.selection = self.engine.module.select(self.phase.heads(heads))
+        """Select all heads anew, after heads were switched off or the phase has changed."""
+        heads, module = self.learner.grouping.heads(), self.engine.module
+        self.selection = module.select(self.phase.heads(heads))
+        shape = (module.num_tasks, module.num_branches)
+        self._all_heads = HeadSample.all_heads(self.selection.heads, shape, self.accelerator.device)
         self.phases = list_phases(
             self.config.finetune, self.search_steps, self.finetune_steps, used_branches(heads)
         )
 
+    def replace_engine(self, module: MultiTaskNetwork, state: NamedState) -> None:
+        """Release the engine and prepare one of this network for the session's phase.
+
+        Args:
+            module: The network; its weights are overwritten.
+            state: Weights and, if the optimizer continues, moments by the network's names.
+        """
+        scale = self.engine.scaler.state_dict() if self.engine.scaler is not None else {}
+        self.engine.release()
+        self.engine = prepare_engine(self.accelerator, module, self.config, self.phase, state)
+        if self.engine.scaler is not None and scale:
+            self.engine.scaler.load_state_dict(scale)
+
 
 def start_session(config: Config, accelerator: Accelerator, data: RunData | None = None) -> Session:
-    """Build the run, or continue it if its folder holds a checkpoint.
+    """Build the run, or continue it if its folder holds a checkpoint; every rank must call it.
+
+    The session is a context manager: `with start_session(...) as session:`.
 
     Args:
         data: In place of the shards that the configuration names.
@@ -125,115 +183,105 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     """
     folder = RunFolder(config.run.out)
     data = data or open_data(config)
-    tasks = data.tasks
     folder.check(config)
     checkpoint = resume_checkpoint(config, folder, data, accelerator)
     _check_loaders(config, accelerator, data)
-    steps, own_steps = num_steps(config, data), finetune_steps(config, data)
+    search_steps, phase_steps = num_steps(config, data), finetune_steps(config, data)
     step = checkpoint.progress.step if checkpoint else 0
-    groups = given_groups(config, [task.name for task in tasks])
-    learner = build_learner(config, accelerator, tasks, steps, groups, checkpoint)
-    heads = learner.grouping.heads()
-    phases = list_phases(config.finetune, steps, own_steps, used_branches(heads))
+    groups = given_groups(config, [task.name for task in data.tasks])
+    learner = build_learner(config, accelerator, data.tasks, search_steps, groups, checkpoint)
+    branches = used_branches(learner.grouping.heads())
+    phases = list_phases(config.finetune, search_steps, phase_steps, branches)
     phase = phase_before(phases, step)
-    engine = build_engine(config, accelerator, tasks, groups, phase, checkpoint)
+    engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
     plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
-    rank = accelerator.process_index
-    profile = ProfileWindow(config.run, rank, phases[-1].end)
-    accelerator.wait_for_everyone()  # no rank may find what rank 0 writes from here on
+    faults, guard = _build_guards(config, accelerator, data, checkpoint)
+    with ExitStack() as stack:
+        stack.callback(folder.release)
+        log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
+        stack.callback(log.close)
+        session = Session(
+            config=config,
+            folder=folder,
+            accelerator=accelerator,
+            data=data,
+            engine=engine,
+            learner=learner,
+            log=log,
+            monitor=_begin_monitor(config, accelerator, data, step, phases[-1].end),
+            profile=ProfileWindow(config.run, accelerator.process_index, phases[-1].end),
+            writer=CheckpointWriter(accelerator, folder.checkpoints, config.run),
+            faults=faults,
+            guard=guard,
+            step=step,
+            search_steps=search_steps,
+            finetune_steps=phase_steps,
+            phases=phases,
+            phase=phase,
+            plateau=plateau,
+            observed=_observed(checkpoint, accelerator.device) if checkpoint else {},
+        )
+        stack.pop_all()  # from here on the session closes what was opened
+    return session
+
+
+def _build_guards(
+    config: Config, accelerator: Accelerator, data: RunData, checkpoint: Checkpoint | None
+) -> tuple[FaultCounter, LossGuard]:
+    replaced, skipped = 0, 0
+    if checkpoint is not None:
+        replaced, skipped = checkpoint.progress.replaced, checkpoint.progress.skipped
+    names = tuple(task.name for task in data.tasks)
+    return (
+        FaultCounter(accelerator, config.data, data.train_samples, replaced),
+        LossGuard(names, accelerator, config.optim.skip_nonfinite, skipped),
+    )
+
+
+def _open_folder(
+    config: Config,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    checkpoint: Checkpoint | None,
+    num_steps: int,
+) -> RunLog:
+    """Lock the folder, set aside checkpoints that the resume passed over, and open the log."""
+    step = checkpoint.progress.step if checkpoint else 0
+    # Every rank has looked at the folder before rank 0 writes into it.
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.create(config)
         set_aside_newer(folder_of_step(folder.checkpoints, step))
-    log = RunLog(
+    return RunLog(
         folder,
         config.log,
-        rank=rank,
+        rank=accelerator.process_index,
         start_step=step,
-        num_steps=phases[-1].end,
+        num_steps=num_steps,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
     )
+
+
+def _begin_monitor(
+    config: Config, accelerator: Accelerator, data: RunData, step: int, num_steps: int
+) -> Monitor:
     epoch = None if data.train_samples is None else data.steps_per_epoch()
     monitor = Monitor(config, accelerator, epoch)
-    monitor.begin(step, phases[-1].end)
-    return Session(
-        config,
-        folder,
-        accelerator,
-        data,
-        engine,
-        learner,
-        log,
-        monitor,
-        profile,
-        CheckpointWriter(accelerator, folder.checkpoints, config.run),
-        FaultCounter(
-            accelerator,
-            config.data,
-            data.train_samples,
-            checkpoint.progress.replaced if checkpoint else 0,
-        ),
-        LossGuard(
-            tuple(task.name for task in tasks),
-            accelerator,
-            config.optim.skip_nonfinite,
-            checkpoint.progress.skipped if checkpoint else 0,
-        ),
-        step,
-        steps,
-        own_steps,
-        phases,
-        phase,
-        plateau,
-        engine.module.select(phase.heads(heads)),
-        _observed(checkpoint, accelerator.device) if checkpoint else {},
-    )
+    monitor.begin(step, num_steps)
+    return monitor
 
 
 def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
     return {
-        name.removeprefix(_OBSERVED): value.to(device)
+        name.removeprefix(OBSERVED): value.to(device)
         for name, value in checkpoint.grouping.items()
-        if name.startswith(_OBSERVED)
+        if name.startswith(OBSERVED)
     }
 
 
 def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> None:
-    """Make both loaders once: what is wrong with them is to be known before anything is written."""
+    """Make both loaders once, to raise their errors before anything is written."""
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    if config.data.stream is None:  # a stream is not looked at before it is read
+    if config.data.stream is None:  # a stream is opened only to be read
         data.train_batches(0, 1, **place)
     data.eval_batches(**place)
-
-
-def save_session(session: Session) -> None:
-    """Take a snapshot of the run and have it written; every rank must call it.
-
-    Raises:
-        SaveError: The checkpoint before this one could not be written.
-    """
-    session.writer.wait()  # before another copy of the state takes memory
-    state = read_state(session.engine)
-    main = session.accelerator.is_main_process
-    session.writer.start(_snapshot(session, state) if main else None)
-
-
-def _snapshot(session: Session, state: NamedState) -> Checkpoint:
-    """The run as it is now, in tensors that the training does not change."""
-    scaler, plateau = session.engine.scaler, session.plateau
-    progress = Progress(
-        step=session.step,
-        optimizer_step=state.optimizer_step,
-        logits_updates=session.learner.updates,
-        network=session.engine.module.config(),
-        data=session.data.digest,
-        dataset=session.data.dataset,
-        metrics_bytes=session.log.metrics_bytes,
-        loss_scale=scaler.state_dict() if scaler is not None else {},
-        replaced=session.faults.total,
-        skipped=session.guard.total,
-        plateau=plateau.state() if plateau is not None else {},
-    )
-    observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
-    grouping = session.learner.tensors() | observed
-    copies = {name: value.detach().cpu().clone() for name, value in grouping.items()}
-    return Checkpoint(progress, state, copies)

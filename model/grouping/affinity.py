@@ -1,4 +1,4 @@
-"""Which tasks belong together: affinities from the statistics of a warm-up, and their clusters.
+"""Affinities of tasks from the gradient statistics of a warm-up, and their clusters.
 
 Tasks that need the same features have residuals whose correlations with the features lie in one
 low-dimensional subspace. The affinity of two tasks is the RV coefficient of these correlations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model.grouping.gradient_statistics import GradientStatistics
 
-_RIDGE = 0.01  # share of the mean variance added to every direction before whitening
+_RIDGE = 0.01  # fraction of the mean variance added to every direction before whitening
 _SHARPNESS = 4  # power of the affinities: separates close from distant neighbours
 _CLEAR_GAP = 0.1
 _COHESION = 2.0
@@ -39,7 +39,7 @@ def task_affinity(statistics: GradientStatistics, tasks: Tensor, num_tasks: int)
     Returns:
         [N,N], symmetric; zero beside a task that had no label.
     """
-    # What is not finite says nothing: of a run that diverges the losses will tell.
+    # Replace non-finite statistics by zero; LossGuard reports divergence.
     sums = {name: value.double().cpu().nan_to_num(0, 0, 0) for name, value in statistics.items()}
     count = sums["count"].view(-1, 1, 1)
     mean = sums["features"] / count  # [K,P,F]
@@ -65,8 +65,8 @@ def group_tasks(affinity: Affinity, num_branches: int, *, estimate: bool = True)
         affinity: [N,N] from `task_affinity`.
         num_branches: K, the most groups.
         estimate: Whether to make fewer groups where the spectrum says so, and the tasks of each
-            are at least twice as close to each other as those of different groups. Else a branch
-            too many costs less than a branch too few.
+            are at least twice as close to each other as those of different groups. In doubt K
+            groups are made: a branch too many costs less than a branch too few.
     """
     num_tasks = len(affinity)
     if num_branches >= num_tasks:
@@ -86,28 +86,27 @@ def group_tasks(affinity: Affinity, num_branches: int, *, estimate: bool = True)
 
 
 def _cohesive(affinity: Affinity, labels: NDArray[np.int_]) -> bool:
-    """Whether the tasks of every group are clearly closer to each other than groups are."""
+    """Return whether the tasks of every group are clearly closer to each other than to others."""
     same = labels[:, None] == labels[None, :]
     apart = affinity[~same].mean()
     others = ~np.eye(len(labels), dtype=bool)
     members = [np.outer(labels == group, labels == group) & others for group in np.unique(labels)]
-    return all(affinity[own].mean() >= _COHESION * apart for own in members if own.any())
+    return all(affinity[pairs].mean() >= _COHESION * apart for pairs in members if pairs.any())
 
 
 def _cluster(affinity: Affinity, num_groups: int, neighbours: int) -> NDArray[np.int_]:
     if num_groups == 1:
         return np.zeros(len(affinity), dtype=int)
     clustering = SpectralClustering(num_groups, affinity="precomputed", random_state=0)
-    with warnings.catch_warnings():  # parts that are not connected are no fault here
+    with warnings.catch_warnings():  # a graph that is not connected is allowed
         warnings.simplefilter("ignore", UserWarning)
         return clustering.fit_predict(_graph(affinity**_SHARPNESS, neighbours) + 1e-9)
 
 
 def number_of_groups(graph: Affinity, most: int) -> int:
-    """Return at the widest gap of the graph's spectrum how many groups there are.
+    """Return the number of groups at the widest gap of the graph's spectrum.
 
-    A gap that is not clear, or lies behind the first eigenvalue (no groups at all), decides
-    nothing: then it is `most`.
+    Where the gap is not clear, or follows the first eigenvalue (no groups at all), it is `most`.
     """
     degree = graph.sum(axis=1)
     scale = 1 / np.sqrt(np.where(degree > 0, degree, 1.0))

@@ -1,4 +1,4 @@
-"""What every task asks of every branch: the statistics that task affinities are computed from.
+"""Gradient statistics of tasks in the last layer of each branch, for their affinities.
 
 A head's residual is the gradient of its task's loss in its predictions. Correlated with the inputs
 of the branch's last layer it is the task's gradient in that layer, up to the head's own weights
@@ -33,7 +33,7 @@ GradientStatistics = dict[str, Tensor]
 
 
 class ActivationHook:
-    """Notes the input of the linear layer or convolution that each module ran last."""
+    """Keeps the input of the linear layer or convolution that each module ran last."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._modules = modules
@@ -44,7 +44,7 @@ class ActivationHook:
         for index, module in enumerate(self._modules):
             for layer in module.modules():
                 if isinstance(layer, (nn.Linear, nn.Conv2d)):
-                    hook = self._note(index)
+                    hook = self._hook(index)
                     self._handles.append(layer.register_forward_pre_hook(hook))
         return self
 
@@ -57,7 +57,7 @@ class ActivationHook:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def _hook(self, index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             features = inputs[0].detach()
             if isinstance(layer, nn.Linear) and features.ndim == 4:  # channels come last
@@ -69,7 +69,7 @@ class ActivationHook:
         return hook
 
     def features(self, index: int) -> Tensor:
-        """What module `index` fed to its last layer, fp32 [B,h,w,D]; a vector has one position."""
+        """Return the input of a module's last layer, fp32 [B,h,w,D]; h = w = 1 for a vector."""
         features = self._inputs[index].float()
         if features.ndim == 2:
             return features[:, None, None]
@@ -88,14 +88,14 @@ def branch_statistics(
 ) -> GradientStatistics:
     """Return the `statistic_sums` of one batch, stacked over the K branches.
 
-    A head that is not computed adds nothing. As long as a task's heads are as likely to be
-    computed as each other, that changes no affinity but for noise: these do not see scale.
+    A head that is not computed adds nothing. Affinities do not depend on scale, so they stay
+    unbiased as long as all heads of a task are equally likely to be computed.
 
     Args:
         loss_of: Name of the loss of every stack.
         predictions: Of the heads of the selection, with one or more for every task.
         selection: Of all branches.
-        hook: Open while the branches were computed.
+        hook: Was open while the branches were computed.
     """
     places = _residual_places(predictions, targets)
     branches = []
@@ -103,20 +103,20 @@ def branch_statistics(
         features = hook.features(branch)
         grid = (features.shape[1], features.shape[2])
         rows = [features.new_zeros(0, len(features), math.prod(grid))]
-        own_places = [features.new_zeros(0, dtype=torch.long)]
+        row_places = [features.new_zeros(0, dtype=torch.long)]
         # Exact sums in any precision of the network.
         with torch.autocast(features.device.type, enabled=False):
             for name, stack in selection.stacked_heads.items():
                 tasks = stack.tasks[branch]
                 if tasks is not None:
-                    own = predictions[name][branch], targets[name].select(tasks)
-                    rows.append(residuals(loss_of[name], *own, grid))
-                    own_places.append(take(places[name], tasks).flatten())
+                    prediction, target = predictions[name][branch], targets[name].select(tasks)
+                    rows.append(residuals(loss_of[name], prediction, target, grid))
+                    row_places.append(take(places[name], tasks).flatten())
             sums = statistic_sums(features.flatten(1, 2), torch.cat(rows))
-        num_residuals = sum(own.numel() for own in places.values())
+        num_residuals = sum(place.numel() for place in places.values())
         for name in ("residuals", "products"):
             everything = sums[name].new_zeros(num_residuals, sums[name].shape[1])
-            sums[name] = everything.index_copy(0, torch.cat(own_places), sums[name])
+            sums[name] = everything.index_copy(0, torch.cat(row_places), sums[name])
         branches.append(sums)
     return stack_statistics(branches)
 
@@ -124,8 +124,8 @@ def branch_statistics(
 def _residual_places(predictions: Predictions, targets: Mapping[str, Targets]) -> dict[str, Tensor]:
     """Return per stack the places of its tasks' residuals among all R, long [n,O]."""
     places, first = {}, 0
-    for name, own in predictions.items():
-        outputs = next(p.shape[2] for p in own if p is not None)
+    for name, of_branches in predictions.items():
+        outputs = next(p.shape[2] for p in of_branches if p is not None)
         valid = targets[name].valid
         size = len(valid) * outputs
         places[name] = torch.arange(first, first + size, device=valid.device).view(-1, outputs)
@@ -191,4 +191,4 @@ def _projection(features: Tensor) -> Tensor:
 
 def stack_statistics(branches: Sequence[Mapping[str, Tensor]]) -> GradientStatistics:
     """Stack the sums of K branches along a new first axis."""
-    return {name: torch.stack([own[name] for own in branches]) for name in branches[0]}
+    return {name: torch.stack([sums[name] for sums in branches]) for name in branches[0]}

@@ -27,7 +27,7 @@ class Grouping(nn.Module):
 
     Args:
         sampler: Name of a registered `Sampler`, which gives the weights of `sample`.
-        start: Logits are all `init` (`equal`), `init` on the branch of the task's own number modulo
+        start: Logits are all `init` (`equal`), `init` on the branch of the task's number modulo
             K and zero elsewhere (`diagonal`), or normal with deviation `init` (`gaussian`).
         init: See `start`.
         init_noise: Width of uniform noise added to the start values.
@@ -139,7 +139,7 @@ def _times_log(log_p: Tensor) -> Tensor:
 
 
 def _log_others(log_p: Tensor) -> Tensor:
-    """Return log(1 - p_k) as the logarithm of what the others have, exact where p_k is near one."""
+    """Return log(1 - p_k) as the logarithm of the sum over the others, exact for p_k near one."""
     num_branches = log_p.shape[1]
     itself = torch.eye(num_branches, dtype=torch.bool, device=log_p.device)
     # Not minus infinity: where all others are that, the gradient of logsumexp would be NaN.
@@ -153,8 +153,8 @@ def gumbel_noise(shape: tuple[int, ...], seed: int, step: int, rank: int = 0) ->
 
     Args:
         seed: Of the run; with rank the key of the generator (Philox, numpy).
-        step: Its counter: every step has noise of its own, without any state to save.
-        rank: Of the process; leave it at zero for noise that all processes share.
+        step: The generator's counter: every step has other noise, without any state to save.
+        rank: Of the process; zero for noise that is the same on all processes.
     """
     generator = np.random.Generator(np.random.Philox(key=[seed, rank], counter=[0, 0, step, 0]))
     uniform = np.maximum(generator.random(shape), np.finfo(np.float64).tiny)

@@ -1,20 +1,21 @@
-"""Sampled heads: every step computes a few heads of each task and stands for all of them.
+"""Sampled heads: every step computes a few heads of each task and estimates the sum over all.
 
 A head is chosen with an inclusion probability pi_nk, by systematic sampling (Madow 1949): exactly
 s different heads of every task. What a chosen head adds is divided by pi_nk (Horvitz and Thompson
-1952), so that any sum over the heads is right on average. In the gradient of the logits a running
-mean of the losses is a control variate: it stands for the heads that were not chosen, and only
-the difference from it is divided.
+1952), so that every sum over the heads is unbiased. In the gradient of the logits a running mean
+of the losses is a control variate: it replaces the losses of the heads that were not chosen, and
+only the difference from it is divided.
 
-All of this holds given everything before the step, and for any weights z of it: the probabilities
-and the running mean come from steps before, and the choice from a stream of its own, never from
-the noise that z is made of.
+The estimates are unbiased given the steps before, for any weights z of the step: the probabilities
+and the running mean come from earlier steps, and the choice has random numbers apart from the
+noise of z.
 
 Legend: N tasks, K branches, S samples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,28 +23,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_EXPLORED = 0.5  # share of a choice that does not follow the distributions
+_EXPLORED = 0.5  # fraction of a choice that is uniform over the live heads
 _KEPT = 0.9  # weight of the past in the baseline
-_STREAM = 2**32  # beyond every rank, whose numbers are the keys of the Gumbel noise
+_STREAM = 2**32  # key of the generator; the Gumbel noise has the ranks as keys, which are smaller
 
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class HeadSample:
-    """The heads of one step, the same on every process, and how they stand for all.
+    """The heads that a step computes, the same on every rank, and the estimates made from them.
 
     Attributes:
         chosen: Bool [N,K].
-        branches: Those that have live heads: all of them are computed in every step.
+        branches: Branches with live heads: every step computes all of them.
         factor: 1 / pi of the chosen heads, zero elsewhere, fp32 [N,K] on the device.
-        baseline: Expected losses, from steps before, fp32 [N,K]; zero for a task without any.
+        baseline: Expected losses from earlier steps, fp32 [N,K]; NaN for a task without any.
+        complete: Whether all heads are chosen for certain, so that nothing is estimated.
     """
 
     chosen: NDArray[np.bool_]
     branches: tuple[int, ...]
     factor: Tensor
     baseline: Tensor
+    complete: bool = False
+
+    @classmethod
+    def all_heads(
+        cls, heads: Iterable[tuple[int, int]], shape: tuple[int, int], device: torch.device
+    ) -> HeadSample:
+        """Return the null sample: all heads, with factor 1 and baseline 0.
+
+        Its estimates are the losses themselves, to the last bit.
+
+        Args:
+            heads: The heads (task, branch) that there are.
+            shape: N and K.
+            device: Where losses are.
+        """
+        chosen = np.zeros(shape, dtype=bool)
+        for head in heads:
+            chosen[head] = True
+        branches = tuple(chosen.any(axis=0).nonzero()[0].tolist())
+        factor = torch.from_numpy(chosen.astype(np.float32)).to(device)
+        return cls(chosen, branches, factor, torch.zeros(shape, device=device), complete=True)
 
     @property
     def known(self) -> Tensor:
@@ -52,43 +75,53 @@ class HeadSample:
         Without one, the gradient of the logits would be hundreds of times too big, and so would
         Adam's second moment for a thousand steps.
         """
-        return self.baseline.any(dim=1, keepdim=True)
+        return ~self.baseline.isnan().any(dim=1, keepdim=True)
+
+    @property
+    def gap(self) -> Tensor | float:
+        """Mean number of steps from one loss of a head to the next, as `running_mean` takes it."""
+        return 1.0 if self.complete else self.factor
 
     def weights(self, z: Tensor) -> Tensor:
-        """Return what the losses of the heads are multiplied by in the objective, shaped as z.
+        """Return the weights of the losses in the objective, of the shape of z.
 
-        Its gradient in the weights equals that of all heads under z on average over the choice.
+        The gradient of the objective in the network is, in the mean over the choices, that of all
+        heads under z.
 
         Args:
             z: [N,K], or [N,K,S] for every sample.
         """
         return z * (self.factor if z.ndim == 2 else self.factor.unsqueeze(2))
 
-    def losses(self, losses: Tensor, share: Tensor) -> Tensor:
-        """Return losses of all heads that equal the true ones on average over the choice.
+    def losses(self, losses: Tensor, label_fraction: Tensor) -> Tensor:
+        """Return estimates of the losses of all heads, unbiased over the choices.
 
-        For a task without a baseline the mean of its losses in this step takes its place, which
-        leaves a bias. Its logits had better stay: see `known`.
+        For a task without a baseline the mean of its losses in this step is used instead. These
+        estimates are biased, and the logits of the task must not follow them: see `known`.
 
         Args:
-            losses: A process's addends to the losses [N,K], or of every sample [N,K,S]; those of
-                heads that were not chosen do not matter.
-            share: The part of each task's labels that this process has [N].
+            losses: A process's addends to the losses [N,K], or of every sample [N,K,S]; the values
+                of heads that were not chosen are not used.
+            label_fraction: The fraction of each task's labels that this process has [N].
         """
-        baseline, factor = self.baseline * share[:, None], self.factor
+        baseline, factor = self.baseline * label_fraction[:, None], self.factor
         known = self.known
         if losses.ndim == 3:
             baseline, factor = baseline.unsqueeze(2) / losses.shape[2], factor.unsqueeze(2)
             known = known.unsqueeze(2)
         chosen = factor > 0
-        own = torch.where(chosen, losses, 0.0).sum(dim=1, keepdim=True)
-        baseline = torch.where(known, baseline, own / chosen.sum(dim=1, keepdim=True))
+        sums = torch.where(chosen, losses, 0.0).sum(dim=1, keepdim=True)
+        baseline = torch.where(known, baseline, sums / chosen.sum(dim=1, keepdim=True))
         # With a factor of one this is the loss itself, to the last bit.
         return torch.where(chosen, losses * factor + baseline * (1 - factor), baseline)
 
+    def computed_only(self, losses: Tensor) -> Tensor:
+        """Return the losses [N,K], with NaN for heads that were not computed."""
+        return torch.where(self.factor > 0, losses, torch.nan)
+
 
 class HeadSampler:
-    """Chooses the heads of every step, and remembers what losses they had.
+    """Chooses the heads of every step, and averages their losses.
 
     Args:
         size: s, the most heads of a task that a step computes.
@@ -104,14 +137,14 @@ class HeadSampler:
         self.size = size
         self._seed = seed
         self._device = device
-        self._mean = torch.zeros(alive.shape, device=device)
+        self._mean = torch.full(alive.shape, torch.nan, device=device)
         self.refresh(alive.float(), alive)
 
     def refresh(self, probabilities: Tensor, alive: Tensor) -> None:
         """Let the choice follow the tasks' distributions over the live heads, both [N,K].
 
-        It asks the device, so it is not for every step; however old the distributions are, the
-        estimates stay right.
+        This synchronises with the device, so it is not called in every step. The estimates are
+        unbiased however old the distributions are.
         """
         live = alive.cpu().numpy()
         even = live / live.sum(axis=1, keepdims=True)
@@ -134,38 +167,38 @@ class HeadSampler:
         return HeadSample(chosen, self._branches, factor, self._baseline())
 
     def _baseline(self) -> Tensor:
-        """The mean losses; of a head without any, the mean of its task's others."""
-        seen = self._mean != 0
-        others = self._mean.sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp_min(1)
-        return torch.where(seen, self._mean, others)
+        """Return the mean losses; for a head without any, the mean of its task's other heads."""
+        seen = ~self._mean.isnan()
+        sums = torch.where(seen, self._mean, 0.0).sum(dim=1, keepdim=True)
+        return torch.where(seen, self._mean, sums / seen.sum(dim=1, keepdim=True))
 
-    def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
-        """Take the losses [N,K] of a step into the baseline; NaN where there is none."""
-        self._mean = running_mean(self._mean, losses, _KEPT, head_sample.factor)
+    def record(self, losses: Tensor, head_sample: HeadSample) -> None:
+        """Add the losses [N,K] of a step to the baseline; NaN where there is none."""
+        self._mean = running_mean(self._mean, losses, _KEPT, head_sample.gap)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold, all [N,K]."""
+        """Return what a checkpoint holds, all [N,K]; NaN for a head without a loss so far."""
         return {"mean_losses": self._mean, "inclusion": torch.from_numpy(self._inclusion)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """Restore what `tensors` returned."""
         self._mean = tensors["mean_losses"].to(self._device)
         self._set_inclusion(tensors["inclusion"].cpu().numpy())
 
 
 def running_mean(mean: Tensor, losses: Tensor, keep: float, gap: Tensor | float = 1.0) -> Tensor:
-    """Return the mean after a step; a loss of NaN is none, and a mean of zero is none so far.
+    """Return the mean losses after a step.
 
     Args:
-        mean: [N,K].
-        losses: Of the step [N,K].
+        mean: [N,K]; NaN for a head without a loss so far.
+        losses: Of the step [N,K]; NaN for a head without one.
         keep: Weight of the past after one step.
-        gap: Steps from one loss of a head to the next, on average: so the past fades with the
-            steps, however often a head is seen.
+        gap: Mean number of steps from one loss of a head to the next. With it the past decays per
+            step, however rarely a head is computed.
     """
     past = keep**gap
-    mixed = past * mean + (1 - past) * losses
-    return torch.where(losses.isnan(), mean, torch.where(mean == 0, losses, mixed))
+    mixed = torch.where(mean.isnan(), losses, past * mean + (1 - past) * losses)
+    return torch.where(losses.isnan(), mean, mixed)
 
 
 def inclusion_probabilities(weights: Matrix, size: int) -> Matrix:
@@ -191,11 +224,12 @@ def systematic_choice(
 ) -> NDArray[np.bool_]:
     """Choose from every row by systematic sampling (Madow 1949).
 
-    The probabilities are laid end to end, and what lies at start, start + 1, ... is chosen.
+    The probabilities are intervals laid end to end; those that contain start, start + 1, ... are
+    chosen.
 
     Args:
-        inclusion: [N,K]; every row sums to an integer, of which it gets that many.
-        order: In which the heads of a task are laid, a permutation in every row [N,K].
+        inclusion: [N,K]; every row sums to an integer, the number of heads that it gets.
+        order: The order of a task's heads, a permutation in every row [N,K].
         starts: [N], from 0 to below 1.
     """
     ends = np.take_along_axis(inclusion, order, axis=1).cumsum(axis=1)

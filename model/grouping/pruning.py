@@ -1,4 +1,4 @@
-"""Which heads stay alive: pure functions of the probabilities, the same on every process.
+"""Pruning of heads: pure functions of the probabilities, the same on every process.
 
 Legend: N tasks, K branches.
 """

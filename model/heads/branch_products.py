@@ -1,4 +1,4 @@
-"""The linear layers of all branches, each on features of its own, with weights in one tensor.
+"""The linear layers of all branches, whose weights are one tensor; each has other features.
 
 Legend: R rows of the weight, r those of one branch, B batch, D features.
 """
@@ -18,8 +18,8 @@ def branch_products(
 ) -> tuple[Tensor, ...]:
     """Return per branch the product [r,B] of its rows of the weight with its features.
 
-    The gradient of the weight is written branch by branch to where it stays: from slices of the
-    weight, autograd would make one gradient of the whole size for each, and add them.
+    The gradient of the weight is written branch by branch into one tensor. With slices of the
+    weight, autograd would allocate a gradient of the whole size for each slice and add them.
 
     Args:
         weight: The rows of all branches, one after another, [R,D].
@@ -29,7 +29,7 @@ def branch_products(
     kind = weight.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        weight, features = weight.to(dtype), [own.to(dtype) for own in features]
+        weight, features = weight.to(dtype), [inputs.to(dtype) for inputs in features]
     return _BranchProducts.apply(weight, list(sizes), *features)
 
 
@@ -45,17 +45,17 @@ class _BranchProducts(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(weight, *features)
         rows = weight.split(sizes)
-        return tuple(torch.mm(own, inputs.T) for own, inputs in zip(rows, features, strict=True))
+        return tuple(torch.mm(part, inputs.T) for part, inputs in zip(rows, features, strict=True))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        """Return the gradients; `outputs` are those in the products, None where there is none."""
+        """Return the gradients; `outputs` are the gradients in the products, or None."""
         weight, *features = ctx.saved_tensors
-        own = weight.split(ctx.sizes)
+        parts = weight.split(ctx.sizes)
         into_features = [
             None if output is None or not needed else torch.mm(output.T, rows)
-            for rows, output, needed in zip(own, outputs, ctx.needs_input_grad[2:], strict=True)
+            for rows, output, needed in zip(parts, outputs, ctx.needs_input_grad[2:], strict=True)
         ]
         if not ctx.needs_input_grad[0]:
             return None, None, *into_features

@@ -1,6 +1,6 @@
-"""The rows of a stacked tensor that every branch uses, taken so that their gradient is one write.
+"""The rows of a stacked tensor that each branch uses, taken in one operation.
 
-Slices taken one by one would each send back a gradient of the whole tensor's size.
+The gradient of a slice has the size of the whole tensor, so one slice per branch would be slow.
 
 Legend: K branches, m rows of one branch, M rows of the tensor.
 """
@@ -17,17 +17,19 @@ from model.rows import Rows
 
 def all_rows(tensor: Tensor, rows: Sequence[Rows | None]) -> tuple[Tensor, list[int]]:
     """Return the rows of all branches one after another, and how many each branch has."""
-    present = [own for own in rows if own is not None]
-    counts = [own.stop - own.start if isinstance(own, slice) else len(own) for own in present]
+    present = [part for part in rows if part is not None]
+    counts = [part.stop - part.start if isinstance(part, slice) else len(part) for part in present]
     sizes = iter(counts)
-    each = [0 if own is None else next(sizes) for own in rows]
+    each = [0 if part is None else next(sizes) for part in rows]
     first = present[0]
     if isinstance(first, slice) and _follow_each_other(present):
         whole = first.start == 0 and sum(counts) == len(tensor)
         return tensor if whole else tensor[first.start : first.start + sum(counts)], each
     positions = [
-        torch.arange(own.start, own.stop, device=tensor.device) if isinstance(own, slice) else own
-        for own in present
+        torch.arange(part.start, part.stop, device=tensor.device)
+        if isinstance(part, slice)
+        else part
+        for part in present
     ]
     return tensor.index_select(0, torch.cat(positions)), each
 
@@ -41,15 +43,15 @@ def rows_of_each_branch(
         taken, sizes = all_rows(tensor, rows)
         parts.append(taken.split(sizes))
     return [
-        None if own is None else dict(zip(tensors, found, strict=True))
-        for own, *found in zip(rows, *parts, strict=True)
+        None if branch_rows is None else dict(zip(tensors, values, strict=True))
+        for branch_rows, *values in zip(rows, *parts, strict=True)
     ]
 
 
 def _follow_each_other(rows: Sequence[Rows]) -> bool:
     stop: int | None = None
-    for own in rows:
-        if not isinstance(own, slice) or (stop is not None and own.start != stop):
+    for part in rows:
+        if not isinstance(part, slice) or (stop is not None and part.start != stop):
             return False
-        stop = own.stop
+        stop = part.stop
     return True

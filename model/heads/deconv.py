@@ -1,6 +1,6 @@
 """A stack of the published decoders, which upsample by transposed convolutions.
 
-As in `model.heads.linear_and_resize`, every parameter and buffer has the heads as its leading axis.
+As in `model.heads.linear`, every parameter and buffer has the heads as its leading axis.
 
 Legend: M heads of the stack, m heads of one branch, B batch, C channels, O outputs,
 h, w feature size, H, W image size.
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from dmtg.plugins import register_dense_decoder
 from model.heads.branch_rows import rows_of_each_branch
 from model.heads.dense_decoder import DenseDecoder
-from model.heads.linear_and_resize import fan_in_uniform
+from model.heads.parameters import fan_in_uniform
 from model.rows import Rows, take
 
 WIDTHS = (128, 64, 48, 32)
 
-Own = Mapping[str, Tensor]  # by name, the rows of a parameter that are of one branch
+BranchParameters = Mapping[str, Tensor]  # by name, the rows of a parameter for one branch
 
 
 @register_dense_decoder("deconv")
@@ -82,40 +82,43 @@ class DeconvHeads(DenseDecoder):
         parameters = rows_of_each_branch(dict(self.named_parameters()), rows)
         return [
             None
-            if maps is None or own is None or chosen is None
-            else self._decode(maps, own, chosen)
-            for maps, own, chosen in zip(features, parameters, rows, strict=True)
+            if maps is None or part is None or chosen is None
+            else self._decode(maps, part, chosen)
+            for maps, part, chosen in zip(features, parameters, rows, strict=True)
         ]
 
-    def _decode(self, maps: Tensor, own: Own, rows: Rows) -> Tensor:
+    def _decode(self, maps: Tensor, parameters: BranchParameters, rows: Rows) -> Tensor:
         """Compute the heads of a branch.
 
         Args:
             maps: Of the branch.
-            own: Their rows of every parameter.
-            rows: Which these are, for the buffers.
+            parameters: The rows of every parameter.
+            rows: The heads, which are rows of the buffers, too.
         """
-        weight, bias = own["weight"], own["bias"]
+        weight, bias = parameters["weight"], parameters["bias"]
         num_heads = weight.shape[0]
         for stage in range(len(WIDTHS)):
-            maps = _upsample(maps, f"up{stage}", own, groups=1 if stage == 0 else num_heads)
-            maps = self._normalise(maps, f"up{stage}", own, rows)
+            maps = _upsample(maps, f"up{stage}", parameters, 1 if stage == 0 else num_heads)
+            maps = self._normalise(maps, f"up{stage}", parameters, rows)
             if stage < len(WIDTHS) - 1:
-                kernel, shift = own[f"weight_conv{stage}"], own[f"bias_conv{stage}"]
+                kernel = parameters[f"weight_conv{stage}"]
+                shift = parameters[f"bias_conv{stage}"]
                 maps = F.conv2d(
                     maps, kernel.flatten(0, 1), shift.flatten(), padding=1, groups=num_heads
                 )
-                maps = self._normalise(maps, f"conv{stage}", own, rows)
+                maps = self._normalise(maps, f"conv{stage}", parameters, rows)
         maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=num_heads)
         if maps.shape[-2:] != self.image_size:
             maps = F.interpolate(maps, size=self.image_size, mode="bilinear")
         return maps.unflatten(1, weight.shape[:2]).transpose(0, 1)
 
-    def _normalise(self, maps: Tensor, layer: str, own: Own, rows: Rows) -> Tensor:
+    def _normalise(
+        self, maps: Tensor, layer: str, parameters: BranchParameters, rows: Rows
+    ) -> Tensor:
         """Apply batch normalisation and ReLU to maps [B,m*C,h,w]."""
-        gain, shift = own[f"gain_{layer}"], own[f"shift_{layer}"]
+        gain, shift = parameters[f"gain_{layer}"], parameters[f"shift_{layer}"]
         buffers = [self.get_buffer(f"{name}_{layer}") for name in ("mean", "variance")]
-        # Copies, because autograd keeps them and other branches write to the buffers meanwhile.
+        # Autograd keeps the copies; other branches write to the buffers before the backward pass.
         mean, variance = (take(buffer, rows).flatten().clone() for buffer in buffers)
         maps = F.batch_norm(
             maps, mean, variance, gain.flatten(), shift.flatten(), training=self.training
@@ -126,9 +129,9 @@ class DeconvHeads(DenseDecoder):
         return F.relu(maps, inplace=True)
 
 
-def _upsample(maps: Tensor, layer: str, own: Own, groups: int) -> Tensor:
-    weight, bias = own[f"weight_{layer}"], own[f"bias_{layer}"]
-    # Torch has the inputs of a transposed convolution first: those of all heads one after the
-    # other, or the one feature map that all heads of the branch read.
+def _upsample(maps: Tensor, layer: str, parameters: BranchParameters, groups: int) -> Tensor:
+    weight, bias = parameters[f"weight_{layer}"], parameters[f"bias_{layer}"]
+    # A transposed convolution has its input channels first: the channels of all heads one after
+    # another, or those of the one feature map that all heads of the branch read.
     kernel = weight.transpose(0, 1).flatten(1, 2) if groups == 1 else weight.flatten(0, 1)
     return F.conv_transpose2d(maps, kernel, bias.flatten(), stride=2, groups=groups)

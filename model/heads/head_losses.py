@@ -36,10 +36,10 @@ def head_losses(
     """
     losses = [
         get_loss(loss_of[name]).sample_losses(prediction, targets[name].select(rows))
-        for name, own in selection.stacked_heads.items()
-        for prediction, rows in zip(predictions[name], own.tasks, strict=True)
+        for name, stack in selection.stacked_heads.items()
+        for prediction, rows in zip(predictions[name], stack.tasks, strict=True)
         if rows is not None
     ]
-    cells = torch.cat(losses if per_sample else [own.sum(dim=1) for own in losses])
+    cells = torch.cat(losses if per_sample else [loss.sum(dim=1) for loss in losses])
     matrix = torch.zeros((shape[0] * shape[1], *cells.shape[1:]), device=cells.device)
     return matrix.index_copy(0, selection.cells, cells).unflatten(0, shape)

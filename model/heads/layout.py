@@ -1,4 +1,4 @@
-"""Where the heads lie: which stack holds a head, in which row, and what a forward pass computes.
+"""The layout of the heads: the stack and row of each, and which of them a forward pass computes.
 
 Legend: N tasks, K branches.
 """
@@ -29,12 +29,12 @@ class StackSelection:
 
 @dataclass(frozen=True)
 class HeadSelection:
-    """Which heads a forward pass computes, laid out so that it need not wait for the device.
+    """Which heads a forward pass computes, as indices: no step has to synchronise for them.
 
     Attributes:
         heads: The heads in the order in which they are computed.
         branches: The branches that are computed, ascending.
-        stacked_heads: Per stack what it computes; stacked_heads that compute nothing are left out.
+        stacked_heads: Per stack what it computes; stacks that compute nothing are left out.
         cells: Index of every head in a flattened [N,K] matrix, long.
         idle: Branches that are computed although none of the heads needs them.
     """
@@ -55,27 +55,25 @@ class HeadLayout:
     """The heads of a network, one stack per signature of its tasks.
 
     Args:
+        tasks: The N tasks.
+        num_branches: K.
         heads: None means every task on every branch.
 
     Attributes:
         members: Per stack, in order of the signatures, its tasks.
+        specs: Per stack one of its tasks; all of them agree in kind, outputs and loss.
         heads: All heads, sorted by stack, branch and task.
         rows: Per stack the row of each of its heads.
 
     Raises:
-        ValueError: If there are no tasks, two of one name, a head that cannot be, or a task
+        ValueError: If there are no tasks, two of one name, a head that is out of range, or a task
             without a head.
     """
 
     def __init__(
         self, tasks: Sequence[TaskSpec], num_branches: int, heads: Iterable[Head] | None
     ) -> None:
-        names = [task.name for task in tasks]
-        if not names:
-            raise ValueError("tasks is empty, must hold at least one task")
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise ValueError(f"tasks holds {repeated[0]!r} more than once; names must be unique")
+        _check_tasks(tasks)
         self.num_tasks, self.num_branches = len(tasks), num_branches
         self.members: dict[str, tuple[int, ...]] = {}
         for signature in sorted({task.signature for task in tasks}):
@@ -83,29 +81,22 @@ class HeadLayout:
             self.members[name] = tuple(
                 index for index, task in enumerate(tasks) if task.signature == signature
             )
+        self.specs = {name: tasks[members[0]] for name, members in self.members.items()}
         everything = [(n, k) for n in range(len(tasks)) for k in range(num_branches)]
         chosen = everything if heads is None else [(int(n), int(k)) for n, k in heads]
-        for head in chosen:
-            if head[0] not in range(len(tasks)) or head[1] not in range(num_branches):
-                raise ValueError(
-                    f"heads holds {head}, must be (task, branch) "
-                    f"below ({len(tasks)}, {num_branches})"
-                )
-        bare = sorted(set(range(len(tasks))) - {task for task, _ in chosen})
-        if bare:
-            raise ValueError(f"heads holds none of task {names[bare[0]]!r}, must hold at least one")
+        _check_heads(chosen, tasks, num_branches)
         by_branch = sorted(set(chosen), key=lambda head: (head[1], head[0]))
         self.rows: dict[str, dict[Head, int]] = {}
         for name, members in self.members.items():
             inside = set(members)
-            own = [head for head in by_branch if head[0] in inside]
-            self.rows[name] = {head: row for row, head in enumerate(own)}
+            of_stack = [head for head in by_branch if head[0] in inside]
+            self.rows[name] = {head: row for row, head in enumerate(of_stack)}
         self.heads = tuple(head for rows in self.rows.values() for head in rows)
-        self._members = {name: np.array(own) for name, own in self.members.items()}
+        self._members = {name: np.array(members) for name, members in self.members.items()}
         self._tables = {name: self._table(name) for name in self.rows}
 
     def _table(self, name: str) -> NDArray[np.int64]:
-        """The row of every head of a stack by branch and place of the task, -1 where none is."""
+        """Return the row of every head of a stack by branch and task, -1 where there is none."""
         place = {task: index for index, task in enumerate(self.members[name])}
         table = np.full((self.num_branches, len(place)), -1, dtype=np.int64)
         for (task, branch), row in self.rows[name].items():
@@ -141,7 +132,7 @@ class HeadLayout:
 
         Args:
             chosen: [N,K].
-            branches: What is computed even if no chosen head needs it.
+            branches: Branches that are computed even if no chosen head needs them.
 
         Raises:
             ValueError: If a head does not exist.
@@ -163,17 +154,40 @@ class HeadLayout:
                 tuple(as_rows(np.split(position, bounds), device)),
             )
             heads.append(np.stack([members[position], branch]))
-        tasks, own = np.concatenate(heads, axis=1) if heads else np.zeros((2, 0), dtype=np.int64)
-        (cells,) = to_device([tasks * self.num_branches + own], device)
-        used = set(own.tolist())
+        tasks, columns = (
+            np.concatenate(heads, axis=1) if heads else np.zeros((2, 0), dtype=np.int64)
+        )
+        (cells,) = to_device([tasks * self.num_branches + columns], device)
+        used = set(columns.tolist())
         idle = tuple(sorted(set(branches) - used))
         return HeadSelection(
-            tuple(zip(tasks.tolist(), own.tolist(), strict=True)),
+            tuple(zip(tasks.tolist(), columns.tolist(), strict=True)),
             tuple(sorted(used.union(idle))),
             stacked_heads,
             cells,
             idle,
         )
+
+
+def _check_tasks(tasks: Sequence[TaskSpec]) -> None:
+    names = [task.name for task in tasks]
+    if not names:
+        raise ValueError("tasks is empty, must hold at least one task")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"tasks holds {repeated[0]!r} more than once; names must be unique")
+
+
+def _check_heads(heads: Sequence[Head], tasks: Sequence[TaskSpec], num_branches: int) -> None:
+    for head in heads:
+        if head[0] not in range(len(tasks)) or head[1] not in range(num_branches):
+            raise ValueError(
+                f"heads holds {head}, must be (task, branch) below ({len(tasks)}, {num_branches})"
+            )
+    bare = sorted(set(range(len(tasks))) - {task for task, _ in heads})
+    if bare:
+        name = tasks[bare[0]].name
+        raise ValueError(f"heads holds none of task {name!r}, must hold at least one")
 
 
 def _missing(head: Head) -> ValueError:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dmtg.plugins import DENSE_DECODERS
 from model.encoders import Encoder
-from model.heads.linear_and_resize import LinearHeads
+from model.heads.linear import LinearHeads
 from model.tasks.spec import TaskSpec
 
 

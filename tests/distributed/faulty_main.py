@@ -50,14 +50,15 @@ def before_step(fault, rank: int, steps: range) -> None:
 
 
 def in_losses(fault, rank: int, steps: range) -> None:
-    original = trainer.step._head_losses
+    original = trainer.step._forward
 
-    def head_losses(session, *arguments, **options):
-        losses = original(session, *arguments, **options)
-        bad = session.accelerator.process_index == rank and session.step in steps
-        return fault(losses) if bad else losses
+    def forward(session, *arguments, **options):
+        output = original(session, *arguments, **options)
+        if session.accelerator.process_index == rank and session.step in steps:
+            output["losses"] = fault(output["losses"])
+        return output
 
-    trainer.step._head_losses = head_losses
+    trainer.step._forward = forward
 
 
 def read_slowly(rank: int, steps: range) -> None:

@@ -46,9 +46,8 @@ def main(records: str, _flag: str, config_file: str, *overrides: str) -> None:
     recorder.install()
     config = load_config(Path(config_file), overrides)
     accelerator = make_accelerator(config)
-    session = start_session(config, accelerator)
-    train(session)
-    session.log.close()
+    with start_session(config, accelerator) as session:
+        train(session)
     recorder.save(Path(records))
     accelerator.end_training()
 

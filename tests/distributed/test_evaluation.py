@@ -62,7 +62,7 @@ def outputs(run, split):
         np.stack([pixels(s["rgb.png"]) for s in split]).astype(np.uint8).transpose(0, 3, 1, 2)
     )
     with torch.no_grad():
-        values = network(images.contiguous(), network.select(network.heads))
+        values = network(images.contiguous(), network.select(network.heads))["predictions"]
     return {name: value.double().numpy() for name, value in values.items()}
 
 

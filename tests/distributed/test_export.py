@@ -35,8 +35,10 @@ def test_the_exported_model_is_the_run_s(engine, engine_runs, rooms, tmp_path):
     )
     with torch.no_grad():
         for batch in loader:
-            expected = full(batch.images, full.select(list(enumerate(best.tolist()))))
-            found = pruned.network(batch.images, pruned.network.select(pruned.network.heads))
+            selection = full.select(list(enumerate(best.tolist())))
+            expected = full(batch.images, selection)["predictions"]
+            selection = pruned.network.select(pruned.network.heads)
+            found = pruned.network(batch.images, selection)["predictions"]
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 

@@ -69,8 +69,9 @@ def test_the_exported_model_gives_the_full_models_argmax_outputs(unpruned, rooms
     assert pruned.groups == [[TASKS[t] for t in own] for own in by_branch.values()]
     with torch.no_grad():
         for batch in batches(rooms, full.tasks):
-            expected = full(batch.images, full.select(list(enumerate(best))))
-            found = pruned.network(batch.images, pruned.network.select(pruned.network.heads))
+            expected = full(batch.images, full.select(list(enumerate(best))))["predictions"]
+            selection = pruned.network.select(pruned.network.heads)
+            found = pruned.network(batch.images, selection)["predictions"]
             for name, value in expected.items():
                 torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 

@@ -26,9 +26,8 @@ def test_every_label_is_learned(tmp_path):
     write_taskonomy(VIEWS, shards, BuildingSplits(val_fraction=0), options)
     overrides = [f"run.out={run}", f"data.shards={shards}", "log.progress=false"]
     config = load_config(ROOT / "experiments" / "taskonomy_sample.yaml", overrides)
-    session = start_session(config, make_accelerator(config))
-    train(session)
-    session.log.close()
+    with start_session(config, make_accelerator(config)) as session:
+        train(session)
     export_run(run, model)
     scores = score_model(model, shards, split="train", train_split="train", batch=4).scores
     assert [score.task for score in scores if not score.beats_constant] == []

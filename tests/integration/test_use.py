@@ -55,7 +55,8 @@ def test_predicted_attributes_are_in_natural_units(model, dmtg, picture, rooms, 
     images = torch.from_numpy(resized.transpose(2, 0, 1).copy())[None]
     network = load_pruned(model[0]).network
     with torch.no_grad():
-        output = float(network(images, network.select(network.heads))["camera_pitch"])
+        predictions = network(images, network.select(network.heads))["predictions"]
+    output = float(predictions["camera_pitch"])
     field = Manifest.load(rooms).fields["camera_pitch"]
     expected = output * field.std + field.mean
     assert written["attributes"]["camera_pitch"]["value"] == pytest.approx(expected, abs=1e-4)

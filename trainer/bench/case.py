@@ -179,18 +179,17 @@ def our_step(case: StepCase) -> Iterator[tuple[Step, MultiTaskNetwork]]:
         return
     with TemporaryDirectory() as folder:
         config = bench_config(case, Path(folder) / "run")
-        session = start_session(config, make_accelerator(config), _BenchData(case))
-        yield _training_step(case, session), session.engine.module
-        session.close()
+        with start_session(config, make_accelerator(config), _BenchData(case)) as session:
+            yield _training_step(case, session), session.engine.module
 
 
 def _training_step(case: StepCase, session: Session) -> Step:
     batch = case.data()
 
     def step() -> Tensor:
-        losses, _ = train_step(session, [batch])
+        result = train_step(session, [batch])
         session.step += 1
-        return losses
+        return result.losses
 
     return step
 
@@ -222,12 +221,11 @@ def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
 
     def step() -> Tensor:
         network.zero_grad()
-        targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
-        inverse_label_counts = network.weights(targets).reciprocal().unsqueeze(1)
+        targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+        inverse_label_counts = network.labels.label_counts(targets).reciprocal().unsqueeze(1)
         bf16 = case.precision == "bf16"
         with torch.autocast(case.device.type, torch.bfloat16, enabled=bf16):
-            losses = network(batch.images, selection, targets)
-        assert isinstance(losses, Tensor)
+            losses = network(batch.images, selection, targets)["losses"]
         losses = losses * inverse_label_counts
         (weights * losses).sum().backward()
         return losses.detach()

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, by parameter name, readable by any engine and world size."""
+"""Write and read checkpoints: by parameter name, for any engine and number of processes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from trainer.checkpoints.files import (
     PROGRESS,
     WEIGHTS,
     checkpoints,
-    find_fault,
+    find_damage,
     folder_of_step,
     publish_checkpoint,
     rotate,
+)
+from trainer.checkpoints.migration import (
+    VERSION,
+    check_version,
+    convert_grouping,
+    convert_parameters,
+    convert_progress,
 )
 from trainer.checkpoints.state import NamedState
 from trainer.engines.optim import MOMENTS
@@ -31,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
         step: Optimizer steps done.
@@ -62,7 +69,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: one that was read back, or the snapshot of a running one.
+    """All that a run needs to continue: read from a folder, or a snapshot of a running one.
 
     Attributes:
         grouping: What the learner of the groups and the run's observer keep, by name.
@@ -76,7 +83,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, *, keep_last: int, keep_every: int | None = None
 ) -> Path:
-    """Write a checkpoint under a temporary name, sync it, rename it, and only then drop old ones.
+    """Write to a temporary folder, sync, rename, update `latest`, and then delete old checkpoints.
 
     Args:
         keep_last: Number of the newest checkpoints that are kept.
@@ -87,7 +94,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: A weight is not finite; nothing is written.
-        OSError, SafetensorError: The disk is full or cannot be written; all older ones are left.
+        OSError, SafetensorError: The disk is full or cannot be written; older ones are kept.
     """
     weights = checkpoint.state.weights
     broken = [name for name, value in weights.items() if not value.isfinite().all()]
@@ -104,7 +111,8 @@ def save_checkpoint(
             (GROUPING, checkpoint.grouping),
         ):
             save_file({n: v.contiguous() for n, v in tensors.items()}, partial / file)
-        (partial / PROGRESS).write_text(json.dumps(asdict(checkpoint.progress)))
+        progress = {"version": VERSION, **asdict(checkpoint.progress)}
+        (partial / PROGRESS).write_text(json.dumps(progress))
 
     publish_checkpoint(final, write)
     rotate(final, keep_last=keep_last, keep_every=keep_every)
@@ -118,49 +126,60 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         verified: Whether it is known to be whole, so that nothing needs to be hashed.
 
     Raises:
-        UserError: It is not whole or not readable; the message names the file and what is wrong.
+        UserError: It is not whole or not readable, or a later version wrote it; the message names
+            the file and what is wrong.
     """
-    fault = None if verified else _fault(path)
-    if fault is not None:
-        raise UserError(f"checkpoint {path}: {fault}")
+    damage = None if verified else _damage(path)
+    if damage is not None:
+        raise UserError(f"checkpoint {path}: {damage}")
     try:
-        progress = Progress(**json.loads((path / PROGRESS).read_text()))
-        state = NamedState(load_file(path / WEIGHTS))
-        moments = load_file(path / MOMENTS_FILE)
-        grouping = load_file(path / GROUPING)
+        progress, version = _read_progress(path)
+        weights = convert_parameters(load_file(path / WEIGHTS), version)
+        stored = load_file(path / MOMENTS_FILE)
+        grouping = convert_grouping(load_file(path / GROUPING), version)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
-    except TypeError as error:  # keys of another version
-        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
-    for name, value in moments.items():
+    moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS}
+    for name, value in stored.items():
         moment, _, parameter = name.partition("/")
-        state.moments[moment][parameter] = value
-    state.optimizer_step = progress.optimizer_step
-    return Checkpoint(progress, state, grouping)
+        moments[moment][parameter] = value
+    moments = {moment: convert_parameters(values, version) for moment, values in moments.items()}
+    return Checkpoint(progress, NamedState(weights, moments, progress.optimizer_step), grouping)
+
+
+def _read_progress(path: Path) -> tuple[Progress, int]:
+    """Return the progress of a checkpoint and the version that wrote it."""
+    values = json.loads((path / PROGRESS).read_text())
+    try:
+        version = check_version(values.pop("version", 1))
+        return Progress(**convert_progress(values, version)), version
+    except (TypeError, ValueError) as error:  # of a later version, or no progress at all
+        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; says which ones it passed over. None if there is no checkpoint.
+    """Return the newest whole checkpoint, None if there is none; log those that are passed over.
 
     Raises:
-        UserError: There are checkpoints, and none is whole, or one cannot be read: a fault of the
-            file system is no reason to pass over what it holds.
+        UserError: There are checkpoints and none is whole, or one cannot be read: an error of the
+            file system does not mean that a checkpoint is damaged.
     """
-    found = checkpoints(folder)
-    for path in reversed(found):
-        fault = _fault(path)
-        if fault is None:
+    candidates = checkpoints(folder)
+    for path in reversed(candidates):
+        damage = _damage(path)
+        if damage is None:
             return path
-        logger.warning("passing over checkpoint %s: %s", path, fault)
-    if found:
+        logger.warning("passing over checkpoint %s: %s", path, damage)
+    if candidates:
         raise UserError(
-            f"{folder}: none of {len(found)} checkpoints is whole; move them away to start anew"
+            f"{folder}: none of {len(candidates)} checkpoints is whole; move them away to start "
+            "anew"
         )
     return None
 
 
-def _fault(path: Path) -> str | None:
+def _damage(path: Path) -> str | None:
     try:
-        return find_fault(path)
+        return find_damage(path)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read: {error}") from None

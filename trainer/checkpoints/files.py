@@ -1,4 +1,4 @@
-"""Checkpoint folders on the disk: how one appears, what makes it whole, which ones are kept."""
+"""Checkpoint folders on the disk: publish them, check that they are whole, delete old ones."""
 
 from __future__ import annotations
 
@@ -21,21 +21,25 @@ PROGRESS = "progress.json"
 _FILES = "files.json"  # sizes and hashes of the others
 _POINTER = "latest"
 _NAME = re.compile(r"step-(\d{9})")
-# Behind the name of a folder that is no checkpoint: one being written, one being deleted, and one
-# that a resume found damaged.
+# Suffixes of folders that are no checkpoints: being written, being deleted, and damaged ones that a
+# resume has passed over.
 _PARTIAL, _DROPPED, _DAMAGED = ".partial", ".dropped", ".damaged"
 
 
 def folder_of_step(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder of the checkpoint of a step."""
     return folder / f"step-{step:09d}"
 
 
 def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside, sync it, give it its name, and move the pointer to it.
+    """Write to a temporary folder, fsync, rename, update `latest`.
 
-    Until the folder is complete and on the disk, no checkpoint that was there before is touched;
-    a failure leaves no trace. A whole one that already has the name stays: a step has one state.
+    No older checkpoint is touched before the folder is complete and on the disk, and an error
+    leaves nothing behind. A whole checkpoint of this name is kept: a step has one state.
+
+    Args:
+        final: The folder of the checkpoint.
+        write: Writes the files into the folder that it is given.
 
     Raises:
         OSError: The disk is full or cannot be written.
@@ -44,7 +48,7 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
     _sweep(folder, _PARTIAL, _DROPPED)  # what a killed process has left
     for pointer in folder.glob(f"{PARTIAL_PREFIX}*-{_POINTER}"):
         pointer.unlink(missing_ok=True)
-    if final.exists() and find_fault(final) is None:
+    if final.exists() and find_damage(final) is None:
         _point(folder, final.name)
         return
     partial = final.with_name(f"{final.name}{_PARTIAL}")
@@ -66,7 +70,7 @@ def publish_checkpoint(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def rotate(newest: Path, *, keep_last: int, keep_every: int | None) -> None:
-    """Delete what is older than the last ones, but the steps that are multiples of `keep_every`."""
+    """Delete all but the last ones and the steps that are multiples of `keep_every`."""
     older = [path for path in checkpoints(newest.parent) if path.name <= newest.name]
     for path in older[:-keep_last]:
         if keep_every is None or _step(path) % keep_every:
@@ -75,12 +79,12 @@ def rotate(newest: Path, *, keep_last: int, keep_every: int | None) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, whole or not, the oldest first."""
+    """Return the checkpoints of a folder, whole or not, the oldest first."""
     return sorted(p for p in folder.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir())
 
 
 def set_aside_newer(chosen: Path) -> None:
-    """Rename what a resume passed over, so that it counts no more; the next save deletes it."""
+    """Rename the checkpoints that a resume passed over; the next save deletes them."""
     for path in checkpoints(chosen.parent):
         if path.name > chosen.name:
             aside = path.with_name(f"{path.name}{_DAMAGED}")
@@ -88,11 +92,11 @@ def set_aside_newer(chosen: Path) -> None:
             os.replace(path, aside)
 
 
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder; None if it is whole.
+def find_damage(path: Path) -> str | None:
+    """Return what is damaged in a checkpoint folder; None if it is whole.
 
     Raises:
-        OSError: A file is there but cannot be read, which says nothing about what it holds.
+        OSError: A file exists but cannot be read, so that nothing is known of its content.
     """
     try:
         files = json.loads((path / _FILES).read_text())
@@ -105,9 +109,9 @@ def find_fault(path: Path) -> str | None:
     for name, (size, _) in expected.items():
         if not (path / name).is_file():
             return f"{name} is missing"
-        found = (path / name).stat().st_size
-        if found != size:
-            return f"{name} has {found} bytes, {size} were written"
+        actual = (path / name).stat().st_size
+        if actual != size:
+            return f"{name} has {actual} bytes, {size} were written"
     for name, (_, sha256) in expected.items():
         if _fingerprint(path / name)["sha256"] != sha256:
             return f"{name} has another content than was written"
@@ -129,7 +133,7 @@ def _step(path: Path) -> int:
 
 
 def _drop(path: Path) -> None:
-    """Delete a checkpoint; one that is half deleted must not be taken for a damaged one."""
+    """Rename and delete a checkpoint: a partly deleted one must not look like a damaged one."""
     dropped = path.with_name(f"{path.name}{_DROPPED}")
     os.replace(path, dropped)
     _delete(dropped)
@@ -142,7 +146,7 @@ def _sweep(folder: Path, *suffixes: str) -> None:
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder, or say that it has to wait: on NFS a reader of its files is enough."""
+    """Delete a folder, or log that it cannot be deleted: on NFS a reader of a file prevents it."""
     shutil.rmtree(path, ignore_errors=True)
     if path.exists():
         logger.warning("%s cannot be deleted now; the next save tries again", path)

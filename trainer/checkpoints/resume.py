@@ -26,17 +26,17 @@ logger = logging.getLogger(__name__)
 def resume_checkpoint(
     config: Config, folder: RunFolder, data: RunData, accelerator: Accelerator
 ) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None for a new one. Every rank must call it.
+    """Return the newest whole checkpoint of a run, None for a new one; every rank must call it.
 
-    Rank 0 alone looks at all checkpoints and hashes them; the others read the one that it chose,
-    for which the folder must be on a file system that they share.
+    Rank 0 alone looks at all checkpoints and hashes them. The others read the one that it chose,
+    so the folder must be on a file system that they share.
 
     Raises:
         UserError: On every rank: none is whole, one rank cannot read it, or it is of another run.
     """
-    chosen, fault = broadcast_object_list(list(_choose(folder.checkpoints, accelerator)))
-    if fault is not None:
-        raise UserError(fault)
+    chosen, message = broadcast_object_list(list(_choose(folder.checkpoints, accelerator)))
+    if message is not None:
+        raise UserError(message)
     if chosen is None:
         return None
     checkpoint = None
@@ -51,18 +51,18 @@ def resume_checkpoint(
             dataset=data.dataset,
         )
     except UserError as error:
-        fault = str(error)
+        message = str(error)
         if accelerator.num_processes > 1:
-            fault = f"rank {accelerator.process_index} on {socket.gethostname()}: {fault}"
-    fault = first_message(accelerator, fault)
-    if fault is not None:
-        raise UserError(fault)
+            message = f"rank {accelerator.process_index} on {socket.gethostname()}: {message}"
+    message = first_message(accelerator, message)
+    if message is not None:
+        raise UserError(message)
     logger.info("continuing from %s", chosen)
     return checkpoint
 
 
 def _choose(checkpoints: Path, accelerator: Accelerator) -> tuple[Path | None, str | None]:
-    """On rank 0 the checkpoint to take, or what stands against all of them."""
+    """Return on rank 0 the checkpoint to continue from, or why there is none."""
     if not accelerator.is_main_process:
         return None, None
     try:
@@ -73,14 +73,14 @@ def _choose(checkpoints: Path, accelerator: Accelerator) -> tuple[Path | None, s
 
 
 def describe_encoder(config: Config) -> dict[str, Any]:
-    """What `Encoder.config` is for a configuration; of a pretrained one, without its options."""
+    """Return `Encoder.config` of a configuration, without the options of a pretrained encoder."""
     section = config.model.encoder
     encoder: dict[str, Any] = {
         "name": section.name,
         "image_size": list(config.data.size),
         "trunk_depth": config.model.trunk_depth,
     }
-    if section.pretrained is not None:  # its folder need not be there any more
+    if section.pretrained is not None:  # its folder may be gone
         return encoder
     try:
         family = encoder_family(section.name, section.options, config.data.size)
@@ -113,22 +113,22 @@ def check_fits(
     """
     was, is_ = progress.network, json.loads(json.dumps({"tasks": tasks, "encoder": encoder}))
     names = [[task["name"] for task in tree["tasks"]] for tree in (was, is_)]
-    faults = []
+    differences = []
     if names[0] != names[1]:
-        faults.append(f"its tasks are {names[0]}, the run's are {names[1]}")
+        differences.append(f"its tasks are {names[0]}, the run's are {names[1]}")
     new_tasks = {task["name"]: task for task in is_["tasks"]}
     for task in was["tasks"]:
         new = new_tasks.get(task["name"], task)
-        faults += _changes(task, new, f"task {task['name']}: ")
+        differences += _changes(task, new, f"task {task['name']}: ")
     known = {key: was["encoder"].get(key) for key in is_["encoder"]}
-    faults += _changes(known, is_["encoder"], "model.encoder.")
+    differences += _changes(known, is_["encoder"], "model.encoder.")
     if progress.data != digest:
-        faults.append(
+        differences.append(
             f"data.shards was {progress.dataset} with manifest {progress.data:.12}, "
             f"is {dataset} with manifest {digest:.12}"
         )
-    if faults:
-        listed = "\n".join(f"  {fault}" for fault in faults)
+    if differences:
+        listed = "\n".join(f"  {difference}" for difference in differences)
         raise UserError(f"checkpoint {source} is of another run:\n{listed}")
 
 

@@ -16,7 +16,7 @@ from trainer.engines.optim import MOMENTS, base_optimizer
 
 @dataclass
 class NamedState:
-    """The state of a network and its optimizer on the CPU.
+    """The state of a network and its optimizer, on the CPU.
 
     Attributes:
         weights: Parameter or buffer name to its full value (parameters in fp32).
@@ -32,23 +32,44 @@ class NamedState:
     optimizer_step: int = 0
 
 
-def read_state(engine: Engine) -> NamedState:
-    """Gather the full state; a collective call: every rank must make it."""
-    saved = engine.module.state_dict().keys()
-    buffers = {name: b for name, b in engine.module.named_buffers() if name in saved}
-    state = NamedState({name: _on_cpu(b) for name, b in buffers.items()})
+def read_state(engine: Engine, *, keep: bool = True) -> NamedState:
+    """Gather the full state; a collective call: every rank must make it.
+
+    Args:
+        keep: Whether this rank needs the state. Else every gathered tensor is dropped at once and
+            the state is empty.
+    """
     inner = base_optimizer(engine.optimizer).state
-    state.optimizer_step = int(max((float(s["step"]) for s in inner.values() if s), default=0.0))
+    step = int(max((float(s["step"]) for s in inner.values() if s), default=0.0))
+    state = NamedState({}, optimizer_step=step)
+    for moment, name, tensor in _gathered(engine, has_moments=step > 0):
+        if keep:
+            values = state.weights if moment is None else state.moments[moment]
+            values[name] = _on_cpu(tensor)
+        del tensor  # before the next one is gathered
+    return state
+
+
+def _gathered(engine: Engine, *, has_moments: bool) -> Iterator[tuple[str | None, str, Tensor]]:
+    """Yield the moment or None, the parameter name and the full value of every tensor of the state.
+
+    A value may be freed when the next one is asked for.
+    """
+    saved = engine.module.state_dict().keys()
+    for name, buffer in engine.module.named_buffers():
+        if name in saved:
+            yield None, name, buffer
     if engine.zero_stage:
         _link_moments(engine)
+    inner = base_optimizer(engine.optimizer).state
     for name, parameter in engine.module.named_parameters():
+        moments = MOMENTS if has_moments and parameter.requires_grad else ()
         if engine.zero_stage:
-            _read_zero(state, name, parameter)
+            yield from _gathered_by_zero(name, parameter, moments)
             continue
-        state.weights[name] = _on_cpu(parameter)
-        for moment in _moments(state, parameter):
-            state.moments[moment][name] = _on_cpu(inner[parameter][moment])
-    return state
+        yield None, name, whole(parameter.detach())
+        for moment in moments:
+            yield moment, name, whole(inner[parameter][moment])
 
 
 def load_weights(module: nn.Module, state: NamedState) -> None:
@@ -79,18 +100,13 @@ def _trained(engine: Engine) -> Iterator[tuple[str, nn.Parameter]]:
             yield name, parameter
 
 
-def _moments(state: NamedState, parameter: nn.Parameter) -> tuple[str, ...]:
-    """The moments that there are of a parameter."""
-    return MOMENTS if state.optimizer_step and parameter.requires_grad else ()
-
-
 def _step(state: NamedState, like: Tensor) -> Tensor:
     return torch.tensor(float(state.optimizer_step), device=like.device)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
-    tensor = whole(tensor.detach())
-    return (tensor.float() if tensor.is_floating_point() else tensor).cpu().clone()
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True)
 
 
 def _link_moments(engine: Engine) -> None:
@@ -101,19 +117,20 @@ def _link_moments(engine: Engine) -> None:
         zero._lazy_init_hp_params_optimizer_state()
 
 
-def _read_zero(state: NamedState, name: str, parameter: nn.Parameter) -> None:
+def _gathered_by_zero(
+    name: str, parameter: nn.Parameter, moments: tuple[str, ...]
+) -> Iterator[tuple[str | None, str, Tensor]]:
     from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if not parameter.requires_grad:  # the optimizer does not know it
         with GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-            state.weights[name] = _on_cpu(parameter)
+            yield None, name, parameter
         return
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    state.weights[name] = _on_cpu(safe_get_full_fp32_param(parameter)).view(shape)
-    for moment in _moments(state, parameter):
-        value = safe_get_full_optimizer_state(parameter, moment)
-        state.moments[moment][name] = _on_cpu(value).view(shape)
+    yield None, name, safe_get_full_fp32_param(parameter).view(shape)
+    for moment in moments:
+        yield moment, name, safe_get_full_optimizer_state(parameter, moment).view(shape)
 
 
 def _write_zero(engine: Engine, state: NamedState) -> None:
@@ -139,7 +156,7 @@ def _write_full(_: Engine, parameter: Tensor, value: Tensor, moment: str) -> Non
 
 
 def _write_shard(engine: Engine, parameter: Tensor, value: Tensor, moment: str) -> None:
-    """ZeRO 3: each rank writes its own slice of the padded, flattened value."""
+    """Write this rank's slice of the padded, flattened value under ZeRO 3."""
     from deepspeed.utils import safe_set_local_optimizer_state
 
     size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]

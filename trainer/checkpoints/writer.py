@@ -1,4 +1,4 @@
-"""Writes checkpoints on the main process, beside the training."""
+"""Write checkpoints on the main process, in a thread beside the training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointWriter:
-    """Hands snapshots to a thread of rank 0, one at a time, and reports its errors on all ranks.
+    """Writes snapshots in a thread of rank 0, one at a time, and raises its errors on all ranks.
 
-    As a context it outlives whatever ends the training, to finish what is being written; where
+    As a context manager it finishes what is being written, however the training ends; where
     another rank has failed, for as long as the watchdog allows.
 
     Args:
@@ -57,7 +57,7 @@ class CheckpointWriter:
         """Begin to write; `wait` must have been called before. Every rank must call it.
 
         Args:
-            snapshot: What nothing changes any more; None on all ranks but the first.
+            snapshot: It must not be changed any more; None on all ranks but the first.
 
         Raises:
             SaveError: Without `run.async_checkpoint`, as `check`.
@@ -79,7 +79,7 @@ class CheckpointWriter:
         self.check()
 
     def check(self) -> None:
-        """Look, without waiting, whether a write has failed; every rank must call it.
+        """Raise if a write has failed, without waiting; every rank must call it.
 
         Raises:
             SaveError: On every rank; the checkpoints before are whole.

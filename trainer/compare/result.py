@@ -8,6 +8,7 @@ from typing import Any
 
 from model.bundle import groups_of
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.errors import UserError
 from trainer.recipes.learner import hard_heads
@@ -40,7 +41,7 @@ def read_result(run: Path) -> dict[str, Any]:
         raise UserError(f"{run}: metrics.jsonl has no evaluation of step {step}, the last one")
     network = MultiTaskNetwork.from_config(checkpoint.progress.network)
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
-    pruned = network.subset(heads)
+    pruned = subset(network, heads)
     losses = [record["loss"] for record in records if record["kind"] == "train"]
     return {
         "tasks": [task.to_dict() for task in network.tasks],

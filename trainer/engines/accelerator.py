@@ -1,4 +1,4 @@
-"""Starts accelerate for whatever launched this process: alone, or in a group of any engine."""
+"""Make the accelerator of this process, alone or in a group of any engine."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trainer.engines.fsdp import hidden_from_accelerate, shards
 from trainer.errors import UserError
 
 _new_group = torch.distributed.new_group
-# Numbers that ZeRO sums at once. Its own default sets 2 GB aside on every GPU, and sends nothing
-# before the backward pass of most networks is over.
+# Numbers that ZeRO sums at once. DeepSpeed's default takes 2 GB on every GPU, and for most networks
+# sends nothing before the backward pass is over.
 REDUCE_BUCKET = 25_000_000
 _PRECISIONS = {None: None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator for whatever launched this process.
+    """Return the accelerator for the launcher of this process.
 
     Raises:
         UserError: Several processes were started without a distributed engine, the engine or the
@@ -40,8 +40,8 @@ def make_accelerator(config: Config) -> Accelerator:
     precision = _PRECISIONS[config.run.precision]
     if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
         raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
-    # Buffers are averaged by `average_buffers`; DDP's own broadcast would overwrite them. Gradients
-    # lie where they are summed, not there and in a copy.
+    # Buffers are averaged by `average_buffers`; DDP's broadcast would overwrite them.
+    # `gradient_as_bucket_view` avoids a copy of the gradients.
     handlers: list[Any] = [
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     ]
@@ -52,7 +52,7 @@ def make_accelerator(config: Config) -> Accelerator:
         handlers.append(InitProcessGroupKwargs(backend, rendezvous.URL, timeout))
     if on_cpu and with_deepspeed:
         _use_plain_gloo()
-    shards()  # what it refuses is refused before anything starts
+    shards()  # raises before anything starts
     with hidden_from_accelerate():
         accelerator = Accelerator(
             cpu=on_cpu and not with_deepspeed,
@@ -73,10 +73,10 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _limit_waiting(timeout: timedelta) -> None:
-    """Bound every collective, also those of groups that are made later without a word on it.
+    """Set the timeout of every collective, also of groups that are made without a timeout later.
 
     DeepSpeed makes such groups for ZeRO 1 and 2; by torch's default they would wait 10 minutes on
-    NCCL and 30 on gloo. NCCL's own watchdog is to notice by the same time that it is stuck.
+    NCCL and 30 on gloo. NCCL's heartbeat gets the same timeout.
     """
     torch.distributed.new_group = functools.partial(_new_group, timeout=timeout)
     seconds = str(max(1, round(timeout.total_seconds())))
@@ -86,8 +86,8 @@ def _limit_waiting(timeout: timedelta) -> None:
 def _use_plain_gloo() -> None:
     """Keep DeepSpeed from compiling its shared-memory collectives when it starts on a CPU.
 
-    The compiler runs behind a lock file; a process that is killed meanwhile leaves it locked, and
-    every later start waits for it without an end.
+    The compiler holds a lock file. A process that is killed meanwhile leaves it locked, and every
+    later start waits for ever.
     """
     import deepspeed.ops
 
@@ -107,8 +107,8 @@ def _micro_batch(config: Config, num_processes: int) -> int:
 def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: int) -> None:
     from transformers.integrations import unset_hf_deepspeed_config
 
-    # Weights are drawn or read whole and sharded by `prepare`; under ZeRO 3, from_pretrained
-    # would shard them at once.
+    # Every rank initialises or reads whole weights, which `prepare` shards; under ZeRO 3,
+    # from_pretrained would shard them at once.
     unset_hf_deepspeed_config()
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = micro_batch

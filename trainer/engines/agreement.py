@@ -1,4 +1,4 @@
-"""Lets all ranks fail with one message, where only one of them knows what went wrong."""
+"""Raise one error on all ranks where only one of them has it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 
-def first_message(accelerator: Accelerator, own: str | None) -> str | None:
-    """The message of the first rank that has one, the same on every rank, all of which must call.
+def first_message(accelerator: Accelerator, message: str | None) -> str | None:
+    """Return the message of the first rank that has one; every rank must call it.
 
-    Without a message this costs a sum of one number.
+    Where no rank has a message this costs a sum of one number.
     """
     if accelerator.num_processes == 1:
-        return own
-    found = torch.tensor(float(own is not None), device=accelerator.device)
-    if not float(accelerator.reduce(found, reduction="sum")):
+        return message
+    count = torch.tensor(float(message is not None), device=accelerator.device)
+    if not float(accelerator.reduce(count, reduction="sum")):
         return None
-    messages = gather_object([own])
+    messages = gather_object([message])
     return next(message for message in messages if message is not None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -19,7 +19,7 @@ from trainer.engines.optim import base_optimizer, build_optimizer
 
 
 def _can_synchronise(accelerator: Accelerator) -> bool:
-    """Whether batch statistics can be those of all ranks: torch can on GPUs only."""
+    """Return whether torch can compute batch statistics over all ranks: on GPUs only."""
     return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
@@ -28,12 +28,12 @@ class Engine:
 
     Args:
         accelerator: Of the run.
-        module: The network; what needs no gradient is not trained.
+        module: The network; parameters without gradients are not trained.
         config: Of the run.
         undecayed: As `build_optimizer` takes it.
 
     Attributes:
-        network: What the loop calls; forward goes through DDP's or DeepSpeed's hooks.
+        network: What a step calls; forward goes through DDP's or DeepSpeed's hooks.
         module: The plain `MultiTaskNetwork` inside it.
         sharded: Whether FSDP2 shards its parameters.
     """
@@ -53,11 +53,12 @@ class Engine:
             module.compile_parts()
         # Elsewhere the statistics are averaged, see `average_buffers`.
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        self.module: Any = module
+            # Only batch normalisations are replaced, so the network itself stays what it is.
+            module = cast(MultiTaskNetwork, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        self.module = module
         self.sharded = shards() and accelerator.num_processes > 1
         if self.sharded:
-            # Not trained, for accelerate, means without DDP around it.
+            # `evaluation_mode=True` avoids the DDP wrapper.
             self.network = accelerator.prepare_model(module, evaluation_mode=True)
             shard(self.network, accelerator.device.type)
         optimizer = build_optimizer(module, config.optim, undecayed)
@@ -91,7 +92,7 @@ class Engine:
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Context of one micro-batch: gradients travel, and the step happens, on the last one."""
+        """Context of one micro-batch; on the last one gradients are reduced and weights updated."""
         with self.accelerator.accumulate(self.network):
             if self.sharded:
                 self.network.set_requires_gradient_sync(self.accelerator.sync_gradients)
@@ -116,21 +117,21 @@ class Engine:
 
     @property
     def step_was_skipped(self) -> bool:
-        """Whether the last step left weights and moments alone; the same on every rank.
+        """Whether the last step did not update weights and moments; the same on every rank.
 
-        ZeRO does so where the gradient is not finite, the others with `optim.skip_nonfinite`, and
-        in fp16 the loss scaler.
+        ZeRO skips a step whose gradient is not finite, other engines with `optim.skip_nonfinite`;
+        in fp16 the loss scaler skips it.
         """
         if self.zero_stage:
             return bool(self.network.optimizer.overflow)
         return self._skipped or self.optimizer.step_was_skipped
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, equal to the last bit on each of them."""
+        """Return the sum of a tensor over all ranks, bitwise equal on each of them."""
         return self.accelerator.reduce(tensor, reduction="sum")
 
     def running_statistics(self) -> list[Tensor]:
-        """The saved buffers that layers in training mode change in each forward pass."""
+        """Return the saved buffers that layers in training mode change in each forward pass."""
         saved = self.module.state_dict().keys()
         return [
             buffer
@@ -142,7 +143,7 @@ class Engine:
 
     @torch.no_grad()
     def average_buffers(self) -> None:
-        """Make the running statistics of the layers in training mode the mean over the ranks."""
+        """Average the running statistics of the layers in training mode over the ranks."""
         if self.accelerator.num_processes == 1:
             return
         buffers = [b for b in self.running_statistics() if b.is_floating_point()]
@@ -154,5 +155,9 @@ class Engine:
             buffer.copy_(part.view_as(buffer))
 
     def release(self) -> None:
-        """Let go of the prepared network, so that another one can be prepared in its place."""
+        """Release network and optimizer, so that another engine can be prepared.
+
+        DDP must be gone before the process group ends: its destructor would wait for a thread of
+        the group while it holds the interpreter's lock.
+        """
         self.network, self.optimizer = self.accelerator.free_memory(self.network, self.optimizer)

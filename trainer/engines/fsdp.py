@@ -1,7 +1,7 @@
 """FSDP2: weights, gradients and moments in shards, by torch's own `fully_shard`.
 
-accelerate's FSDP2 engages on GPUs only. Here the launch file merely asks for it, and the sharding
-is done below, by one path that is the same on every device.
+accelerate's FSDP2 works on GPUs only. Here the launch file only selects it; the sharding is done
+below, in the same way on every device.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from model.network import MultiTaskNetwork
 from trainer.errors import UserError
 
 _ASKS = "ACCELERATE_USE_FSDP"
-_ALLOWED = {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}  # of what a launch file may ask
+_ALLOWED = {"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "false"}  # settings of a launch file
 
 
 def shards(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the launcher asked for FSDP2.
+    """Return whether the launch file selects FSDP2.
 
     Raises:
-        UserError: It asked for another version, or for offloading.
+        UserError: It selects another version, or offloading.
     """
     if environment.get(_ASKS, "false").lower() != "true":
         return False
     for variable, allowed in _ALLOWED.items():
-        found = environment.get(variable, allowed).lower()
-        if found != allowed:
-            raise UserError(f"fsdp_config.{variable.lower()}: found {found}; allowed: {allowed}")
+        value = environment.get(variable, allowed).lower()
+        if value != allowed:
+            raise UserError(f"fsdp_config.{variable.lower()}: found {value}; allowed: {allowed}")
     return True
 
 
 @contextmanager
 def hidden_from_accelerate() -> Iterator[None]:
-    """Let accelerate form a plain group of processes, whatever the launcher asked for."""
+    """Let accelerate form a plain group of processes, whatever the launch file selects."""
     asked = os.environ.pop(_ASKS, None)
     try:
         yield
@@ -53,10 +53,10 @@ def hidden_from_accelerate() -> Iterator[None]:
 def shard(network: MultiTaskNetwork, device_type: str) -> None:
     """Shard the parameters of a network over all ranks, in place.
 
-    The trunk, each branch and each stack are gathered as one when they are called, while the others
-    stay cut.
+    The trunk, each branch and each stack are gathered when they are called, while the others stay
+    sharded.
     """
-    # Features go on as views; nothing writes into them in place, which is what torch warns of.
+    # torch warns that in-place writes to a returned view lose its hook; nothing here writes so.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device_type, (dist.get_world_size(),))
     units = [network.trunk, *network.branches, *network.stacked_heads.values()]
@@ -67,12 +67,12 @@ def shard(network: MultiTaskNetwork, device_type: str) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full value of a tensor that may be sharded; then a collective call."""
+    """Return the full value of a tensor; a collective call if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A full value, the same on every rank, sharded as the parameter is; no rank is asked."""
+    """Return this rank's shard, as the parameter's, of a value that every rank has in full."""
     if not isinstance(parameter, DTensor):
         return value
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

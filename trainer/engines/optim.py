@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.config.sections import OptimSection
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam and AdamW keep for each parameter, beside the step
+MOMENTS = ("exp_avg", "exp_avg_sq")  # the state of Adam and AdamW per parameter, besides the step
 
 
 def build_optimizer(
@@ -50,7 +50,7 @@ def build_optimizer(
 
 
 def check_groups(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Make sure that every trainable parameter is in exactly one group, and nothing else is.
+    """Check that every trainable parameter is in exactly one group, and nothing else is.
 
     Raises:
         ValueError: Naming those that are not.
@@ -72,7 +72,7 @@ def logits_optimizer(logits: nn.Parameter, section: OptimSection, lr: float) -> 
 
 
 def base_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The torch optimizer inside accelerate's and DeepSpeed's wrappers."""
+    """Return the torch optimizer inside accelerate's and DeepSpeed's wrappers."""
     while (inner := getattr(optimizer, "optimizer", None)) is not None:
         optimizer = inner
     return optimizer

@@ -1,4 +1,4 @@
-"""Where the processes of a run meet, apart from those of an earlier start by the same launcher."""
+"""The rendezvous of a run's processes, separate for every restart by the same launcher."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _meet(
     timeout: timedelta,
     **_options: object,
 ) -> Iterator[tuple[Store, int, int]]:
-    """As `env://`, with keys that no other start has.
+    """Return the store of `env://` with keys that no other start has.
 
-    A launcher that restarts its workers keeps its store, in which they would find the addresses of
-    the processes that are gone, and wait for them.
+    A launcher that restarts its workers keeps its store. The new workers would read the addresses
+    of processes that are gone and wait for them.
     """
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     for store, rank, world_size in rendezvous("env://", timeout=timeout):

@@ -18,6 +18,8 @@ from trainer.config.sections import LogSection
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 
+logger = logging.getLogger(__name__)
+
 
 class _Early(logging.Handler):
     """Keeps the last records of the time before the run's folder may be written into."""
@@ -152,8 +154,19 @@ class RunLog:
         if self._main:
             self._bar.total = num_steps
 
-    def close(self) -> None:
-        """Finish all files."""
+    def close(self, error: BaseException | None = None) -> None:
+        """Close all files.
+
+        Args:
+            error: What ended the run; this rank's log file gets its traceback.
+        """
+        if error is not None:
+            trace = (type(error), error, error.__traceback__)
+            self._lines.handle(
+                logger.makeRecord(
+                    logger.name, logging.ERROR, __file__, 0, "the run failed", (), trace
+                )
+            )
         logging.getLogger().removeHandler(self._lines)
         self._lines.close()
         if not self._main:

@@ -95,7 +95,7 @@ def count_flops(module: MultiTaskNetwork, selection: HeadSelection, batch: Batch
         for own, original in zip(copy.parameters(), module.parameters(), strict=True):
             own.requires_grad_(original.requires_grad)
         shapes = batch.to("meta")
-        targets = copy.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
+        targets = copy.labels.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
         with flop_counter() as counter:
-            copy(shapes.images, copy.select(selection.heads), targets).sum().backward()
+            copy(shapes.images, copy.select(selection.heads), targets)["losses"].sum().backward()
     return counter.get_total_flops()

@@ -11,6 +11,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field, Manifest
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network, open_shards, resolve_tasks
 from trainer.config.config import Config
@@ -66,7 +67,7 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
         network = build_network(config, tasks, groups)
         network.checkpoint_branches = config.model.checkpoint_branches
         spread = [(task, task % network.num_branches) for task in range(network.num_tasks)]
-        pruned = network if groups else network.subset(spread)
+        pruned = network if groups else subset(network, spread)
     pruned.checkpoint_branches = network.checkpoint_branches
     planner = Planner(config, machine, micro_batch, precision, samples)
     computed = network.heads if groups else _computed(config, network)

@@ -191,14 +191,12 @@ def step_cost(
         held = (batch.images, batch.scalars, batch.valid_rows, *batch.dense.values())
         size = sum(tracker.add(tensor) for tensor in held)
         with tracker:
-            targets = copy.targets(batch.scalars, batch.dense, batch.valid_rows)
+            targets = copy.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
             before = tracker.alive
             with autocast(precision, "cpu"):
-                found = copy(
+                losses = copy(
                     batch.images, selection, targets, gradient_statistics=gradient_statistics
-                )
-            losses = found[0] if gradient_statistics else found
-            del found
+                )["losses"]
             objective = (torch.ones_like(losses) * losses).sum()
             activations, copies = tracker.alive - before, tracker.copies
             objective.backward()

@@ -125,9 +125,9 @@ def _pass_seconds(
     network.zero_grad()
 
     def make_pass() -> None:
-        targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
+        targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         with autocast(precision, device.type):
-            losses = network(batch.images, selection, targets)
+            losses = network(batch.images, selection, targets)["losses"]
         losses.sum().backward()
 
     return _timed(make_pass, device)

@@ -57,7 +57,7 @@ class AffinityGroups(GroupLearner):
         self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
         self._statistics: GradientStatistics = {}
         self._tasks = torch.empty(0, dtype=torch.long)
-        self._average = torch.zeros_like(self.grouping.logits.detach())
+        self._average = torch.full_like(self.grouping.logits.detach(), torch.nan)
         with torch.no_grad():
             self.grouping.logits.zero_()
 
@@ -101,7 +101,7 @@ class AffinityGroups(GroupLearner):
         if done == self.warmup_end:
             self._start_groups()
             return
-        gap = 1.0 if head_sample is None else head_sample.factor
+        gap = 1.0 if head_sample is None else head_sample.gap
         self._average = running_mean(self._average, losses, self._section.average, gap)
         self.updates += 1
         if done > self._held_until:
@@ -113,7 +113,7 @@ class AffinityGroups(GroupLearner):
             self._start_groups()
 
     def _posterior(self, step: int) -> Tensor:
-        seen = self.grouping.alive & (self._average != 0)
+        seen = self.grouping.alive & ~self._average.isnan()
         count = seen.sum(dim=1, keepdim=True).clamp_min(1)
         mean = torch.where(seen, self._average, 0.0).sum(dim=1, keepdim=True) / count
         # A head without a loss so far is as good as its task's others.

@@ -100,7 +100,7 @@ class GroupLearner(ABC):
     def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
         """Remember the losses of a step for the estimates of the next; see `update`."""
         if self._sampler is not None:
-            self._sampler.watch(losses, head_sample)
+            self._sampler.record(losses, head_sample)
 
     def leave_out(self, step: int) -> None:  # noqa: ARG002 - for those that count steps
         """Note, in place of `update`, that nothing can be learned from a step."""

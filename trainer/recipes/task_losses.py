@@ -33,8 +33,8 @@ class TaskLosses:
         self._heads = {name: p for name, p in named.items() if name.startswith("stacked_heads.")}
         self._names = [name for name in named if name not in self._heads]
         self.shared = [named[name].requires_grad_() for name in self._names]
-        self._targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-        weights = session.engine.sum_over_ranks(module.weights(self._targets))
+        self._targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+        weights = session.engine.sum_over_ranks(module.labels.label_counts(self._targets))
         self.labelled = weights > 0
         self._share = torch.where(self.labelled, 1.0 / weights.clamp_min(1e-12), 0.0)
 
@@ -49,8 +49,8 @@ class TaskLosses:
         values = dict(zip(self._names, shared, strict=True))
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         arguments = (self._images, session.selection, self._targets)
-        losses = functional_call(module, {**values, **self._heads, **buffers}, arguments)
-        return losses.sum(dim=1) * self._share
+        output = functional_call(module, {**values, **self._heads, **buffers}, arguments)
+        return output["losses"].sum(dim=1) * self._share
 
     def gradient(self, losses: Tensor, task: int) -> list[Tensor]:
         """This rank's addend to the gradient of a task's loss in every shared parameter.

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
 from model.tasks.spec import TaskSpec
 
+OLD = Path(__file__).resolve().parents[2] / "fixtures" / "version1"
 SIZE = (16, 16)
 TASKS = [
     TaskSpec("depth", "dense_regression", unit="m", unit_scale=0.5),
@@ -51,12 +53,21 @@ def test_round_trip(network, path):
     assert model.tasks == tuple(TASKS) and model.image_size == SIZE
     network.eval()
     with torch.no_grad():
-        expected = network(IMAGES, network.select(network.heads))
+        expected = network(IMAGES, network.select(network.heads))["predictions"]
     found = model(IMAGES)
     assert list(found) == ["depth", "cube", "sphere"]
     for spec in TASKS:
         assert torch.equal(found[spec.name], natural(spec, expected[spec.name]))
         assert not found[spec.name].requires_grad
+
+
+def test_a_file_of_version_1_computes_what_it_computed_then():
+    model = load_pruned(OLD / "model.safetensors")
+    expected = load_file(OLD / "expected.safetensors")
+    found = model(expected.pop("images"))
+    assert {f"output.{name}" for name in found} == expected.keys()
+    for name, value in found.items():
+        assert torch.equal(value, expected[f"output.{name}"]), name
 
 
 def test_weights_are_fp32_and_nothing_else_is_left_behind(network, tmp_path):
@@ -112,7 +123,10 @@ def test_a_truncated_file(path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, _: d.update(version=9), "format version is 9, must be 1"),
+        (
+            lambda d, _: d.update(version=9),
+            "format version is 9, this program reads versions 1 to 2",
+        ),
         (lambda d, _: d.pop("network"), "its description cannot be built"),
         (lambda d, _: d["network"]["tasks"][0].update(kind="odd"), "kind is 'odd'"),
         (

@@ -6,6 +6,7 @@ import torch
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors, scale_gradient
 from model.network import MultiTaskNetwork
+from model.subset import subset, subset_state
 from model.tasks.spec import TaskSpec
 
 SIZE = (16, 16)
@@ -31,10 +32,10 @@ def build(scale, num_branches=3):
 
 def losses_and_gradients(network):
     images = torch.randint(0, 256, (4, 3, *SIZE), generator=torch.Generator().manual_seed(1))
-    targets = network.targets(
+    targets = network.labels.targets(
         torch.ones(5, 4), {"depth": torch.ones(4, 1, *SIZE)}, torch.ones(6, 4, dtype=torch.bool)
     )
-    losses = network(images.to(torch.uint8), network.select(network.heads), targets)
+    losses = network(images.to(torch.uint8), network.select(network.heads), targets)["losses"]
     losses.sum().backward()
     return losses.detach(), {name: p.grad for name, p in network.named_parameters()}
 
@@ -71,12 +72,12 @@ def test_gradients_are_those_without_scaling_times_the_factors(scale):
 
 def test_a_subset_keeps_the_factors_of_the_start():
     network = build("paper")
-    small = network.subset(KEPT)
+    small = subset(network, KEPT)
     assert small.num_branches == 1
     _, gradients = losses_and_gradients(small)
     bare = {**small.config(), "gradient_scale": [1.0, 1.0]}
     plain_network = MultiTaskNetwork.from_config(bare)
-    plain_network.load_state_dict(network.subset_state(network.state_dict(), KEPT))
+    plain_network.load_state_dict(subset_state(network.state_dict(), network.layout, KEPT))
     _, plain = losses_and_gradients(plain_network)
     for name, gradient in gradients.items():
         part = name.partition(".")[0]

@@ -8,8 +8,9 @@ import torch
 
 from model.bundle import save_bundle
 from model.encoders import build_encoder
-from model.init_from import start_from
+from model.init_from import init_from
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from model.tasks.spec import TaskSpec
 
 SIZE = (32, 32)
@@ -77,7 +78,7 @@ def images():
 def outputs(made, branch=None):
     """Predictions of every task by its head on a branch, or by its only head."""
     heads = [h for h in made.heads if branch is None or h[1] == branch]
-    return made.eval()(images(), made.select(heads))
+    return made.eval()(images(), made.select(heads))["predictions"]
 
 
 def same(found, expected):
@@ -102,7 +103,7 @@ def test_every_branch_computes_what_the_file_does_wherever_it_is_split(encoder, 
     tasks = [DEPTH, CUBE, KIND]
     source = network(tasks, 1, 1, encoder, theirs)
     made = network(tasks, 3, 2, encoder, own)
-    start_from(made, [save(source)])
+    init_from(made, [save(source)])
     for branch in range(3):
         same(outputs(made, branch), outputs(source))
 
@@ -112,11 +113,11 @@ def test_branch_k_starts_as_file_k_and_only_with_its_tasks(save, caplog):
     made = network([BALL, CUBE], 2, 3)
     fresh = copy.deepcopy(made.stacked_heads.state_dict())
     with caplog.at_level(logging.INFO):
-        start_from(made, [save(file, str(n)) for n, file in enumerate(files)])
+        init_from(made, [save(file, str(n)) for n, file in enumerate(files)])
     found = [outputs(made, branch) for branch in (0, 1)]
     torch.testing.assert_close(found[0]["cube"], outputs(files[0])["cube"])
     torch.testing.assert_close(found[1]["ball"], outputs(files[1])["ball"])
-    rows = made._layout.rows["binary_1_bce"]
+    rows = made.layout.rows["binary_1_bce"]
     for head in ((0, 0), (1, 1)):  # ball on the branch of cubes, cube on that of balls
         for key, value in fresh.items():
             row = rows[head]
@@ -128,11 +129,11 @@ def test_branch_k_starts_as_file_k_and_only_with_its_tasks(save, caplog):
 def test_a_file_with_as_many_branches_is_taken_branch_by_branch(save):
     source = network([CUBE, BALL], 2, 1, heads=[(0, 1), (1, 0)])
     made = network([CUBE, BALL], 2, 2)
-    start_from(made, [save(source)])
+    init_from(made, [save(source)])
     for branch in (0, 1):
         for key, value in source.branches[branch].state_dict().items():
             assert torch.equal(made.branches[branch].state_dict()[key], value)
-    groups = made.subset([(0, 1), (1, 0)])
+    groups = subset(made, [(0, 1), (1, 0)])
     same(outputs(groups), outputs(source))
 
 
@@ -140,20 +141,20 @@ def test_the_trunk_is_the_first_file_s_and_a_difference_is_said(save, caplog):
     files = [network([CUBE], 1, seed) for seed in (1, 2)]
     made = network([CUBE], 2, 3, trunk_depth=1)
     with caplog.at_level(logging.WARNING):
-        start_from(made, [save(file, str(n)) for n, file in enumerate(files)])
+        init_from(made, [save(file, str(n)) for n, file in enumerate(files)])
     same(outputs(made, 0), outputs(files[0]))
     assert "the trunk of" in caplog.text and "1.safetensors differs for branch 1" in caplog.text
     blocks = files[1].branches[0][1].state_dict()
     assert all(torch.equal(made.branches[1].state_dict()[k], v) for k, v in blocks.items())
     caplog.clear()
-    start_from(made, [save(files[0], "a"), save(files[0], "b")])
+    init_from(made, [save(files[0], "a"), save(files[0], "b")])
     assert "differs" not in caplog.text
 
 
 def refused(made, paths, *parts):
     before = copy.deepcopy(made.state_dict())
     with pytest.raises(ValueError) as error:
-        start_from(made, paths)
+        init_from(made, paths)
     assert all(part in str(error.value) for part in parts), str(error.value)
     assert all(torch.equal(made.state_dict()[name], value) for name, value in before.items())
 

@@ -8,6 +8,7 @@ from torch import nn
 from model.encoders import build_encoder
 from model.heads.layout import used_branches
 from model.network import MultiTaskNetwork
+from model.subset import subset, subset_state
 from model.tasks.spec import TaskSpec
 
 SIZE = (16, 12)
@@ -116,11 +117,17 @@ def naive_losses(network, batch):
     return torch.stack(rows).view(len(TASKS), network.num_branches)
 
 
+def losses_of(network, images, labels):
+    """The losses of all heads."""
+    selection = network.select(network.heads)
+    return network(images, selection, network.labels.targets(*labels))["losses"]
+
+
 def test_loss_matrix_and_gradients_against_a_loop_over_heads():
     network, batch = build(), draw_batch()
     images, *labels = batch
     scale = torch.rand(len(TASKS), 3)
-    losses = network(images, network.select(network.heads), network.targets(*labels))
+    losses = losses_of(network, images, labels)
     assert losses.shape == (7, 3) and losses.dtype == torch.float32
     (losses * scale).sum().backward()
     gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
@@ -134,7 +141,7 @@ def test_loss_matrix_and_gradients_against_a_loop_over_heads():
 
 def test_weights_count_labels_and_labelled_pixels():
     network, (_, scalars, dense, valid) = build(), draw_batch()
-    weights = network.weights(network.targets(scalars, dense, valid))
+    weights = network.labels.label_counts(network.labels.targets(scalars, dense, valid))
     expected = valid.sum(dim=1).float()
     expected[3] = sum(int((dense["seg"][i] != 0).sum()) for i in range(BATCH) if valid[3, i])
     assert torch.equal(weights, expected)
@@ -142,7 +149,7 @@ def test_weights_count_labels_and_labelled_pixels():
 
 def test_by_task_gives_every_task_its_own_labels():
     network, (_, scalars, dense, valid) = build(), draw_batch(share_valid=1.0)
-    found = network.by_task(network.targets(scalars, dense, valid))
+    found = network.labels.by_task(network.labels.targets(scalars, dense, valid))
     assert set(found) == {spec.name for spec in TASKS}
     assert torch.equal(found["cube"][0], scalars[3])
     assert torch.equal(found["colour"][0], scalars[1].long())
@@ -152,10 +159,10 @@ def test_by_task_gives_every_task_its_own_labels():
 
 def test_a_partial_plan_computes_the_same_losses_and_zeros_elsewhere():
     network, (images, *labels) = build(), draw_batch()
-    targets = network.targets(*labels)
-    everything = network(images, network.select(network.heads), targets)
+    targets = network.labels.targets(*labels)
+    everything = network(images, network.select(network.heads), targets)["losses"]
     some = [(0, 0), (6, 0), (6, 2), (1, 2), (5, 0), (4, 2)]
-    part = network(images, network.select(some), targets)
+    part = network(images, network.select(some), targets)["losses"]
     for head in network.heads:
         if head in some:
             torch.testing.assert_close(part[head], everything[head])
@@ -176,7 +183,7 @@ def test_a_branch_without_heads_is_not_computed():
     for index, branch in enumerate(network.branches):
         branch.register_forward_hook(count(index))
     selection = network.select([(n, 2 if n % 2 else 0) for n in range(len(TASKS))])
-    network(images, selection, network.targets(*labels)).sum().backward()
+    network(images, selection, network.labels.targets(*labels))["losses"].sum().backward()
     network(images, selection)
     assert calls == [2, 0, 2]
     assert all(p.grad is None for p in network.branches[1].parameters())
@@ -184,10 +191,10 @@ def test_a_branch_without_heads_is_not_computed():
 
 def test_a_batch_without_labels_gives_zero_and_zero_gradients():
     network, (images, *labels) = build(), draw_batch(share_valid=0.0)
-    targets = network.targets(*labels)
-    losses = network(images, network.select(network.heads), targets)
+    targets = network.labels.targets(*labels)
+    losses = network(images, network.select(network.heads), targets)["losses"]
     losses.sum().backward()
-    assert not losses.any() and not network.weights(targets).any()
+    assert not losses.any() and not network.labels.label_counts(targets).any()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None and not parameter.grad.any(), name
 
@@ -195,7 +202,7 @@ def test_a_batch_without_labels_gives_zero_and_zero_gradients():
 def test_predictions_are_those_of_the_planned_heads():
     network, (images, *_) = build().eval(), draw_batch()
     branch_of = [0, 2, 1, 1, 0, 2, 2]
-    predictions = network(images, network.select(list(enumerate(branch_of))))
+    predictions = network(images, network.select(list(enumerate(branch_of))))["predictions"]
     assert list(predictions) == [spec.name for spec in TASKS]
     shared = network.trunk((images.float() - network.image_mean) / network.image_std)
     for task, spec in enumerate(TASKS):
@@ -209,11 +216,12 @@ def test_predictions_are_those_of_the_planned_heads():
 
 def test_autocast_keeps_losses_and_predictions_in_fp32():
     network, (images, *labels) = build(), draw_batch()
-    targets = network.targets(*labels)
+    targets = network.labels.targets(*labels)
     selection = network.select([(n, 0) for n in range(len(TASKS))])
-    exact = network(images, selection, targets)
+    exact = network(images, selection, targets)["losses"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses, predictions = network(images, selection, targets), network(images, selection)
+        losses = network(images, selection, targets)["losses"]
+        predictions = network(images, selection)["predictions"]
     assert losses.dtype == torch.float32
     assert {p.dtype for p in predictions.values()} == {torch.float32}
     torch.testing.assert_close(losses, exact, rtol=0.05, atol=0.05)
@@ -223,7 +231,7 @@ def test_autocast_keeps_losses_and_predictions_in_fp32():
 @pytest.mark.parametrize("init", ["copies", "independent"])
 def test_branches_and_heads_start_equal_only_as_copies(init):
     network, (images, *labels) = build(init=init), draw_batch()
-    losses = network(images, network.select(network.heads), network.targets(*labels))
+    losses = losses_of(network, images, labels)
     equal = torch.isclose(losses[:, :1], losses[:, 1:], rtol=1e-5)
     assert equal.all() if init == "copies" else not equal.any()
     assert not torch.isclose(losses[1, 0], losses[5, 0]), "heads of two tasks must differ"
@@ -234,21 +242,21 @@ SUBSET = [(0, 2), (1, 2), (2, 0), (3, 0), (4, 0), (5, 2), (6, 0), (6, 2)]
 
 def test_a_subset_reproduces_the_outputs():
     network, (images, *labels) = build(), draw_batch()
-    targets = network.targets(*labels)
+    targets = network.labels.targets(*labels)
     network(images, network.select(network.heads), targets)  # moves the running statistics
     network.eval()
-    small = network.subset(SUBSET)
+    small = subset(network, SUBSET)
     assert small.num_branches == 2 and not small.training
     assert sorted(small.heads) == sorted((n, {0: 0, 2: 1}[k]) for n, k in SUBSET)
-    expected = network(images, network.select(SUBSET), targets)[:, [0, 2]]
-    found = small(images, small.select(small.heads), small.targets(*labels))
+    expected = network(images, network.select(SUBSET), targets)["losses"][:, [0, 2]]
+    found = small(images, small.select(small.heads), small.labels.targets(*labels))["losses"]
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_subset_is_a_copy_and_draws_no_random_numbers():
     network = build()
     state = torch.random.get_rng_state()
-    small = network.subset(SUBSET)
+    small = subset(network, SUBSET)
     assert torch.equal(torch.random.get_rng_state(), state)
     with torch.no_grad():
         for parameter in small.parameters():
@@ -258,9 +266,9 @@ def test_a_subset_is_a_copy_and_draws_no_random_numbers():
 
 def test_moments_by_parameter_name_are_cut_like_the_weights():
     network = build()
-    small = network.subset(SUBSET)
+    small = subset(network, SUBSET)
     moments = {name: p.detach() * 2 for name, p in network.named_parameters()}
-    cut = network.subset_state(moments, SUBSET)
+    cut = subset_state(moments, network.layout, SUBSET)
     assert set(cut) == {name for name, _ in small.named_parameters()}
     for name, parameter in small.named_parameters():
         assert torch.equal(cut[name], parameter.detach() * 2)
@@ -268,19 +276,19 @@ def test_moments_by_parameter_name_are_cut_like_the_weights():
 
 def test_config_round_trip_through_json():
     network, (images, *_) = build(), draw_batch()
-    small = network.subset(SUBSET[:-1]).eval()
+    small = subset(network, SUBSET[:-1]).eval()
     twin = MultiTaskNetwork.from_config(json.loads(json.dumps(small.config()))).eval()
     assert twin.config() == small.config()
     twin.load_state_dict(small.state_dict())
-    expected = small(images, small.select(small.heads))
-    found = twin(images, twin.select(twin.heads))
+    expected = small(images, small.select(small.heads))["predictions"]
+    found = twin(images, twin.select(twin.heads))["predictions"]
     for name, prediction in expected.items():
         assert torch.equal(found[name], prediction)
 
 
 def test_only_branches_that_have_heads_remain():
     assert used_branches(SUBSET) == (0, 2)
-    assert len(build().subset(SUBSET).branches) == 2
+    assert len(subset(build(), SUBSET).branches) == 2
 
 
 def test_faults():
@@ -292,6 +300,6 @@ def test_faults():
         network(images[..., :11], selection)
     dense["edge"] = dense["edge"][..., :8, :]
     with pytest.raises(ValueError, match=r"labels of task 'edge' have shape \(4, 1, 8, 12\)"):
-        network.targets(scalars, dense, valid)
+        network.labels.targets(scalars, dense, valid)
     with pytest.raises(ValueError, match="heads holds none of task 'sphere'"):
-        network.subset([(0, 0)])
+        subset(network, [(0, 0)])

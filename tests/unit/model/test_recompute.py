@@ -9,6 +9,7 @@ from torch import nn
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
 from model.recompute import recomputed
+from model.subset import subset
 from model.tasks.spec import TaskSpec
 
 
@@ -52,9 +53,9 @@ def test_a_network_keeps_less_and_learns_the_same(trunk_depth):
     labels = torch.randint(2, (3, 4)).float()
     states, kept = [], []
     for checkpoint_branches in (False, True):
-        own = network.subset(network.heads)
+        own = subset(network, network.heads)
         own.checkpoint_branches = checkpoint_branches
-        targets = own.targets(labels, {}, torch.ones(3, 4, dtype=torch.bool))
+        targets = own.labels.targets(labels, {}, torch.ones(3, 4, dtype=torch.bool))
         storages = {}
 
         def note(tensor, storages=storages):
@@ -62,7 +63,7 @@ def test_a_network_keeps_less_and_learns_the_same(trunk_depth):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = own(images, own.select(own.heads), targets)
+            losses = own(images, own.select(own.heads), targets)["losses"]
         losses.sum().backward()
         kept.append(sum(storages.values()))
         gradients = {f"{name}.grad": p.grad for name, p in own.named_parameters()}
@@ -77,6 +78,6 @@ def test_evaluation_is_not_checkpointed():
     network = MultiTaskNetwork([TaskSpec("a", "binary")], encoder, (64, 64)).eval()
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     selection = network.select(network.heads)
-    expected = network(images, selection)["a"]
+    expected = network(images, selection)["predictions"]["a"]
     network.checkpoint_branches = True
-    assert torch.equal(network(images, selection)["a"], expected)
+    assert torch.equal(network(images, selection)["predictions"]["a"], expected)

@@ -59,14 +59,15 @@ def network(step):
 
 def targets_of(network, step):
     labels = torch.stack([step[f"y/t{n}"] for n in range(3)]).float()
-    return network.targets(labels, {}, torch.ones(3, 4, dtype=torch.bool))
+    return network.labels.targets(labels, {}, torch.ones(3, 4, dtype=torch.bool))
 
 
 def test_features_and_logits(network, step):
     for branch in range(2):
         features = network.branches[branch](step["x"]).flatten(1)
         torch.testing.assert_close(features, step[f"features/{branch}"], rtol=1e-4, atol=1e-4)
-        predictions = network(step["x"], network.select([(n, branch) for n in range(3)]))
+        selection = network.select([(n, branch) for n in range(3)])
+        predictions = network(step["x"], selection)["predictions"]
         for task in range(3):
             expected = step[f"logits/{branch}/t{task}"]
             torch.testing.assert_close(predictions[f"t{task}"], expected, rtol=1e-4, atol=1e-4)
@@ -74,8 +75,8 @@ def test_features_and_logits(network, step):
 
 def test_objective_and_all_gradients(network, step):
     targets = targets_of(network, step)
-    sums = network(step["x"], network.select(network.heads), targets)
-    losses = sums / network.weights(targets)[:, None]
+    sums = network(step["x"], network.select(network.heads), targets)["losses"]
+    losses = sums / network.labels.label_counts(targets)[:, None]
     expected = torch.stack([step[f"loss_per_branch/t{n}"] for n in range(3)])
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
 

@@ -3,6 +3,7 @@ import torch
 
 from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
+from model.subset import subset
 from trainer.build import build_network, label_requests, open_manifest, resolve_tasks
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
@@ -54,7 +55,7 @@ def test_shares_of_the_ranks_add_up(engine, rooms):
 def test_pruned_network_scores_as_its_heads_do_in_the_large_one(engine, rooms):
     tasks = engine.module.tasks
     expected = evaluate(engine, batches(rooms, tasks, batch_size=6), HEADS)
-    pruned = engine.module.eval().subset(HEADS)
+    pruned = subset(engine.module.eval(), HEADS)
     found = evaluate_pruned(pruned, batches(rooms, tasks, batch_size=6))
     for name, values in expected.items():
         assert found[name] == pytest.approx(values, rel=1e-4), name

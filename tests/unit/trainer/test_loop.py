@@ -18,9 +18,8 @@ from trainer.step import train_step
 def session(rooms_config, forget_accelerate):
     forget_accelerate()
     config = rooms_config("optim.clip=null", "optim.warmup=0", "optim.weight_decay=0")
-    session = start_session(config, make_accelerator(config))
-    yield session
-    session.log.close()
+    with start_session(config, make_accelerator(config)) as session:
+        yield session
 
 
 def micro_batches(session, count):
@@ -53,19 +52,19 @@ def test_step_descends_the_objective(session):
         )
     ).float()
     z = F.softmax((logits + noise) / 2.0, dim=1)
-    targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    sums = module(batch.images, module.select(module.heads), targets)
-    expected_losses = sums / module.weights(targets)[:, None]
+    targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+    sums = module(batch.images, module.select(module.heads), targets)["losses"]
+    expected_losses = sums / module.labels.label_counts(targets)[:, None]
     objective = (z * expected_losses).sum()
     parameters = list(module.parameters())
     *gradients, logit_gradient = torch.autograd.grad(objective, [*parameters, logits])
     before = [p.detach().clone() for p in (*parameters, logits)]
 
-    losses, shares = train_step(session, [batch])
+    result = train_step(session, [batch])
 
     expected_shares = (z * expected_losses).sum(dim=1).detach()
-    torch.testing.assert_close(shares, expected_shares, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(losses, expected_losses.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.objective, expected_shares, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(result.losses, expected_losses.detach(), rtol=1e-5, atol=1e-6)
     rates = [3e-4] * len(parameters) + [0.1]
     for old, new, gradient, lr in zip(
         before, (*parameters, logits), (*gradients, logit_gradient), rates, strict=True
@@ -92,18 +91,18 @@ def test_weights_of_every_sample(rooms_config, parts):
     ).random((6, 3, 8))
     noise = -torch.log(-torch.log(torch.from_numpy(random))).float()
     z = F.softmax((logits[:, :, None] + noise) / 2.0, dim=1)
-    targets = [module.targets(b.scalars, b.dense, b.valid_rows) for b in batches]
-    labelled = sum(module.weights(own) for own in targets)
+    targets = [module.labels.targets(b.scalars, b.dense, b.valid_rows) for b in batches]
+    labelled = sum(module.labels.label_counts(own) for own in targets)
     objective, losses, sample = 0.0, torch.zeros(6, 3), 0
     for batch in batches:
         for row in range(len(batch.images)):
             one = slice(row, row + 1)
-            own = module.targets(
+            own = module.labels.targets(
                 batch.scalars[:, one],
                 {name: values[one] for name, values in batch.dense.items()},
                 batch.valid_rows[:, one],
             )
-            sums = module(batch.images[one], module.select(module.heads), own)
+            sums = module(batch.images[one], module.select(module.heads), own)["losses"]
             loss = torch.where(labelled[:, None] > 0, sums / labelled[:, None], 0.0)
             objective = objective + (z[..., sample] * loss).sum()
             losses, sample = losses + loss.detach(), sample + 1
@@ -118,13 +117,13 @@ def test_weights_of_every_sample(rooms_config, parts):
     session.engine.optimizer.optimizer.register_step_pre_hook(keep)
     given = []
     session.learner.update = lambda *arguments: given.append(arguments[1])
-    found_losses, shares = train_step(session, batches)
+    result = train_step(session, batches)
     for (name, gradient), value in zip(found.items(), expected, strict=True):
         atol = 1e-5 * float(value.abs().max()) + 1e-9
         torch.testing.assert_close(gradient, value, rtol=1e-3, atol=atol, msg=name)
     torch.testing.assert_close(given[0], logit_gradient, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found_losses, losses, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(shares.sum(), objective.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.losses, losses, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(result.objective.sum(), objective.detach(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", ["published", "default"])

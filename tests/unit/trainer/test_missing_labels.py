@@ -96,7 +96,7 @@ def closed_form(session, numbers, labelled_tasks, weights):
     objective = torch.zeros((), dtype=torch.float64)
     for branch in range(module.num_branches):
         heads = [(task, branch) for task in range(len(TASKS))]
-        predictions = module(images, module.select(heads))
+        predictions = module(images, module.select(heads))["predictions"]
         for row, task in enumerate(TASKS):
             parts = [
                 task_loss(task, predictions[task][place], number)

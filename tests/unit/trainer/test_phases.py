@@ -76,7 +76,7 @@ def own_names(session, branch):
     """What a phase of this branch may change, from a layout of its own."""
     network = session.engine.module
     allowed = {name for name in network.state_dict() if name.startswith(f"branches.{branch}.")}
-    for stack, members in network._layout.members.items():
+    for stack, members in network.layout.members.items():
         heads = sorted((h for h in network.heads if h[0] in members), key=lambda h: (h[1], h[0]))
         for key in network.stacked_heads[stack].state_dict():
             allowed |= {

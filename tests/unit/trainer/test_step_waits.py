@@ -39,18 +39,17 @@ def _may_ask(frame):
 def test_steps_ask_nothing(rooms_config, forget_accelerate, recipe):
     forget_accelerate()
     config = rooms_config(f"grouping.recipe={recipe}", "optim.clip=1.0")
-    session = start_session(config, make_accelerator(config))
-    place = {"rank": 0, "world_size": 1}
-    batches = build_train_loader(
-        config, session.data.manifest, session.tasks, start_step=0, end_step=6, **place
-    )
-    with Questions() as questions:
-        assert torch.ones(1).item() == 1 and len(questions.found) == 1, "questions are noticed"
-        questions.found.clear()
-    for batch in batches:
-        with questions:
-            objective = train_step(session, [batch])[1]
-        session.step += 1
-    assert objective.isfinite().all() and session.step == 6
-    session.log.close()
+    with start_session(config, make_accelerator(config)) as session:
+        place = {"rank": 0, "world_size": 1}
+        batches = build_train_loader(
+            config, session.data.manifest, session.tasks, start_step=0, end_step=6, **place
+        )
+        with Questions() as questions:
+            assert torch.ones(1).item() == 1 and len(questions.found) == 1, "questions are noticed"
+            questions.found.clear()
+        for batch in batches:
+            with questions:
+                objective = train_step(session, [batch]).objective
+            session.step += 1
+        assert objective.isfinite().all() and session.step == 6
     assert not questions.found

@@ -209,7 +209,7 @@ ENCODERS = {
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_tap_sees_what_enters_the_last_layer(name):
+def test_the_hook_keeps_the_input_of_the_last_layer(name):
     kind, options, channels, size, shape = ENCODERS[name]
     torch.manual_seed(0)
     if kind == "backbone":
@@ -222,8 +222,8 @@ def test_tap_sees_what_enters_the_last_layer(name):
     with ActivationHook(encoder.branches) as hook:
         encoder.branches[0](encoder.trunk(torch.zeros_like(images)))
         encoder.branches[1](encoder.trunk(images))
-    for hook in hooks:
-        hook.remove()
+    for handle in hooks:
+        handle.remove()
     features = hook.features(1)
     assert features.shape[:3] == (3, *shape[:2]) and not features.requires_grad
     assert shape[2] in (None, features.shape[3])
@@ -264,6 +264,10 @@ def network():
     return MultiTaskNetwork(TASKS, encoder, (1, 1))
 
 
+def statistics_of(network, images, selection, targets):
+    return network(images, selection, targets, gradient_statistics=True)["gradient_statistics"]
+
+
 def batch_of(network, num_samples=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(num_samples, 6, 1, 1, generator=generator)
@@ -271,16 +275,17 @@ def batch_of(network, num_samples=8, seed=0):
         [torch.randint(0, high, (num_samples,), generator=generator) for high in (9, 2, 3, 2)]
     ).float()
     valid = torch.rand(4, num_samples, generator=generator) < 0.7
-    return images, network.targets(scalars, {}, valid)
+    return images, network.labels.targets(scalars, {}, valid)
 
 
 def test_products_times_the_heads_weights_are_the_gradients_of_the_last_layer(network):
     """dL/dW = sum_b v r_b h_b' for a head v, its residuals r and the last layer's inputs h."""
     images, targets = batch_of(network)
     selection = network.select(network.heads)
-    assert network.residual_tasks.tolist() == RESIDUALS
-    losses, statistics = network(images, selection, targets, gradient_statistics=True)
-    torch.testing.assert_close(losses, network(images, selection, targets))
+    assert network.labels.residual_tasks.tolist() == RESIDUALS
+    output = network(images, selection, targets, gradient_statistics=True)
+    losses, statistics = output["losses"], output["gradient_statistics"]
+    torch.testing.assert_close(losses, network(images, selection, targets)["losses"])
     for task, branch in network.heads:
         last = [m for m in network.branches[branch].modules() if isinstance(m, nn.Linear)][-1]
         (gradient,) = torch.autograd.grad(losses[task, branch], last.weight, retain_graph=True)
@@ -298,9 +303,7 @@ def test_a_task_without_labels_asks_for_nothing(network):
     ignored = torch.full_like(off.target, -100)
     none = torch.zeros_like(off.mask)
     targets["multiclass_3_cross_entropy"] = Targets(ignored, none, none)
-    _, statistics = network(
-        images, network.select(network.heads), targets, gradient_statistics=True
-    )
+    statistics = statistics_of(network, images, network.select(network.heads), targets)
     for name in ("products", "residuals"):
         assert not statistics[name][:, 2:5].any()
         assert statistics[name][:, [0, 1, 5]].any(dim=2).all()
@@ -310,13 +313,13 @@ def test_a_task_without_labels_asks_for_nothing(network):
 def test_heads_that_are_not_computed_add_nothing(network):
     """The others are as with all heads; a branch without any has its features all the same."""
     images, targets = batch_of(network)
-    _, whole = network(images, network.select(network.heads), targets, gradient_statistics=True)
+    whole = statistics_of(network, images, network.select(network.heads), targets)
     chosen = np.array([[0, 1], [1, 0], [1, 1], [0, 1]], dtype=bool)
     for own in (chosen, np.array([[0, 1]] * 4, dtype=bool)):
         head_sample = HeadSample(own, (0, 1), torch.from_numpy(own).float(), torch.zeros(4, 2))
-        losses, statistics = network(
-            images, network.select_sample(head_sample), targets, gradient_statistics=True
-        )
+        selection = network.select_sample(head_sample)
+        output = network(images, selection, targets, gradient_statistics=True)
+        losses, statistics = output["losses"], output["gradient_statistics"]
         assert torch.equal(losses != 0, torch.from_numpy(own))
         computed = torch.from_numpy(own.T)[:, RESIDUALS, None]  # [K,R,1]
         for name in ("residuals", "products"):
@@ -329,14 +332,14 @@ def test_heads_that_are_not_computed_add_nothing(network):
 def test_signals_of_micro_batches_add_up(network):
     images, targets = batch_of(network)
     selection = network.select(network.heads)
-    _, whole = network(images, selection, targets, gradient_statistics=True)
+    whole = statistics_of(network, images, selection, targets)
     parts = []
     for rows in (slice(0, 3), slice(3, 8)):
         own = {
             n: Targets(t.target[:, rows], t.mask[:, rows], t.valid[:, rows])
             for n, t in targets.items()
         }
-        parts.append(network(images[rows], selection, own, gradient_statistics=True)[1])
+        parts.append(statistics_of(network, images[rows], selection, own))
     for name, value in whole.items():
         torch.testing.assert_close(parts[0][name] + parts[1][name], value, rtol=1e-4, atol=1e-5)
 
@@ -344,12 +347,11 @@ def test_signals_of_micro_batches_add_up(network):
 def test_signals_beside_losses_of_every_sample(network):
     images, targets = batch_of(network)
     selection = network.select(network.heads)
-    losses, statistics = network(
-        images, selection, targets, per_sample=True, gradient_statistics=True
-    )
+    output = network(images, selection, targets, per_sample=True, gradient_statistics=True)
+    losses, statistics = output["losses"], output["gradient_statistics"]
     assert losses.shape == (4, 2, 8)
-    torch.testing.assert_close(losses.sum(dim=2), network(images, selection, targets))
-    _, expected = network(images, selection, targets, gradient_statistics=True)
+    torch.testing.assert_close(losses.sum(dim=2), network(images, selection, targets)["losses"])
+    expected = statistics_of(network, images, selection, targets)
     assert all(torch.equal(statistics[name], expected[name]) for name in expected)
 
 
@@ -364,10 +366,10 @@ def test_dense_and_scalar_tasks_on_a_grid_that_is_not_square():
     network = MultiTaskNetwork(tasks, encoder, (32, 16), dense_widths=(8,))
     images = torch.randint(0, 256, (3, 3, 32, 16), dtype=torch.uint8)
     dense = {"depth": torch.rand(3, 1, 32, 16), "seg": torch.randint(0, 3, (3, 1, 32, 16))}
-    targets = network.targets(torch.ones(1, 3), dense, torch.ones(3, 3, dtype=torch.bool))
+    targets = network.labels.targets(torch.ones(1, 3), dense, torch.ones(3, 3, dtype=torch.bool))
     selection = network.select(network.heads)
-    _, statistics = network(images, selection, targets, gradient_statistics=True)
-    assert network.residual_tasks.tolist() == [2, 1, 1, 1, 0]
+    statistics = statistics_of(network, images, selection, targets)
+    assert network.labels.residual_tasks.tolist() == [2, 1, 1, 1, 0]
     # 4 x 4 positions with 8 features each.
     assert statistics["residuals"].shape == (2, 5, 16) and statistics["products"].shape == (
         2,

@@ -199,7 +199,7 @@ def relaxed(grouping):
 def watched(own, losses):
     """A sampler with a baseline for every head."""
     everything = torch.ones(losses.shape)
-    own.watch(losses, HeadSample(np.ones(losses.shape, dtype=bool), (), everything, losses))
+    own.record(losses, HeadSample(np.ones(losses.shape, dtype=bool), (), everything, losses))
     return own
 
 
@@ -250,6 +250,7 @@ def test_the_baseline_lowers_the_variance_of_the_gradient():
 
 def test_a_task_without_a_baseline_takes_the_mean_of_its_own_losses():
     first = sampler(1).sample_heads(0)
+    assert first.baseline.isnan().all()
     assert first.known.tolist() == [[False]] * N
     losses = torch.rand(N, K, generator=torch.Generator().manual_seed(0)) + 0.5
     found = first.losses(torch.where(first.factor > 0, losses, 0.0), torch.ones(N))
@@ -296,9 +297,9 @@ def test_the_baseline_is_of_the_steps_before():
     own = sampler(2)
     losses = torch.rand(N, K) + 0.5
     before = own.sample_heads(0)
-    assert not before.baseline.any()
-    own.watch(torch.where(before.factor > 0, losses, torch.nan), before)
-    assert not before.baseline.any()
+    assert before.baseline.isnan().all()
+    own.record(torch.where(before.factor > 0, losses, torch.nan), before)
+    assert before.baseline.isnan().all()
     after, seen = own.sample_heads(1).baseline, before.factor > 0
     assert torch.equal(after[seen], losses[seen])
     mean = torch.where(seen, losses, 0.0).sum(dim=1) / seen.sum(dim=1)
@@ -311,15 +312,17 @@ def test_a_checkpoint_brings_back_choice_and_baseline():
     own, losses = sampler(2), torch.rand(N, K)
     for step in range(4):
         head_sample = own.sample_heads(step)
-        own.watch(torch.where(head_sample.factor > 0, losses, torch.nan), head_sample)
+        own.record(torch.where(head_sample.factor > 0, losses, torch.nan), head_sample)
     restored = HeadSampler(2, 3, ALIVE, CPU)
     restored.load({name: value.clone() for name, value in own.tensors().items()})
     for name, value in own.tensors().items():
-        assert torch.equal(restored.tensors()[name], value), name
+        found = restored.tensors()[name]
+        torch.testing.assert_close(found, value, rtol=0, atol=0, equal_nan=True, msg=name)
     for step in range(4, 9):
         one, other = own.sample_heads(step), restored.sample_heads(step)
         assert np.array_equal(one.chosen, other.chosen) and one.branches == other.branches
-        assert torch.equal(one.baseline, other.baseline) and torch.equal(one.factor, other.factor)
+        torch.testing.assert_close(one.baseline, other.baseline, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(one.factor, other.factor)
 
 
 def test_the_past_fades_with_the_steps_however_often_a_head_is_seen():
@@ -336,12 +339,68 @@ def test_the_past_fades_with_the_steps_however_often_a_head_is_seen():
 
 
 def test_a_mean_starts_with_the_first_loss():
-    none = torch.zeros(1, 2)
-    assert torch.equal(running_mean(none, torch.full((1, 2), torch.nan), 0.9), none)
+    none = torch.full((1, 2), torch.nan)
+    assert running_mean(none, none, 0.9).isnan().all()
     first = running_mean(none, torch.tensor([[3.0, torch.nan]]), 0.9)
-    assert first.tolist() == [[3.0, 0.0]]
+    assert first[0, 0] == 3.0 and first[0, 1].isnan()
     second = running_mean(first, torch.tensor([[torch.nan, 5.0]]), 0.9)
     assert second.tolist() == [[3.0, 5.0]]
+
+
+def test_a_loss_of_zero_is_a_loss():
+    """The mean starts with it, and a later loss does not replace it."""
+    mean = running_mean(torch.full((1, 1), torch.nan), torch.zeros(1, 1), 0.9)
+    assert mean.tolist() == [[0.0]]
+    assert float(running_mean(mean, torch.ones(1, 1), 0.9)) == pytest.approx(0.1)
+
+
+def test_a_head_whose_loss_is_zero_counts_as_seen():
+    own = sampler(2)
+    for step in range(40):  # every head is computed at least once
+        head_sample = own.sample_heads(step)
+        losses = torch.zeros(N, K)
+        losses[:, 0] = 1.0
+        own.record(head_sample.computed_only(losses), head_sample)
+    after = own.sample_heads(40)
+    assert after.known.all()
+    assert torch.equal(after.baseline[ALIVE], losses[ALIVE])
+    means = own.tensors()["mean_losses"]
+    assert torch.equal(means.isnan(), ~ALIVE), "heads that are off have no loss"
+
+
+def test_a_task_whose_losses_are_all_zero_has_a_baseline():
+    own = watched(sampler(2), torch.zeros(N, K)).sample_heads(0)
+    assert own.known.all() and not own.baseline.any()
+    found = own.losses(torch.ones(N, K), torch.ones(N))
+    expected = torch.where(own.factor > 0, own.factor, 0.0)
+    assert torch.equal(found, expected), "not the mean of the losses of this step"
+
+
+@pytest.mark.parametrize("shape", [(N, K), (N, K, 6)])
+def test_the_null_sample_estimates_nothing(shape):
+    heads = [(task, branch) for task, branch in ALIVE.nonzero().tolist()]
+    null = HeadSample.all_heads(heads, (N, K), CPU)
+    assert torch.equal(torch.from_numpy(null.chosen), ALIVE) and null.branches == (0, 1, 2, 3)
+    assert null.known.all() and null.gap == 1.0
+    generator = torch.Generator().manual_seed(0)
+    alive = ALIVE if len(shape) == 2 else ALIVE.unsqueeze(2)
+    losses = torch.where(alive, torch.randn(shape, generator=generator), 0.0)
+    z = torch.where(alive, torch.rand(shape, generator=generator), 0.0)
+    fraction = torch.rand(N, generator=generator)
+    assert torch.equal(null.losses(losses, fraction), losses)
+    assert torch.equal(null.weights(z), z)
+    if len(shape) == 2:
+        assert torch.equal(null.computed_only(losses).isnan(), ~ALIVE)
+        # Exactly as the mean of a run that knows nothing of samples
+        mean = torch.rand(shape, generator=generator)
+        expected = running_mean(mean, losses, 0.98)
+        assert torch.equal(running_mean(mean, losses, 0.98, null.gap), expected)
+
+
+def test_a_bad_loss_of_one_head_is_not_spread_by_the_null_sample():
+    null = HeadSample.all_heads([(0, 0), (0, 1)], (1, 2), CPU)
+    found = null.losses(torch.tensor([[torch.inf, 2.0]]), torch.ones(1))
+    assert found.tolist() == [[torch.inf, 2.0]]
 
 
 DENSE = [
@@ -363,14 +422,14 @@ def test_chosen_heads_are_as_among_all_of_them(decoder):
     dense = {name: torch.rand(3, 1, 32, 16) for name in ("depth", "edges")}
     dense["seg"] = torch.randint(0, 3, (3, 1, 32, 16))
     scalars = torch.randint(0, 2, (2, 3)).float()
-    targets = network.targets(scalars, dense, torch.ones(5, 3, dtype=torch.bool))
+    targets = network.labels.targets(scalars, dense, torch.ones(5, 3, dtype=torch.bool))
     head_sample = sampler(
         2, torch.full((5, 3), 1 / 3), torch.ones(5, 3, dtype=torch.bool)
     ).sample_heads(0)
     chosen = torch.from_numpy(head_sample.chosen)
 
     def losses_and_gradients(selection):
-        losses = network(images, selection, targets)
+        losses = network(images, selection, targets)["losses"]
         own = torch.where(chosen, losses, 0.0)
         return own.detach(), torch.autograd.grad(own.sum(), list(network.parameters()))
 
@@ -385,6 +444,6 @@ def test_chosen_heads_are_as_among_all_of_them(decoder):
         atol = 1e-4 * float(all_own.abs().max()) + 1e-6 * largest
         torch.testing.assert_close(own, all_own, rtol=1e-3, atol=atol, msg=name)
         if name.startswith("stacked_heads."):
-            stack = network._layout.rows[name.split(".")[1]]
+            stack = network.layout.rows[name.split(".")[1]]
             off = [row for head, row in stack.items() if not head_sample.chosen[head]]
             assert off and not own[off].any(), name

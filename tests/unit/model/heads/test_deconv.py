@@ -9,6 +9,7 @@ from model.encoders import build_encoder
 from model.heads.deconv import WIDTHS, DeconvHeads
 from model.heads.stack import build_stacked_heads
 from model.network import MultiTaskNetwork
+from model.subset import subset
 from model.tasks.spec import TaskSpec
 
 FACTS = Path(__file__).resolve().parents[3] / "fixtures/reference/reference_facts.json"
@@ -187,13 +188,13 @@ def draw(batch=3):
 def test_a_subset_of_the_network_computes_the_same():
     whole, (images, labels) = network(), draw()
     selection = whole.select(whole.heads)
-    whole(images, selection, whole.targets(*labels)).sum().backward()
+    whole(images, selection, whole.labels.targets(*labels))["losses"].sum().backward()
     assert all(p.grad is not None for p in whole.parameters())
     kept = [(0, 2), (1, 0), (2, 2), (3, 0), (1, 2)]
-    small = whole.eval().subset(kept)
+    small = subset(whole.eval(), kept)
     assert small.config()["decoder"] == "deconv"
-    expected = whole(images, whole.select(kept), whole.targets(*labels))[:, [0, 2]]
-    found = small(images, small.select(small.heads), small.targets(*labels))
+    expected = whole(images, whole.select(kept), whole.labels.targets(*labels))["losses"][:, [0, 2]]
+    found = small(images, small.select(small.heads), small.labels.targets(*labels))["losses"]
     torch.testing.assert_close(found, expected)
     twin = MultiTaskNetwork.from_config(json.loads(json.dumps(small.config())))
     twin.load_state_dict(small.state_dict())
@@ -201,7 +202,7 @@ def test_a_subset_of_the_network_computes_the_same():
 
 def test_heads_of_a_task_start_as_copies():
     copies, (images, labels) = network("copies"), draw()
-    losses = copies(images, copies.select(copies.heads), copies.targets(*labels))
+    losses = copies(images, copies.select(copies.heads), copies.labels.targets(*labels))["losses"]
     torch.testing.assert_close(losses[:, :1].expand(-1, 3), losses)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.checkpoints.files import (
-    find_fault,
+    find_damage,
     folder_of_step,
     publish_checkpoint,
     rotate,
@@ -40,7 +40,7 @@ def test_leftovers_of_killed_processes_are_no_checkpoints_and_are_swept(tmp_path
         (tmp_path / name).mkdir()
         (tmp_path / name / "weights.safetensors").write_bytes(b"half")
     assert newest_checkpoint(tmp_path).name == "step-000000001"
-    assert find_fault(save(tmp_path, 2)) is None
+    assert find_damage(save(tmp_path, 2)) is None
     assert names(tmp_path) == ["latest", "step-000000001", "step-000000002"]
 
 

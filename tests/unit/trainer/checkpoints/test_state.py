@@ -5,8 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.subset import subset_state
 from trainer import loop
 from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.checkpoints import state as state_module
 from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
@@ -40,10 +42,10 @@ def steps(engine, config, first, last):
     )
     module = engine.module
     for _, batch in zip(range(first, last), loader, strict=False):
-        targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
+        targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         with engine.accumulate():
             engine.backward(
-                engine.network(batch.images, module.select(module.heads), targets).sum()
+                engine.network(batch.images, module.select(module.heads), targets)["losses"].sum()
             )
 
 
@@ -86,6 +88,34 @@ def test_state_before_the_first_step_has_no_moments(rooms_config):
     assert state.optimizer_step == 0 and state.moments == {"exp_avg": {}, "exp_avg_sq": {}}
     write_moments(engine, state)
     assert_same_state(read_state(engine), state)
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_a_rank_that_does_not_write_gathers_the_same_tensors_and_keeps_none(
+    rooms_config, monkeypatch
+):
+    config = rooms_config()
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    engine = Engine(make_accelerator(config), build_network(config, tasks), config)
+    steps(engine, config, 0, 1)
+    gathered = []
+
+    def gather(tensor):
+        gathered.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr(state_module, "whole", gather)
+    state = read_state(engine)
+    on_the_writer = list(gathered)
+    gathered.clear()
+    none = read_state(engine, keep=False)
+    assert gathered == on_the_writer and len(gathered) == 3 * len(list(engine.module.parameters()))
+    assert none == NamedState({}, optimizer_step=1)
+    name, parameter = next(engine.module.named_parameters())
+    before = state.weights[name].clone()
+    with torch.no_grad():
+        parameter.add_(1.0)
+    assert torch.equal(state.weights[name], before), "a copy"
 
 
 def test_state_of_another_network_is_refused():
@@ -154,10 +184,10 @@ def test_compaction_changes_nothing_but_the_size(rooms_config, train_here, tmp_p
         assert found[step] == pytest.approx(values, rel=1e-6), step
 
     heads = large.learner.grouping.heads()
-    state = read_state(large.engine)
+    state, layout = read_state(large.engine), large.engine.module.layout
     kept = NamedState(
-        large.engine.module.subset_state(state.weights, heads),
-        {m: large.engine.module.subset_state(v, heads) for m, v in state.moments.items()},
+        subset_state(state.weights, layout, heads),
+        {m: subset_state(v, layout, heads) for m, v in state.moments.items()},
     )
     last = small.folder.checkpoints / f"step-{14:09d}"
     for name, value in load_file(last / "weights.safetensors").items():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from model.heads.deconv import DeconvHeads
-from model.heads.linear_and_resize import DenseHeads
+from model.heads.resize import DenseHeads
 from trainer.config.sections import OptimSection
 from trainer.engines.optim import base_optimizer, build_optimizer, check_groups, logits_optimizer
 

@@ -70,8 +70,8 @@ def tracked_by_torch(network, batch):
     images = (batch.images, batch.scalars, batch.valid_rows, *batch.dense.values())
     tracker.track_external(network, *images)
     with tracker:
-        targets = network.targets(batch.scalars, batch.dense, batch.valid_rows)
-        losses = network(batch.images, network.select(network.heads), targets)
+        targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+        losses = network(batch.images, network.select(network.heads), targets)["losses"]
         (torch.ones_like(losses) * losses).sum().backward()
     [peak] = tracker.get_tracker_snapshot("peak").values()
     kept = {getattr(key, "value", key): value for key, value in peak.items()}

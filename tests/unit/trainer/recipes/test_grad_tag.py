@@ -9,8 +9,8 @@ from trainer.recipes.grad_tag import Sketch, cluster, gradient_similarity, obser
 
 def exact_cosines(session, batch):
     module = session.engine.module
-    targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    losses = module(batch.images, session.selection, targets)[:, 0]
+    targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+    losses = module(batch.images, session.selection, targets)["losses"][:, 0]
     shared = [p for name, p in module.named_parameters() if not name.startswith("stacked_heads.")]
     rows = []
     for loss in losses:

@@ -4,6 +4,7 @@
 import itertools
 import json
 import shutil
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -29,18 +30,15 @@ PAIRS = list(itertools.combinations(range(K), 2))
 @pytest.fixture
 def session(tmp_path, forget_accelerate):
     """Starts a run on two planted tasks with four branches, without weight decay or clipping."""
-    started = []
 
     def start(*overrides, recipe="published"):
         forget_accelerate()
         config = planted_config(tmp_path / "run", K, 1, recipe, 20, SAMPLES, overrides)
         data = PlantedData(PlantedProblem(N, 2, seed=1), config)
-        started.append(start_session(config, make_accelerator(config), data))
-        return started[-1]
+        return stack.enter_context(start_session(config, make_accelerator(config), data))
 
-    yield start
-    for each in started:
-        each.log.close()
+    with ExitStack() as stack:
+        yield start
 
 
 def step_of(session, head_sample):
@@ -59,7 +57,7 @@ def step_of(session, head_sample):
     session.learner.sample_heads = lambda _: head_sample
     session.learner.update = lambda *arguments: given.append(arguments)
     session.learner.watch = lambda *_: None
-    _, objective = train_step(session, batches)
+    objective = train_step(session, batches).objective
     hook.remove()
     _, gradient, losses, _, _ = given[0]
     return {**found, "logits": gradient.double(), "objective": objective.double()}, losses
@@ -96,7 +94,7 @@ def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sample
 def test_the_logits_of_a_task_without_a_baseline_stay(session):
     """Nobody knows yet what its losses are, so one that is large says nothing of a branch."""
     own = session()
-    head_sample = draw_of(PAIRS[:2], torch.tensor([[0.0] * K, [0.0, 0.7, 0.7, 0.7]]))
+    head_sample = draw_of(PAIRS[:2], torch.tensor([[torch.nan] * K, [0.0, 0.7, 0.7, 0.7]]))
     found, _ = step_of(own, head_sample)
     assert not found["logits"][0].any() and found["logits"][1].all()
     assert found["objective"][0] > 0.1, "its share of the objective is known all the same"
@@ -208,8 +206,8 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
     for step in range(warm, own._held_until + 3):
         own.update(step, torch.zeros(6, K), losses, 1.0, head_sample)
-    expected = [1.0, 0.0, 3.0, 0.0]
-    torch.testing.assert_close(own.tensors()["average"], torch.tensor([expected] * 6))
+    expected = torch.tensor([[1.0, torch.nan, 3.0, torch.nan]] * 6)
+    torch.testing.assert_close(own.tensors()["average"], expected, equal_nan=True)
     temperature = own.temperature(own._held_until + 3)
     scaled = -torch.tensor([1.0, 2.0, 3.0, 2.0]) / 2.0 / temperature
     torch.testing.assert_close(own.weights(0, 1)[0], scaled.softmax(0), rtol=1e-3, atol=1e-6)

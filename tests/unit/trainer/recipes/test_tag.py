@@ -16,8 +16,9 @@ RESNET = (
 
 def losses_of(module, session, batch):
     """The tasks' losses, by the network and nothing else of the project."""
-    targets = module.targets(batch.scalars, batch.dense, batch.valid_rows)
-    return module(batch.images, session.selection, targets)[:, 0] / module.weights(targets)
+    targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+    losses = module(batch.images, session.selection, targets)["losses"][:, 0]
+    return losses / module.labels.label_counts(targets)
 
 
 def naive_affinity(session, batch):

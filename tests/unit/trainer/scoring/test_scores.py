@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from model.bundle import save_bundle
+from model.subset import subset
 from trainer.build import build_network, open_manifest, resolve_tasks
 from trainer.commands.app import app
 from trainer.config.config import load_config
@@ -18,7 +19,7 @@ def model(rooms_yaml, tmp_path_factory):
     config = load_config(rooms_yaml, [f"run.out={folder / 'run'}"])
     network = build_network(config, resolve_tasks(config.tasks, open_manifest(config)))
     path = folder / "model.safetensors"
-    save_bundle(path, network.subset([(task, task % 3) for task in range(6)]), {})
+    save_bundle(path, subset(network, [(task, task % 3) for task in range(6)]), {})
     return path
 
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.heads.linear_and_resize import DenseHeads, LinearHeads
+from model.heads.resize import DenseHeads
 
 ALL = slice(0, 6)
 
@@ -34,18 +34,6 @@ def randomised(stack):
 
 
 @pytest.mark.parametrize("rows", [ALL, slice(2, 5), torch.tensor([0, 3, 5])])
-def test_linear_heads_are_separate_linear_layers(rows):
-    stack = randomised(LinearHeads(6, 7, 3))
-    features = torch.randn(4, 7)
-    chosen = torch.arange(6)[rows]
-    (prediction,) = stack([features], [rows])
-    assert prediction.shape == (len(chosen), 4, 3)
-    for position, row in enumerate(chosen):
-        expected = features @ stack.weight[row].T + stack.bias[row]
-        torch.testing.assert_close(prediction[position], expected)
-
-
-@pytest.mark.parametrize("rows", [ALL, slice(2, 5), torch.tensor([0, 3, 5])])
 @pytest.mark.parametrize("image_size", [(12, 16), (13, 15)])
 def test_dense_heads_are_separate_decoders(rows, image_size):
     stack = randomised(DenseHeads(6, 5, 2, (16, 8), image_size))
@@ -70,24 +58,6 @@ def test_a_sample_does_not_depend_on_the_batch():
     (together,) = stack([maps], [slice(0, 2)])
     (alone,) = stack([maps[1:2]], [slice(0, 2)])
     torch.testing.assert_close(together[:, 1:2], alone)
-
-
-@pytest.mark.parametrize(
-    "stack", [LinearHeads(6, 7, 3), DenseHeads(6, 7, 3, (8,), (4, 4))], ids=["linear", "dense"]
-)
-def test_every_parameter_is_stacked_and_cut_rows_compute_the_same(stack):
-    assert {parameter.shape[0] for parameter in stack.parameters()} == {6}
-    features = torch.randn(2, 7) if isinstance(stack, LinearHeads) else torch.randn(2, 7, 2, 2)
-    rows = torch.tensor([1, 4])
-    small = type(stack)(2, 7, 3, *(() if isinstance(stack, LinearHeads) else ((8,), (4, 4))))
-    small.load_state_dict({k: v.index_select(0, rows) for k, v in stack.state_dict().items()})
-    torch.testing.assert_close(small([features], [slice(0, 2)])[0], stack([features], [rows])[0])
-
-
-def test_branches_without_rows_are_skipped():
-    stack = LinearHeads(2, 3, 1)
-    predictions = stack([None, torch.ones(1, 3), torch.ones(1, 3)], [None, slice(0, 2), None])
-    assert [p is None for p in predictions] == [True, False, True]
 
 
 @pytest.mark.parametrize("widths", [(12,), (0,), (8, -8)])

@@ -1,15 +1,13 @@
-"""Stacks of task heads: all heads of one signature are one module, computed in a few operations.
+"""A stack of decoders that upsample by bilinear interpolation, the decoder `resize`.
 
-Every parameter and buffer of a stack has the heads as its leading axis, so that keeping some heads
-is an `index_select(0, rows)` on each of them. A stack is called once per step for all branches.
+As in `model.heads.linear`, every parameter has the heads as its leading axis.
 
-Legend: M heads of the stack, m heads of one branch, B batch, C channels, D features, O outputs,
+Legend: M heads of the stack, m heads of one branch, B batch, C channels, O outputs,
 h, w feature size, H, W image size.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -18,61 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtg.plugins import register_dense_decoder
-from model.heads.branch_products import branch_products
-from model.heads.branch_rows import all_rows, rows_of_each_branch
+from model.heads.branch_rows import rows_of_each_branch
 from model.heads.dense_decoder import DenseDecoder
+from model.heads.parameters import fan_in_uniform
 from model.rows import Rows
 
 GROUP_WIDTH = 8
-
-
-def fan_in_uniform(*shape: int) -> nn.Parameter:
-    """Return weights [M, out, ...] drawn as torch's linear and convolution layers draw theirs."""
-    bound = 1 / math.sqrt(math.prod(shape[2:]))
-    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-
-class LinearHeads(nn.Module):
-    """One linear layer per head.
-
-    Args:
-        num_heads: M.
-        features: Length D of a feature vector.
-        outputs: Values O predicted by a head.
-    """
-
-    def __init__(self, num_heads: int, features: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = fan_in_uniform(num_heads, outputs, features)
-        self.bias = nn.Parameter(torch.zeros(num_heads, outputs))
-
-    def forward(
-        self, features: Sequence[Tensor | None], rows: Sequence[Rows | None]
-    ) -> list[Tensor | None]:
-        """Compute the chosen heads of each branch.
-
-        Args:
-            features: Per branch [B,D]; unused where rows is None.
-            rows: Per branch the heads to compute.
-
-        Returns:
-            Per branch predictions [m,B,O], or None where rows is None.
-        """
-        weight, sizes = all_rows(self.weight, rows)  # [M,O,D]
-        bias, _ = all_rows(self.bias, rows)
-        inputs = [
-            own for own, size in zip(features, sizes, strict=True) if own is not None and size
-        ]
-        counts = [size for size in sizes if size]
-        outputs = self.weight.shape[1]
-        products = branch_products(
-            weight.flatten(0, 1), inputs, [count * outputs for count in counts]
-        )  # each [m*O,B]
-        found = (
-            (product + own.reshape(-1, 1)).unflatten(0, (-1, outputs)).transpose(1, 2)
-            for product, own in zip(products, bias.split(counts), strict=True)
-        )
-        return [next(found) if size else None for size in sizes]
 
 
 @register_dense_decoder("resize")
@@ -136,21 +85,22 @@ class DenseHeads(DenseDecoder):
         """
         parameters = rows_of_each_branch(dict(self.named_parameters()), rows)
         return [
-            None if maps is None or own is None else self._decode(maps, own)
-            for maps, own in zip(features, parameters, strict=True)
+            None if maps is None or rows_of_branch is None else self._decode(maps, rows_of_branch)
+            for maps, rows_of_branch in zip(features, parameters, strict=True)
         ]
 
-    def _decode(self, maps: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+    def _decode(self, maps: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         """Compute the heads of a branch from its map and its rows of every parameter."""
         groups = 1  # all heads of the branch read the same feature map, later each its own maps
         for stage in range(self.num_stages):
-            weight, gain, shift = (own[f"{name}{stage}"] for name in ("weight", "gain", "shift"))
+            names = (f"{name}{stage}" for name in ("weight", "gain", "shift"))
+            weight, gain, shift = (parameters[name] for name in names)
             maps = F.conv2d(maps, weight.flatten(0, 1), padding=1, groups=groups)  # [B,m*c,h,w]
             num_groups = maps.shape[1] // GROUP_WIDTH
             maps = F.group_norm(maps, num_groups, gain.flatten(), shift.flatten())
             maps = F.interpolate(F.relu(maps), scale_factor=2, mode="bilinear")
             groups = weight.shape[0]
-        weight, bias = own["weight"], own["bias"]
+        weight, bias = parameters["weight"], parameters["bias"]
         maps = F.conv2d(maps, weight.flatten(0, 1), bias.flatten(), padding=1, groups=groups)
         if maps.shape[-2:] != self.image_size:
             maps = F.interpolate(maps, size=self.image_size, mode="bilinear")
