@@ -28,7 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.planning.traffic import traffic
 
 ROOT = Path(__file__).resolve().parent.parent

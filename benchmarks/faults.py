@@ -37,7 +37,7 @@ import torch
 
 from data_pipelines.synthetic.rooms import write_rooms
 from trainer.checkpoints.files import checkpoints, find_fault, folder_of_step
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.monitoring.logs import setup_logging
 from trainer.run import train_run

@@ -8,7 +8,8 @@ from typing import Any
 from data_pipelines.reading.collate import Batch
 from model.tasks.presets import PRESETS
 from model.tasks.spec import TaskSpec
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.planning.step_cost import empty_batch
 
 NUM_STEPS = 400
@@ -82,9 +83,11 @@ class MadeUpData:
 
     def __init__(self, model: str, config: Config, processes: int) -> None:
         self.tasks = TASKS[model]
-        self._size = config.data.global_batch // config.optim.accumulation // processes
+        self._size = (
+            config.data.global_batch // config.optim.gradient_accumulation_steps // processes
+        )
         channels = MODELS[model]["encoder"].get("options", {}).get("widths", [3])[0]
-        self._shape = (channels, *config.data.size)
+        self._shape = (channels, *config.data.image_size)
 
     def steps_per_epoch(self) -> int:
         """Any number: there are no epochs."""

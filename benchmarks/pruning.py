@@ -30,7 +30,8 @@ import torch
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session

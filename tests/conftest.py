@@ -19,7 +19,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.config.config import Config, load_config
+from trainer.config.config import Config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session

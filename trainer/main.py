@@ -21,7 +21,8 @@ from pathlib import Path
 # Run as a script, Python puts this folder on the path; the packages lie one above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from trainer.config.config import Config, load_config
+from trainer.config.config import Config
+from trainer.config.loading import load_config
 from trainer.health.failures import fail, leave, report
 from trainer.health.preemption import Preempted, listening
 from trainer.health.watchdog import Watchdog

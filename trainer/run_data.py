@@ -1,4 +1,4 @@
-"""Where a run's batches come from: shards, or whatever else offers the same."""
+"""The data of a run: shards, or anything else with the methods of `RunData`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from torch.utils.data import DataLoader
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.loader import epoch_order, eval_loader, train_loader
 from data_pipelines.reading.streaming import stream_batches
-from data_pipelines.shards.manifest import Manifest
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.manifest import Manifest, check_shards
+from data_pipelines.shards.sources import Folder, open_folder
 from data_pipelines.transforms import Geometry
 from model.tasks.spec import TaskSpec
-from trainer.build import label_requests, open_manifest, open_shards, resolve_tasks
 from trainer.config.config import Config
 from trainer.errors import UserError
+from trainer.tasks import label_requests, resolve_tasks
 
 
 class RunData(Protocol):
@@ -51,6 +53,28 @@ class RunData(Protocol):
         """Every sample of the evaluation split once over all processes."""
 
 
+def open_manifest(config: Config) -> Manifest:
+    """Read the manifest and check that the shards of both splits are whole.
+
+    Raises:
+        DataError: The manifest, a split or a shard is missing or damaged.
+    """
+    folder = open_shards(config)
+    manifest = Manifest.load(folder)
+    train = () if config.data.tar_urls is not None else (config.data.train_split,)
+    for name in (*train, config.data.eval_split):
+        check_shards(folder, manifest.split(name))
+    return manifest
+
+
+def open_shards(config: Config) -> Folder:
+    """Return the folder of the shards, with its cache if there is one."""
+    data, cache = config.data, None
+    if data.cache_dir is not None:
+        cache = ShardCache(data.cache_dir, round(data.cache_gb * 1e9))
+    return open_folder(data.shards, cache, data.retry_seconds)
+
+
 class ShardData:
     """`RunData` from the shards that the configuration names.
 
@@ -66,7 +90,7 @@ class ShardData:
         self.dataset = _describe(config, self.manifest)
         self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
         self.train_samples: int | None = None
-        if config.data.stream is None:
+        if config.data.tar_urls is None:
             self.train_samples = self.manifest.split(config.data.train_split).num_samples
 
     def steps_per_epoch(self) -> int:
@@ -96,7 +120,7 @@ class ShardData:
 
 def _describe(config: Config, manifest: Manifest) -> str:
     names = [config.data.eval_split]
-    if config.data.stream is None:
+    if config.data.tar_urls is None:
         names.insert(0, config.data.train_split)
     splits = [
         f"{name}: {split.num_samples} samples in {len(split.shards)} shards"
@@ -130,13 +154,13 @@ def steps_per_epoch(config: Config, manifest: Manifest) -> int:
     Raises:
         UserError: A stream has no end.
     """
-    if config.data.stream is not None:
-        raise UserError("run.epochs: data.stream has no end, give run.steps instead")
+    if config.data.tar_urls is not None:
+        raise UserError("run.epochs: data.tar_urls has no end, give run.steps instead")
     order = epoch_order(
         manifest.split(config.data.train_split),
         seed=config.run.seed,
         global_batch=config.data.global_batch,
-        streams=config.data.streams,
+        streams=config.data.num_streams,
     )
     return order.steps_per_epoch(config.data.global_batch)
 
@@ -156,7 +180,7 @@ def build_train_loader(
     described = (
         manifest,
         label_requests(tasks),
-        Geometry(data.size, crop=data.crop, flip=data.flip),
+        Geometry(data.image_size, crop=data.crop, flip=data.flip),
     )
     options: dict[str, Any] = {
         "seed": config.run.seed,
@@ -164,16 +188,16 @@ def build_train_loader(
         "num_steps": end_step,
         "rank": rank,
         "world_size": world_size,
-        "accumulation": config.optim.accumulation,
+        "accumulation": config.optim.gradient_accumulation_steps,
         "start_step": start_step,
         "workers": data.workers,
         "on_error": data.on_error,
     }
-    if data.stream is not None:
+    if data.tar_urls is not None:
         options["retry_seconds"] = data.retry_seconds
-        return stream_batches(data.stream, *described, **options)
+        return stream_batches(data.tar_urls, *described, **options)
     return train_loader(
-        open_shards(config), *described, split=data.train_split, streams=data.streams, **options
+        open_shards(config), *described, split=data.train_split, streams=data.num_streams, **options
     )
 
 
@@ -191,8 +215,8 @@ def build_eval_loader(
         open_shards(config),
         manifest,
         label_requests(tasks),
-        config.data.size,
-        batch_size=config.eval.batch,
+        config.data.image_size,
+        batch_size=config.eval.batch_size,
         split=config.data.eval_split,
         rank=rank,
         world_size=world_size,

@@ -8,7 +8,9 @@ from typing import IO, Any
 import yaml
 
 from data_pipelines.shards.manifest import publish
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
+from trainer.config.renamed import migrated
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
@@ -34,8 +36,8 @@ _FREE = (
     "data.allow_flat_labels",
     "data.workers",
     "model.compile",
-    "model.checkpoint_branches",
-    "optim.accumulation",
+    "model.activation_checkpointing",
+    "optim.gradient_accumulation_steps",
     "optim.skip_nonfinite",
     "eval",
     "log",
@@ -55,14 +57,17 @@ class RunFolder:
         self._lock: IO[str] | None = None
 
     def load_config(self) -> Config:
-        """The configuration that the run was started with.
+        """Return the configuration that the run was started with; version 1 saved no `plugins`.
 
         Raises:
             UserError: The folder holds no run.
         """
         if not self.config.is_file():
             raise UserError(f"{self.out}: holds no run (config.yaml is missing)")
-        return parse_config(yaml.safe_load(self.config.read_text()), str(self.config))
+        tree = yaml.safe_load(self.config.read_text())
+        if "plugins" not in tree:
+            tree = migrated(tree)
+        return parse_config(tree, str(self.config))
 
     def check(self, config: Config) -> None:
         """Refuse a folder that this run must not write into.

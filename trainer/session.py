@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.heads.layout import HeadSelection, used_branches
 from model.tasks.spec import TaskSpec
-from trainer.assembly import build_engine, build_learner, build_plateau
+from trainer.build import build_engine, build_learner, build_plateau
 from trainer.checkpoints.checkpoint import Checkpoint, Progress
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
@@ -26,7 +26,7 @@ from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
-from trainer.recipes.groups import given_groups
+from trainer.recipes.given import given_groups
 from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, ShardData, finetune_steps, num_steps
 from trainer.run_folder import RunFolder
@@ -200,7 +200,7 @@ def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]
 def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> None:
     """Make both loaders once: what is wrong with them is to be known before anything is written."""
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    if config.data.stream is None:  # a stream is not looked at before it is read
+    if config.data.tar_urls is None:  # a stream is not looked at before it is read
         data.train_batches(0, 1, **place)
     data.eval_batches(**place)
 

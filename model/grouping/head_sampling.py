@@ -104,7 +104,7 @@ class HeadSampler:
         self.size = size
         self._seed = seed
         self._device = device
-        self._mean = torch.zeros(alive.shape, device=device)
+        self._mean = torch.full(alive.shape, torch.nan, device=device)  # NaN: no loss so far
         self.refresh(alive.float(), alive)
 
     def refresh(self, probabilities: Tensor, alive: Tensor) -> None:
@@ -135,8 +135,9 @@ class HeadSampler:
 
     def _baseline(self) -> Tensor:
         """The mean losses; of a head without any, the mean of its task's others."""
-        seen = self._mean != 0
-        others = self._mean.sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp_min(1)
+        seen = ~self._mean.isnan()
+        sums = self._mean.nansum(dim=1, keepdim=True)
+        others = sums / seen.sum(dim=1, keepdim=True).clamp_min(1)
         return torch.where(seen, self._mean, others)
 
     def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
@@ -154,7 +155,7 @@ class HeadSampler:
 
 
 def running_mean(mean: Tensor, losses: Tensor, keep: float, gap: Tensor | float = 1.0) -> Tensor:
-    """Return the mean after a step; a loss of NaN is none, and a mean of zero is none so far.
+    """Return the mean after a step; NaN is no loss in this step, and no mean so far.
 
     Args:
         mean: [N,K].
@@ -165,7 +166,7 @@ def running_mean(mean: Tensor, losses: Tensor, keep: float, gap: Tensor | float 
     """
     past = keep**gap
     mixed = past * mean + (1 - past) * losses
-    return torch.where(losses.isnan(), mean, torch.where(mean == 0, losses, mixed))
+    return torch.where(losses.isnan(), mean, torch.where(mean.isnan(), losses, mixed))
 
 
 def inclusion_probabilities(weights: Matrix, size: int) -> Matrix:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-
 from trainer.config.sections import OptimSection
+
 from trainer.engines.schedules import learning_rate_factor
 
 pytestmark = pytest.mark.distributed

@@ -77,7 +77,7 @@ def describe_encoder(config: Config) -> dict[str, Any]:
     section = config.model.encoder
     encoder: dict[str, Any] = {
         "name": section.name,
-        "image_size": list(config.data.size),
+        "image_size": list(config.data.image_size),
         "trunk_depth": config.model.trunk_depth,
     }
     if section.pretrained is not None:  # its folder need not be there any more
@@ -85,7 +85,7 @@ def describe_encoder(config: Config) -> dict[str, Any]:
     options = section.options
     if section.name == "backbone":
         try:
-            options = to_options(resolve_config(options, None, config.data.size))
+            options = to_options(resolve_config(options, None, config.data.image_size))
         except ValueError as error:
             raise UserError(str(error)) from None
     return {**encoder, "options": options}

@@ -17,7 +17,7 @@ from trainer.commands.output import AsJson, finish, print_json
 from trainer.compare.cells import Cell, plan_cells, run_cell
 from trainer.errors import UserError
 
-DEFAULT_RECIPES = "default,published,random,multitask,single_task,tag,grad_tag"
+DEFAULT_RECIPES = "affinity,published,random,multitask,single_task,tag,grad_tag"
 _STOPPED = 75  # exit code: start again to go on
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trainer.commands.output import AsJson, print_json
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.errors import UserError
 from trainer.planning.forecast import Forecast, forecast
 from trainer.planning.stages import GIB, Machine, Stage

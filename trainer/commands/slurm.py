@@ -12,7 +12,7 @@ import typer
 from trainer.commands.compare import DEFAULT_RECIPES
 from trainer.commands.output import AsJson, finish
 from trainer.compare.cells import plan_cells
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 from trainer.slurm.scripts import ROOT, Resources, compare_script, submit, train_script

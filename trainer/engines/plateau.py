@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import PlateauSchedule
 
 
 class Plateau:
@@ -27,7 +27,7 @@ class Plateau:
     """
 
     def __init__(
-        self, section: OptimSection, lr: float, steps_per_epoch: int, device: torch.device
+        self, section: PlateauSchedule, lr: float, steps_per_epoch: int, device: torch.device
     ) -> None:
         self.factor = 1.0
         self._section = section

@@ -14,7 +14,7 @@ import torch
 
 from model.heads.layout import Head, HeadSelection
 from model.network import MultiTaskNetwork
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 from trainer.engines.optim import build_optimizer
 from trainer.planning.step_cost import autocast, empty_batch, step_cost
 from trainer.planning.traffic import Traffic

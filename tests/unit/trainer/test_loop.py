@@ -17,7 +17,9 @@ from trainer.step import train_step
 @pytest.fixture
 def session(rooms_config, forget_accelerate):
     forget_accelerate()
-    config = rooms_config("optim.clip=null", "optim.warmup=0", "optim.weight_decay=0")
+    config = rooms_config(
+        "optim.max_grad_norm=null", "optim.warmup_steps=0", "optim.weight_decay=0"
+    )
     session = start_session(config, make_accelerator(config))
     yield session
     session.log.close()
@@ -81,7 +83,9 @@ def test_step_descends_the_objective(session):
 def test_weights_of_every_sample(rooms_config, parts):
     """The gradients of sum_nks z_nks * loss_nks / labels_n, one sample after the other."""
     config = rooms_config(
-        "grouping.sampler=gumbel_per_sample", "optim.clip=null", f"optim.accumulation={parts}"
+        "grouping.sampler=gumbel_per_sample",
+        "optim.max_grad_norm=null",
+        f"optim.gradient_accumulation_steps={parts}",
     )
     session = start_session(config, make_accelerator(config))
     session.log.close()
@@ -133,8 +137,8 @@ def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path, recipe
 
     def run(parts):
         options = (
-            "run.steps=4", "optim.clip=null", f"grouping.recipe={recipe}",
-            "grouping.affinity.warmup=0.5", f"optim.accumulation={parts}",
+            "run.steps=4", "optim.max_grad_norm=null", f"grouping.recipe={recipe}",
+            "grouping.warmup=0.5", f"optim.gradient_accumulation_steps={parts}",
         )  # fmt: skip
         folder = train_here(rooms_config(*options, f"run.out={tmp_path / str(parts)}")).folder
         records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]

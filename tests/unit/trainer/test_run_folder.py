@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 
@@ -90,7 +90,7 @@ def test_what_may_change(changes, folder):
         ({"tasks__names": ["b", "a"]}, "tasks.names was ('a', 'b'), is ('b', 'a')"),
         ({"model__branches": 2}, "model.branches was 3, is 2"),
         ({"model__encoder__name": "x"}, "model.encoder.name was 'residual64', is 'x'"),
-        ({"grouping__temperature__end": 1}, "grouping.temperature.end was 2.5, is 1.0"),
+        ({"grouping__temperature__end": 1}, "grouping.temperature.final was 2.5, is 1.0"),
         ({"pruning__every": 1}, "pruning.every was 50, is 1"),
         ({"optim__lr": 1}, "optim.lr was 0.001, is 1.0"),
     ],

@@ -38,7 +38,7 @@ def _may_ask(frame):
 @pytest.mark.parametrize("recipe", ["default", "published"])
 def test_steps_ask_nothing(rooms_config, forget_accelerate, recipe):
     forget_accelerate()
-    config = rooms_config(f"grouping.recipe={recipe}", "optim.clip=1.0")
+    config = rooms_config(f"grouping.recipe={recipe}", "optim.max_grad_norm=1.0")
     session = start_session(config, make_accelerator(config))
     place = {"rank": 0, "world_size": 1}
     batches = build_train_loader(

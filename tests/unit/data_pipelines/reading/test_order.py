@@ -251,10 +251,10 @@ def test_default_streams(global_batch, streams):
         ({"global_batch": 0}, "data.global_batch: 0 must be a multiple"),
         (
             {"global_batch": 24, "world_size": 3},
-            "data.streams: 8 must be a multiple of the 3 processes and divide data.global_batch "
+            "data.num_streams: 8 must be a multiple of the 3 processes and divide data.global_batch "
             "24; allowed are [3, 6, 12, 24]",
         ),
-        ({"global_batch": 20}, "data.streams: 8 must .* 20; allowed are [1, 2, 4, 5, 10, 20]"),
+        ({"global_batch": 20}, "data.num_streams: 8 must .* 20; allowed are [1, 2, 4, 5, 10, 20]"),
         (
             {"global_batch": 128},
             "data.global_batch: 128 is more than the split's 100 samples give in 8 streams of 12; "

@@ -35,7 +35,7 @@ def keys(batches):
 def test_batches_of_all_ranks_and_parts_are_different_and_make_up_the_global_batch(
     tmp_path, world_size, accumulation
 ):
-    own = data(tmp_path, f"optim.accumulation={accumulation}")
+    own = data(tmp_path, f"optim.gradient_accumulation_steps={accumulation}")
     place = {"world_size": world_size}
     ranks = [list(own.train_batches(0, 3, rank=rank, **place)) for rank in range(world_size)]
     assert [len(batches) for batches in ranks] == [3 * accumulation] * world_size
@@ -74,12 +74,12 @@ def test_a_problem_has_tasks_but_no_epochs(tmp_path):
 def test_configuration(tmp_path):
     config = planted_config(tmp_path, 8, 3, "default", 100, 64, ["optim.lr=0.01"])
     assert config.model.encoder.options == {"widths": [32, 64, 4]}
-    assert config.pruning.threshold == 0.05 and config.pruning.finish == 0.8
+    assert config.pruning.threshold == 0.05 and config.pruning.end == 0.8
     assert (config.run.seed, config.run.steps, config.optim.lr) == (3, 100, 0.01)
     assert planted_config(tmp_path, 40, 3, "default", 9, 64).pruning.threshold < 1 / 40
     published = planted_config(tmp_path, 2, 0, "published", 100, 64)
-    assert published.pruning.start == published.pruning.finish == 1.0
-    assert (published.grouping.lr, published.grouping.temperature.end) == (1e-3, 2.5)
+    assert published.pruning.begin == published.pruning.end == 1.0
+    assert (published.grouping.lr, published.grouping.temperature.final) == (1e-3, 2.5)
     with pytest.raises(UserError, match=r"grouping\.recipe: found 'best'; .*'default'"):
         planted_config(tmp_path, 2, 0, "best", 100, 64)
 

@@ -6,11 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from trainer import loop
-from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
-from trainer.run_data import build_train_loader
+from trainer.run_data import build_train_loader, open_manifest
+from trainer.tasks import resolve_tasks
 
 NAMES = ("weights", "moments", "grouping")
 
@@ -104,10 +105,10 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
     The recipe `default` has a warm-up of five steps, in which checkpoints hold statistics.
     """
     options = (
-        "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.start=0.1",
-        f"grouping.recipe={recipe}", "grouping.affinity.warmup=0.4",
+        "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.begin=0.1",
+        f"grouping.recipe={recipe}", "grouping.warmup=0.4",
     )  # fmt: skip
-    config = rooms_config(*options, "pruning.finish=0.7", "model.branches=4")
+    config = rooms_config(*options, "pruning.end=0.7", "model.branches=4")
     whole = train_here(config).folder
 
     def holds_signals(step):
@@ -124,7 +125,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
         for file in (whole.config, whole.metrics):
             shutil.copy(file, copy)
         resumed = rooms_config(
-            *options, "pruning.finish=0.7", "model.branches=4", f"run.out={copy}", "run.resume=auto"
+            *options, "pruning.end=0.7", "model.branches=4", f"run.out={copy}", "run.resume=auto"
         )
         session = train_here(resumed)
         assert session.folder.metrics.read_bytes() == whole.metrics.read_bytes(), step
@@ -139,8 +140,8 @@ def test_compaction_changes_nothing_but_the_size(rooms_config, train_here, tmp_p
     """The large network with the same heads switched off gives the same losses and weights."""
     # The start values decide: with this seed the tasks choose two of the four branches.
     options = (
-        "run.steps=14", "run.seed=0", "model.branches=4", "grouping.init_noise=3.0",
-        "pruning.start=0.5", "pruning.finish=0.5",
+        "run.steps=14", "run.seed=0", "model.branches=4", "grouping.logits_noise=3.0",
+        "pruning.begin=0.5", "pruning.end=0.5",
     )  # fmt: skip
     small = train_here(rooms_config(*options, f"run.out={tmp_path / 'small'}"))
     monkeypatch.setattr(loop, "compact", lambda session: range(session.engine.module.num_branches))

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.config import load_config, parse_config
+from trainer.config.loading import load_config, parse_config
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -60,7 +60,7 @@ def test_wrong_type_names_path_value_and_what_is_allowed():
         ({"run": {"steps": 0}}, "run.steps: found 0; Input should be greater than 0"),
         ({"run": {"resume": "yes"}}, "run.resume: found 'yes'; Input should be 'never' or 'auto'"),
         ({"data": {"crop": 0.0}}, "data.crop: found 0.0; Input should be greater than 0"),
-        ({"pruning": {"start": 1.5}}, "pruning.start: found 1.5; Input should be less than"),
+        ({"pruning": {"start": 1.5}}, "pruning.begin: found 1.5; Input should be less than"),
         ({"model": {"branches": 2.5}}, "model.branches: found 2.5"),
         ({"optim": {"betas": [0.9, 2]}}, "optim.betas.1: found 2"),
     ],
@@ -70,7 +70,7 @@ def test_value_out_of_range(sections, expected):
 
 
 def test_missing_value():
-    with pytest.raises(UserError, match=r"data\.size: required and not given"):
+    with pytest.raises(UserError, match=r"data\.image_size: required and not given"):
         parse_config(tree() | {"data": {"shards": "s", "global_batch": 8}}, "here.yaml")
 
 
@@ -108,11 +108,11 @@ def test_exactly_one_length(given):
         ({"optim": {"schedule": "plateau", "lr": 1e-5}}, "at most lr, 1e-05"),
         (
             {"optim": {"schedule": "plateau"}, "data": {"stream": "a.tar"}},
-            "optim.schedule is 'plateau', which needs epochs; data.stream has none",
+            "optim.schedule is 'plateau', which needs epochs; data.tar_urls has none",
         ),
         (
             {"finetune": {"epochs": 2}, "data": {"stream": "a.tar"}},
-            "finetune.epochs: data.stream has no end, give finetune.steps instead",
+            "finetune.epochs: data.tar_urls has no end, give finetune.steps instead",
         ),
         ({"pruning": {"threshold": 0.34}}, "must be below 1/model.branches = 0.3333"),
     ],
@@ -134,10 +134,16 @@ def test_exponent_in_a_quoted_string_stays_a_string(file):
 
 def test_overrides_replace_the_file_and_make_sections(file):
     config = load_config(
-        file, ["run.steps=7", "grouping.temperature.start=4", "data.size=[8, 9]", "optim.clip=null"]
+        file,
+        [
+            "run.steps=7",
+            "grouping.temperature.initial=4",
+            "data.image_size=[8, 9]",
+            "optim.max_grad_norm=null",
+        ],
     )
-    assert config.run.steps == 7 and config.data.size == (8, 9)
-    assert config.grouping.temperature.start == 4.0 and config.optim.clip is None
+    assert config.run.steps == 7 and config.data.image_size == (8, 9)
+    assert config.grouping.temperature.initial == 4.0 and config.optim.max_grad_norm is None
 
 
 @pytest.mark.parametrize(
@@ -172,11 +178,11 @@ def test_a_file_says_only_what_differs_from_its_base(file):
         "base: ../config.yaml\nmodel: {branches: 5, encoder: {options: {channels: 8}}}"
     )
     grandchild.write_text("base: sub/child.yaml\nrun: {steps: 77}\ndata: {size: [8, 9]}")
-    config = load_config(grandchild, ["model.init=copies"])
+    config = load_config(grandchild, ["model.branch_init=copies"])
     assert config.model.encoder.name == "residual64"
     assert config.model.encoder.options == {"channels": 8}
-    assert (config.model.branches, config.model.init) == (5, "copies")
-    assert (config.run.steps, config.data.size, config.data.global_batch) == (77, (8, 9), 8)
+    assert (config.model.branches, config.model.branch_init) == (5, "copies")
+    assert (config.run.steps, config.data.image_size, config.data.global_batch) == (77, (8, 9), 8)
     assert load_config(file).model.branches == 3
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 from trainer.engines.plateau import Plateau
 
 CPU = torch.device("cpu")
@@ -90,7 +90,7 @@ def test_a_run_lowers_its_rate_and_resumes_within_an_epoch(rooms_config, train_h
     """36 rooms in batches of 8: epochs of 4 steps, and the checkpoint of step 6 lies within one."""
     options = (
         "run.steps=14", "run.checkpoint_every=6", "run.keep_last=9", "optim.schedule=plateau",
-        "optim.threshold=0.9", "optim.patience=0", "optim.min_lr=1e-6", "optim.warmup=0",
+        "optim.schedule.threshold=0.9", "optim.schedule.patience=0", "optim.schedule.min_lr=1e-6", "optim.warmup_steps=0",
     )  # fmt: skip
     whole = train_here(rooms_config(*options, f"run.out={tmp_path / 'whole'}")).folder
     lines = [json.loads(line) for line in whole.metrics.read_text().splitlines()]

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config.grouping import TemperatureSection
-from trainer.config.sections import OptimSection
-from trainer.engines.schedules import learning_rate_factor, temperature
+from trainer.config.optim import OptimSection
+from trainer.engines.schedules import learning_rate_factor
+from trainer.recipes.published import TemperatureSection, temperature
 
 steps = st.integers(0, 500)
 

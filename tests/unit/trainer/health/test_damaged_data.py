@@ -13,12 +13,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.shards.remote import check_url
 from data_pipelines.shards.writer import ShardWriter
-from trainer.build import open_manifest, open_shards
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.errors import UserError
 from trainer.health.damaged_samples import MAX_WARNINGS, FaultCounter
 from trainer.loop import train
-from trainer.run_data import steps_per_epoch
+from trainer.run_data import open_manifest, open_shards, steps_per_epoch
 
 FIELDS = {
     "rgb": Field(member="rgb.jpg", kind="image", channels=3),
@@ -196,7 +195,7 @@ def config_of(**data):
 
 
 def test_a_stream_has_no_epochs():
-    with pytest.raises(UserError, match=r"run\.epochs: data\.stream has no end, give run\.steps"):
+    with pytest.raises(UserError, match=r"run\.epochs: data\.tar_urls has no end, give run\.steps"):
         steps_per_epoch(config_of(stream="a.tar"), None)
 
 

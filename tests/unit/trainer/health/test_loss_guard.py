@@ -81,8 +81,8 @@ def test_an_objective_is_spoilt_only_where_losses_are(make_guard):
 
 # With BatchNorm, whose statistics a bad step spoils, and accumulation.
 RUN = (
-    "run.steps=8", "optim.accumulation=2", "run.checkpoint_every=1", "run.keep_last=9",
-    "pruning.start=0.9", "pruning.finish=0.9", "eval.limit=1",
+    "run.steps=8", "optim.gradient_accumulation_steps=2", "run.checkpoint_every=1", "run.keep_last=9",
+    "pruning.begin=0.9", "pruning.end=0.9", "eval.limit=1",
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",
 )  # fmt: skip
@@ -136,7 +136,7 @@ def test_a_bad_step_at_the_end_of_the_warm_up_does_not_stop_the_grouping(
     rooms_config, train_here, spoil_steps
 ):
     spoil_steps({3})
-    options = ("grouping.recipe=default", "grouping.affinity.warmup=0.5", "optim.skip_nonfinite=1")
+    options = ("grouping.recipe=affinity", "grouping.warmup=0.5", "optim.skip_nonfinite=1")
     session = train_here(rooms_config(*RUN, *options))
     assert skips(session.folder) == [(4, 1)]
     assert session.learner.finished and session.learner.updates == 3  # in steps 5, 6 and 7
@@ -168,7 +168,9 @@ def test_a_bad_gradient_of_a_good_loss_is_left_out(rooms_config, train_here, mon
         return losses + (0.0 * losses).sqrt() if session.step == 2 else losses
 
     monkeypatch.setattr(trainer.step, "_head_losses", head_losses)
-    folder = train_here(rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.clip=null")).folder
+    folder = train_here(
+        rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.max_grad_norm=null")
+    ).folder
     assert skips(folder) == [(3, 1)]
 
 

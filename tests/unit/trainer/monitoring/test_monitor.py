@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.timing import RankTimes
 

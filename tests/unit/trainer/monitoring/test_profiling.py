@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.config.run import RunSection
 from trainer.errors import UserError
 from trainer.monitoring.profiling import ProfileWindow

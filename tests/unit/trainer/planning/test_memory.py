@@ -3,7 +3,7 @@ import torch
 
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.optim import build_optimizer
 from trainer.planning.memory import ENGINES, NetworkBytes, engine_memory
 from trainer.planning.step_cost import StepCost

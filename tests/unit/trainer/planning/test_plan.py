@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.config.config import load_config, parse_config
+from trainer.config.loading import load_config, parse_config
 from trainer.errors import UserError
 from trainer.planning.forecast import forecast
 from trainer.planning.stages import GIB, Machine
@@ -75,8 +75,11 @@ def test_what_helps_if_nothing_fits():
     tight = Machine(1, 0.6 * cost.peak / 0.9 / GIB, tflops=1.0)
     found = forecast(config_of(**sections), tight)
     assert found.fits == () and found.cheapest is None
-    assert "optim.accumulation=" in found.advice[0] and "fits with ddp" in found.advice[0]
-    assert "model.checkpoint_branches=true" in found.advice[1]
+    assert (
+        "optim.gradient_accumulation_steps=" in found.advice[0]
+        and "fits with ddp" in found.advice[0]
+    )
+    assert "model.activation_checkpointing=true" in found.advice[1]
     factor = int(found.advice[0].split("accumulation=")[1].split()[0])
     helped = forecast(config_of(**sections, optim={"accumulation": factor}), tight)
     assert "ddp" in helped.fits
@@ -119,7 +122,11 @@ def test_links_within_a_node_and_between():
 @pytest.mark.parametrize(
     ("gpus", "sections", "message"),
     [
-        (3, {}, "data.global_batch is 32; it must be a multiple of --gpus x optim.accumulation"),
+        (
+            3,
+            {},
+            "data.global_batch is 32; it must be a multiple of --gpus x optim.gradient_accumulation_steps",
+        ),
         (8, {"optim": {"accumulation": 8}}, "8 x 8"),
         (1, {"tasks": {"preset": None}}, "without shards the tasks must be given by tasks.preset"),
         (1, {"tasks": {"preset": None, "names": ["fog"]}}, "tasks.define.fog"),

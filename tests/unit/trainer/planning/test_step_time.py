@@ -3,7 +3,7 @@ import torch
 
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.planning.step_time import measure_time, offload_seconds, step_time
 from trainer.planning.traffic import Traffic
 

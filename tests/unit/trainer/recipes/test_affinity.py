@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.errors import NonFiniteLossError
 from trainer.recipes.affinity import AffinityGroups
 
@@ -299,7 +299,7 @@ def test_continued_from_any_step(stop):
 
 def test_a_run_that_diverges_in_the_warm_up_says_so(rooms_config, train_here):
     config = rooms_config(
-        "grouping.recipe=default", "optim.lr=1e30", "optim.clip=null", "log.every=30"
+        "grouping.recipe=affinity", "optim.lr=1e30", "optim.max_grad_norm=null", "log.every=30"
     )
     with pytest.raises(NonFiniteLossError, match="became NaN or infinite in step"):
         train_here(config)

@@ -55,7 +55,7 @@ def test_sketch_is_linear_and_follows_its_seed():
 
 
 def test_only_the_late_part_is_observed(multitask_session, batches_of):
-    session = multitask_session("grouping.search.every=2", "run.steps=12")
+    session = multitask_session("grouping.search_every=2", "run.steps=12")
     micro_batches = batches_of(session, 1)
     for session.step in range(5):
         observe_gradients(session, micro_batches)

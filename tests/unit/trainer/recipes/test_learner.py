@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.recipes.learner import GroupLearner, hard_heads
 from trainer.recipes.published import PublishedGroups
 

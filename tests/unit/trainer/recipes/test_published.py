@@ -8,7 +8,7 @@ from scipy.special import softmax
 from scipy.stats import bernoulli, entropy
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.recipes.published import PublishedGroups
 from trainer.session import start_session
@@ -149,8 +149,12 @@ def test_dropping_branches_keeps_what_is_left():
 
 @pytest.mark.usefixtures("forget_accelerate")
 def test_a_run_starts_with_the_configured_logits(rooms_config):
-    options = ("grouping.start=diagonal", "grouping.init=2", "grouping.sampler=softmax")
-    config = rooms_config(*options, "grouping.temperature.start=1")
+    options = (
+        "grouping.logits_init=diagonal",
+        "grouping.logits_value=2",
+        "grouping.sampler=softmax",
+    )
+    config = rooms_config(*options, "grouping.temperature.initial=1")
     session = start_session(config, make_accelerator(config))
     session.log.close()
     assert isinstance(session.learner, PublishedGroups)

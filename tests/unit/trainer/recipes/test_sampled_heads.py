@@ -13,7 +13,7 @@ from data_pipelines.synthetic.planted import PlantedProblem
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample
 from trainer.bench.planted import PlantedData, planted_config
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.recipes.affinity import AffinityGroups
@@ -52,7 +52,7 @@ def step_of(session, head_sample):
             found[name] = parameter.grad.double()
             parameter.grad = torch.zeros_like(parameter)
 
-    parts = session.config.optim.accumulation
+    parts = session.config.optim.gradient_accumulation_steps
     batches = list(session.data.train_batches(0, 1, rank=0, world_size=1))
     assert len(batches) == parts
     hook = session.engine.optimizer.optimizer.register_step_pre_hook(take)
@@ -74,7 +74,7 @@ def draw_of(pairs, baseline):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sampler, parts):
     """All 36 choices of two of four heads for two tasks are equally likely."""
-    own = session(f"grouping.sampler={sampler}", f"optim.accumulation={parts}")
+    own = session(f"grouping.sampler={sampler}", f"optim.gradient_accumulation_steps={parts}")
     expected, all_losses = step_of(own, None)
     baseline = torch.rand(N, K) + 0.4
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -238,7 +238,7 @@ def train_planted(tmp_path, forget_accelerate):
 
     def run(name, *overrides, recipe="published"):
         forget_accelerate()
-        options = ("pruning.start=0.3", "pruning.finish=0.7", "pruning.every=2", *overrides)
+        options = ("pruning.begin=0.3", "pruning.end=0.7", "pruning.every=2", *overrides)
         config = planted_config(tmp_path / name, 5, 3, recipe, 30, 32, (*options, "log.every=1"))
         data = PlantedData(PlantedProblem(8, 2, seed=3), config)
         return train_run(config, make_accelerator(config), data)[0]
@@ -256,8 +256,8 @@ def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, r
 
 
 RUNS = {
-    "published": ("published", "grouping.sampled_heads=2", "optim.accumulation=2"),
-    "default": ("default", "grouping.sampled_heads=2", "grouping.affinity.warmup=0.4"),
+    "published": ("published", "grouping.sampled_heads=2", "optim.gradient_accumulation_steps=2"),
+    "default": ("default", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
     "one": ("published", "grouping.sampled_heads=1", "grouping.noise=shared"),
     "every sample": (
         "published", "grouping.sampled_heads=1", "grouping.sampler=gumbel_per_sample",
@@ -292,7 +292,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(train_planted, name):
 
 
 def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
-    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=default")
+    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=affinity")
 
     def train(*options):
         return train_here(rooms_config(*options))

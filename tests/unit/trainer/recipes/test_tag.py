@@ -72,7 +72,7 @@ def test_a_task_without_labels_is_left_out(multitask_session, batches_of):
     assert valid.equal(expected)
     for each in (bare, batch):
         observe_look_ahead(session, [each])
-    rate = session.config.optim.lr / session.config.optim.warmup  # of the first step
+    rate = session.config.optim.lr / session.config.optim.warmup_steps  # of the first step
     full, _ = look_ahead_affinity(session, batch, rate)
     partial, _ = look_ahead_affinity(session, bare, rate)
     mean = torch.where(expected, (full + partial) / 2, full)
@@ -80,7 +80,7 @@ def test_a_task_without_labels_is_left_out(multitask_session, batches_of):
 
 
 def test_only_every_nth_step_is_observed(multitask_session, batches_of):
-    session = multitask_session("grouping.search.every=4")
+    session = multitask_session("grouping.search_every=4")
     micro_batches = batches_of(session, 1)
     for session.step in range(9):
         observe_look_ahead(session, micro_batches)
