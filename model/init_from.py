@@ -42,7 +42,7 @@ class _Source:
     heads: dict[str, _HeadState]
 
     def error(self, found: str, allowed: str) -> ValueError:
-        return ValueError(f"model.start: {self.path} has {found}, must have {allowed}")
+        return ValueError(f"model.init_from: {self.path} has {found}, must have {allowed}")
 
 
 def start_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
@@ -60,8 +60,8 @@ def start_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
     num_branches = network.num_branches
     if len(paths) not in {1, num_branches}:
         raise ValueError(
-            f"model.start names {len(paths)} files, must name 1 or {num_branches}, one for each "
-            "branch"
+            f"model.init_from names {len(paths)} files, must name 1 or {num_branches}, one for "
+            "each branch"
         )
     opened = [_open(path, network) for path in paths]
     sources = opened if len(opened) == num_branches else opened * num_branches
@@ -73,11 +73,13 @@ def start_from(network: MultiTaskNetwork, paths: Sequence[Path]) -> None:
     for source in opened:
         used = [name for name in source.heads if name in names]
         unused = [name for name in source.heads if name not in names]
-        logger.info("model.start: encoder and heads of %s from %s", _listed(used), source.path)
+        logger.info("model.init_from: encoder and heads of %s from %s", _listed(used), source.path)
         if unused:
-            logger.info("model.start: %s of it not used: the run has no such task", _listed(unused))
+            logger.info(
+                "model.init_from: %s of it not used: the run has no such task", _listed(unused)
+            )
     if fresh:
-        logger.info("model.start: heads that start fresh: %s", _listed(fresh))
+        logger.info("model.init_from: heads that start fresh: %s", _listed(fresh))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -89,7 +91,7 @@ def _open(path: Path, network: MultiTaskNetwork) -> _Source:
     try:
         found = load_pruned(path).network
     except BundleError as error:
-        raise ValueError(f"model.start: {error}") from None
+        raise ValueError(f"model.init_from: {error}") from None
     source = _Source(path, found, _heads_of(found))
     if found.num_branches not in {1, network.num_branches}:
         raise source.error(
@@ -138,7 +140,7 @@ def _take_encoders(
         state |= found | trunk
         if any(not torch.equal(value, trunk[name]) for name, value in shared.items()):
             logger.warning(
-                "model.start: the trunk of %s differs for branch %d; it starts as that of %s",
+                "model.init_from: the trunk of %s differs for branch %d; it starts as that of %s",
                 source.path,
                 branch,
                 sources[0].path,

@@ -11,6 +11,7 @@ from data_pipelines.shards.manifest import publish
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.config.renamed import migrated
+from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
@@ -115,7 +116,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         path = f"{prefix}{key}"
         if path in _FREE or old[key] == new[key]:
             continue
-        if (
+        choice, _ = CHOICES.get(path, (None, None))
+        if choice is not None and old[key][choice] != new[key][choice]:
+            changes.append(f"{path}.{choice} was {old[key][choice]!r}, is {new[key][choice]!r}")
+        elif (
             isinstance(old[key], dict)
             and isinstance(new[key], dict)
             and old[key].keys() == new[key].keys()

@@ -236,8 +236,8 @@ def _check_batch(order: EpochOrder, global_batch: int, world_size: int, accumula
             if global_batch % streams == 0
         ]
         raise DataError(
-            f"data.streams: {order.streams} must be a multiple of the {world_size} processes and "
-            f"divide data.global_batch {global_batch}; allowed are {allowed}"
+            f"data.num_streams: {order.streams} must be a multiple of the {world_size} processes "
+            f"and divide data.global_batch {global_batch}; allowed are {allowed}"
         )
     if order.per_stream < global_batch // order.streams:
         raise DataError(

@@ -50,7 +50,7 @@ class Grouping(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (("sampler", sampler, Sampler), ("start", start, Start)):
+        for name, value, allowed in (("sampler", sampler, Sampler), ("logits_init", start, Start)):
             if value not in get_args(allowed):
                 names = ", ".join(get_args(allowed))
                 raise ValueError(f"grouping.{name} is {value!r}, must be one of {names}")

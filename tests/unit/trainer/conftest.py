@@ -37,7 +37,7 @@ def session_of(tmp_path) -> Iterator[Callable[..., Session]]:
             "run": {"out": str(tmp_path / "run"), "steps": 20, "seed": 5, "precision": "fp32"},
             "data": {
                 "shards": str(shards),
-                "size": [size, size],
+                "image_size": [size, size],
                 "global_batch": batch,
                 "workers": 0,
                 "eval_split": "train",

@@ -27,7 +27,9 @@ def session(rooms_config, forget_accelerate):
 
 def micro_batches(session, count):
     config = session.config.model_copy(
-        update={"optim": session.config.optim.model_copy(update={"accumulation": count})}
+        update={
+            "optim": session.config.optim.model_copy(update={"gradient_accumulation_steps": count})
+        }
     )
     loader = build_train_loader(
         config,
@@ -131,7 +133,7 @@ def test_weights_of_every_sample(rooms_config, parts):
     torch.testing.assert_close(shares.sum(), objective.detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path, recipe):
     """Adam does not see the scale of a gradient, but its moments do."""
 

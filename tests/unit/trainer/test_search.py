@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from accelerate.utils import DistributedType
 
+from dmtg.plugins import RECIPES
 from trainer import search
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
@@ -21,6 +22,10 @@ def search_here(forget_accelerate):
         return json.loads((config.run.out / "search" / "groups.json").read_text())
 
     return run
+
+
+def search_config(config):
+    return search._search_config(config, config.grouping)
 
 
 def config_of(rooms_config, tmp_path, name, *overrides):
@@ -48,19 +53,19 @@ def test_a_search_that_was_stopped_goes_on(
 ):
     overrides = (f"grouping.recipe={recipe}", "run.resume=auto")
     whole = search_here(config_of(rooms_config, tmp_path, "whole", *overrides))
-    observe = search._OBSERVERS[recipe]
+    observe = RECIPES[recipe].observe
 
-    def stop(session, micro_batches):
+    def stop(section, session, micro_batches):
         if session.step == 7:
             raise KeyboardInterrupt
-        observe(session, micro_batches)
+        observe(section, session, micro_batches)
 
-    monkeypatch.setitem(search._OBSERVERS, recipe, stop)
+    monkeypatch.setattr(RECIPES[recipe], "observe", stop)
     config = config_of(rooms_config, tmp_path, "stopped", *overrides)
     with pytest.raises(KeyboardInterrupt):
         search_here(config)
     assert not (config.run.out / "search" / "groups.json").exists()
-    monkeypatch.setitem(search._OBSERVERS, recipe, observe)
+    monkeypatch.setattr(RECIPES[recipe], "observe", observe)
     assert search_here(config) == whole
 
 
@@ -89,7 +94,7 @@ def test_a_search_may_be_shorter_than_the_run(rooms_config, search_here, tmp_pat
 
 
 def test_the_search_is_one_branch_without_what_belongs_to_the_training(rooms_config):
-    own = search._search_config(
+    own = search_config(
         rooms_config(
             "grouping.recipe=tag", "model.init_from=[a, b, c]", "finetune.steps=5", "eval.every=3"
         )
@@ -97,7 +102,7 @@ def test_the_search_is_one_branch_without_what_belongs_to_the_training(rooms_con
     assert own.grouping.recipe == "multitask" and own.run.out.name == "search"
     assert own.model.init_from == () and own.finetune.steps == 0
     assert (own.eval.every, own.eval.limit) == (0, own.eval.batch_size)
-    one = search._search_config(rooms_config("grouping.recipe=tag", "model.init_from=[a]"))
+    one = search_config(rooms_config("grouping.recipe=tag", "model.init_from=[a]"))
     assert [str(path) for path in one.model.init_from] == ["a"]
 
 

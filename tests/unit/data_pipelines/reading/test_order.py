@@ -251,8 +251,8 @@ def test_default_streams(global_batch, streams):
         ({"global_batch": 0}, "data.global_batch: 0 must be a multiple"),
         (
             {"global_batch": 24, "world_size": 3},
-            "data.num_streams: 8 must be a multiple of the 3 processes and divide data.global_batch "
-            "24; allowed are [3, 6, 12, 24]",
+            "data.num_streams: 8 must be a multiple of the 3 processes and divide "
+            "data.global_batch 24; allowed are [3, 6, 12, 24]",
         ),
         ({"global_batch": 20}, "data.num_streams: 8 must .* 20; allowed are [1, 2, 4, 5, 10, 20]"),
         (

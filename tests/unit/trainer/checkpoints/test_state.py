@@ -116,7 +116,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
         return any(name.startswith("gradient_statistics.") for name in state)
 
     assert [step for step in range(1, 13) if holds_signals(step)] == (
-        [2, 3, 4] if recipe == "default" else []
+        [2, 3, 4] if recipe == "affinity" else []
     )
     for step in starts:
         copy = tmp_path / f"from{step}"

@@ -127,7 +127,7 @@ def test_a_failed_write_does_not_hide_what_ended_the_training(writer_of, caplog)
     assert "step-000000001 cannot be written: weights of w" in caplog.text
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_a_snapshot_is_not_changed_by_the_steps_that_follow(
     recipe, rooms_config, train_here, tmp_path, monkeypatch
 ):

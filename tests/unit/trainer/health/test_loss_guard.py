@@ -81,7 +81,8 @@ def test_an_objective_is_spoilt_only_where_losses_are(make_guard):
 
 # With BatchNorm, whose statistics a bad step spoils, and accumulation.
 RUN = (
-    "run.steps=8", "optim.gradient_accumulation_steps=2", "run.checkpoint_every=1", "run.keep_last=9",
+    "run.steps=8", "run.checkpoint_every=1", "run.keep_last=9",
+    "optim.gradient_accumulation_steps=2",
     "pruning.begin=0.9", "pruning.end=0.9", "eval.limit=1",
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",
@@ -108,7 +109,7 @@ def skips(folder):
     return [(r["step"], r["skipped"]) for r in records if r["kind"] == "skip"]
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_a_bad_step_changes_nothing_but_the_count(recipe, rooms_config, train_here, spoil_steps):
     """Weights, moments and running statistics are as before it; the steps after it learn."""
     spoil_steps({3, 4})

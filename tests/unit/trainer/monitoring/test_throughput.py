@@ -19,7 +19,7 @@ def network():
     options = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [SIZE, SIZE], "global_batch": BATCH},
+        "data": {"shards": "x", "image_size": [SIZE, SIZE], "global_batch": BATCH},
         "model": {
             "branches": 2,
             "encoder": {"name": "backbone", "options": {**options, "layer_type": "basic"}},

@@ -26,7 +26,7 @@ BINARY = tuple(TaskSpec(f"t{number}", "binary") for number in range(3))
 def network_of(encoder, tasks, size, branches=2, **model):
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [size, size], "global_batch": 8},
+        "data": {"shards": "x", "image_size": [size, size], "global_batch": 8},
         "model": {"branches": branches, "encoder": encoder, "dense_widths": [8], **model},
     }
     return build_network(parse_config(tree, "test"), tasks)

@@ -38,7 +38,7 @@ def test_the_update_on_the_host():
 def measured(batch):
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [32, 32], "global_batch": 4},
+        "data": {"shards": "x", "image_size": [32, 32], "global_batch": 4},
         "model": {"branches": 2, "encoder": {"name": "residual64"}},
     }
     config = parse_config(tree, "test")

@@ -17,6 +17,7 @@ from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.learner import StepResult
 from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
 from trainer.session import start_session
@@ -57,12 +58,13 @@ def step_of(session, head_sample):
     assert len(batches) == parts
     hook = session.engine.optimizer.optimizer.register_step_pre_hook(take)
     session.learner.sample_heads = lambda _: head_sample
-    session.learner.update = lambda *arguments: given.append(arguments)
-    session.learner.watch = lambda *_: None
+    session.learner.update = given.append
+    session.learner.record_losses = lambda _: None
     _, objective = train_step(session, batches)
     hook.remove()
-    _, gradient, losses, _, _ = given[0]
-    return {**found, "logits": gradient.double(), "objective": objective.double()}, losses
+    (result,) = given
+    gradient = result.logits_gradient.double()
+    return {**found, "logits": gradient, "objective": objective.double()}, result.losses
 
 
 def draw_of(pairs, baseline):
@@ -103,7 +105,7 @@ def test_the_logits_of_a_task_without_a_baseline_stay(session):
 
 
 def test_the_mean_step_of_the_default_recipe(session):
-    own = session(recipe="default")
+    own = session(recipe="affinity")
     expected, _ = step_of(own, None)
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
     for pairs in itertools.product(PAIRS, repeat=N):
@@ -132,12 +134,12 @@ def test_a_branch_that_no_task_computes_has_a_gradient_of_zero(session):
 def learner(kind, rank=0, size=1, num_tasks=6, **sections):
     tree = {
         "run": {"out": "out", "steps": 100, "seed": 3},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": K},
         "grouping": {
-            "recipe": "default" if kind is AffinityGroups else "published", "sampled_heads": size,
+            "recipe": "affinity" if kind is AffinityGroups else "published", "sampled_heads": size,
         },
-        "pruning": {"start": 0.2, "finish": 0.6, "every": 5, "threshold": 0.1},
+        "pruning": {"begin": 0.2, "end": 0.6, "every": 5, "threshold": 0.1},
     }  # fmt: skip
     for name, values in sections.items():
         tree[name] |= values
@@ -154,8 +156,9 @@ def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
         assert not torch.equal(first.weights(step, 1), second.weights(step, 1))
         losses = torch.where(head_samples[0].factor > 0, gradient.abs() + step, torch.nan)
         for own, head_sample in zip((first, second), head_samples, strict=True):
-            own.watch(losses, head_sample)
-            own.update(step, gradient, losses, 1.0, head_sample)
+            result = StepResult(step, gradient, losses, 1.0, head_sample)
+            own.record_losses(result)
+            own.update(result)
         assert torch.equal(head_samples[0].baseline, head_samples[1].baseline)
 
 
@@ -197,7 +200,7 @@ def test_the_choice_follows_the_distributions():
 
 def test_averages_of_losses_that_are_seen_now_and_then():
     """What is not seen stays, and a head without any loss so far is as good as its task's mean."""
-    own = learner(AffinityGroups, pruning={"start": 0.9, "finish": 0.9})
+    own = learner(AffinityGroups, pruning={"begin": 0.9, "end": 0.9})
     warm = own.warmup_end
     with torch.no_grad():
         own.grouping.logits.zero_()
@@ -207,9 +210,9 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     head_sample = HeadSample(chosen, tuple(range(K)), factor, torch.zeros(6, K))
     losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
     for step in range(warm, own._held_until + 3):
-        own.update(step, torch.zeros(6, K), losses, 1.0, head_sample)
-    expected = [1.0, 0.0, 3.0, 0.0]
-    torch.testing.assert_close(own.tensors()["average"], torch.tensor([expected] * 6))
+        own.update(StepResult(step, torch.zeros(6, K), losses, 1.0, head_sample))
+    expected = torch.tensor([[1.0, torch.nan, 3.0, torch.nan]] * 6)
+    torch.testing.assert_close(own.tensors()["average"], expected, equal_nan=True)
     temperature = own.temperature(own._held_until + 3)
     scaled = -torch.tensor([1.0, 2.0, 3.0, 2.0]) / 2.0 / temperature
     torch.testing.assert_close(own.weights(0, 1)[0], scaled.softmax(0), rtol=1e-3, atol=1e-6)
@@ -246,7 +249,7 @@ def train_planted(tmp_path, forget_accelerate):
     return run
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, recipe):
     plain = files(train_planted("plain", recipe=recipe))
     sampled = files(train_planted("sampled", "grouping.sampled_heads=5", recipe=recipe))
@@ -257,7 +260,7 @@ def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, r
 
 RUNS = {
     "published": ("published", "grouping.sampled_heads=2", "optim.gradient_accumulation_steps=2"),
-    "default": ("default", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
+    "affinity": ("affinity", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
     "one": ("published", "grouping.sampled_heads=1", "grouping.noise=shared"),
     "every sample": (
         "published", "grouping.sampled_heads=1", "grouping.sampler=gumbel_per_sample",
@@ -300,13 +303,6 @@ def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
     assert_resumes(train, options, steps=(6,))
 
 
-@pytest.mark.usefixtures("forget_accelerate")
-def test_given_groups_are_as_without_the_key(tmp_path):
-    """There is nothing to choose from."""
-    problem = PlantedProblem(8, 2, seed=3)
-    found = []
-    for name, options in (("plain", []), ("sampled", ["grouping.sampled_heads=1"])):
-        config = planted_config(tmp_path / name, 2, 3, "random", 6, 32, options)
-        session, metrics = train_run(config, make_accelerator(config), PlantedData(problem, config))
-        found.append((metrics, session.learner.tensors().keys()))
-    assert found[0] == found[1]
+def test_given_groups_have_no_heads_to_sample(tmp_path):
+    with pytest.raises(UserError, match="sampled_heads: unknown key of recipe 'random'"):
+        planted_config(tmp_path, 2, 3, "random", 6, 32, ["grouping.sampled_heads=1"])
