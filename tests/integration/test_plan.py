@@ -30,7 +30,7 @@ def test_a_run_on_shards(dmtg, rooms_yaml):
 def test_nothing_fits(dmtg, rooms_yaml):
     end = dmtg("plan", str(rooms_yaml), "--gpu-memory", "0.001", "--tflops", "10")
     assert end.code == 0 and "No launch file fits." in end.stdout
-    assert "optim.accumulation=" in end.stdout or "not even one sample" in end.stdout
+    assert "optim.gradient_accumulation_steps=" in end.stdout or "not even one sample" in end.stdout
 
 
 @pytest.mark.parametrize(
