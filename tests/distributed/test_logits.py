@@ -51,7 +51,7 @@ def recorded(session_launcher, rooms_yaml, tmp_path_factory):
 
 def test_logits_follow_fp32_arithmetic_for_200_steps(recorded):
     record = np.load(recorded / "0.npz")
-    optim = OptimSection(warmup=3)
+    optim = OptimSection(warmup_steps=3)
     expected = [learning_rate_factor(optim, step, NUM_STEPS) for step in range(NUM_STEPS)]
     np.testing.assert_allclose(record["factors"], expected, rtol=1e-12)
     first_update = adam(np.zeros((3, 3)), record["gradients"], record["factors"], np.float64)[0]

@@ -39,7 +39,7 @@ def test_nothing_fits(dmtg, rooms_yaml):
         (("--gpus", "3"), "data.global_batch is 8; it must be a multiple of --gpus"),
         (("--tflops", "fast"), "--tflops: found 'fast'; allowed: a number above 0, or measured"),
         (("--tflops", "0"), "--tflops: found '0'"),
-        (("optim.speed=3",), "optim.speed: unknown key; allowed: accumulation"),
+        (("optim.speed=3",), "optim.speed: unknown key; allowed: betas"),
     ],
 )
 def test_what_cannot_be_planned(dmtg, rooms_yaml, options, message):
