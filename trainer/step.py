@@ -14,7 +14,7 @@ from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.head_sampling import HeadSample
 from model.tasks.targets import Targets
 from trainer.engines.engine import Engine
-from trainer.recipes.learner import StepResult
+from trainer.recipes.learner import LearnerInput
 from trainer.session import Session
 
 
@@ -68,9 +68,9 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
     known = torch.where(labelled[:, None] > 0, losses, torch.nan)
     if head_sample is not None:
         known = torch.where(head_sample.factor > 0, known, torch.nan)
-    result = StepResult(session.step, gradient, known, factor, head_sample)
-    learner.record_losses(result)
-    learner.update(result)
+    inputs = LearnerInput(session.step, gradient, known, factor, head_sample)
+    learner.record_losses(inputs)
+    learner.update(inputs)
     engine.average_buffers()
     return losses, objective.sum(dim=1)
 

@@ -28,7 +28,7 @@ from model.grouping.head_sampling import running_mean
 from trainer.config.config import Config
 from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 from trainer.config.section import PositiveFloat
-from trainer.recipes.learner import GroupLearner, StepResult
+from trainer.recipes.learner import GroupLearner, LearnerInput
 
 logger = logging.getLogger(__name__)
 
@@ -111,16 +111,16 @@ class AffinityGroups(GroupLearner):
             }
         self._statistics = statistics
 
-    def update(self, result: StepResult) -> None:
+    def update(self, inputs: LearnerInput) -> None:
         """Average the losses; set the logits from the affinities once, then from the losses."""
-        done = result.step + 1
+        done = inputs.step + 1
         if self.finished or done < self.warmup_end:
             return
         if done == self.warmup_end:
             self._start_groups()
             return
-        gap = 1.0 if result.head_sample is None else result.head_sample.factor
-        self._average = running_mean(self._average, result.losses, self._section.loss_decay, gap)
+        gap = 1.0 if inputs.head_sample is None else inputs.head_sample.factor
+        self._average = running_mean(self._average, inputs.losses, self._section.loss_decay, gap)
         self.updates += 1
         if done > self._held_until:
             self._set_logits(self._posterior(done))

@@ -15,7 +15,7 @@ from typing_extensions import override
 from dmtg.plugins import RECIPES
 from trainer.config.config import Config
 from trainer.recipes.groups import Groups
-from trainer.recipes.learner import GroupLearner, StepResult
+from trainer.recipes.learner import GroupLearner, LearnerInput
 
 _TEMPERATURE = 2.5  # without effect; recorded with the losses as for recipes that learn
 
@@ -46,7 +46,7 @@ class GivenGroups(GroupLearner):
         return self.grouping.alive.float()
 
     @override
-    def update(self, result: StepResult) -> None:
+    def update(self, inputs: LearnerInput) -> None:
         return
 
 

@@ -34,8 +34,8 @@ def hard_heads(logits: Tensor, alive: Tensor) -> list[Head]:
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a learner can learn from a step; the same on every rank.
+class LearnerInput:
+    """What a learner gets from a step; the same on every rank.
 
     Attributes:
         step: Number of the step, from 0.
@@ -128,13 +128,13 @@ class GroupLearner(ABC):
             self._sampler.refresh(self.grouping.probabilities(), self.grouping.alive)
 
     @abstractmethod
-    def update(self, result: StepResult) -> None:
+    def update(self, inputs: LearnerInput) -> None:
         """Learn from a step; the same on every rank."""
 
-    def record_losses(self, result: StepResult) -> None:
+    def record_losses(self, inputs: LearnerInput) -> None:
         """Record the losses of a step for the estimates of the heads that later steps leave out."""
-        if self._sampler is not None and result.head_sample is not None:
-            self._sampler.watch(result.losses, result.head_sample)
+        if self._sampler is not None and inputs.head_sample is not None:
+            self._sampler.watch(inputs.losses, inputs.head_sample)
 
     def leave_out(self, step: int) -> None:
         """Note, in place of `update`, that nothing can be learned from `step`."""

@@ -14,7 +14,7 @@ from trainer.config.config import Config
 from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 from trainer.config.section import PositiveFloat, Section
 from trainer.engines.optim import MOMENTS, logits_optimizer
-from trainer.recipes.learner import GroupLearner, StepResult
+from trainer.recipes.learner import GroupLearner, LearnerInput
 
 
 class TemperatureSection(Section):
@@ -99,16 +99,16 @@ class PublishedGroups(GroupLearner):
         noise = gumbel_noise((*logits.shape, *per_sample), self._config.run.seed, step, rank)
         return self.grouping.sample(noise.to(self._device), self.temperature(step))
 
-    def update(self, result: StepResult) -> None:
+    def update(self, inputs: LearnerInput) -> None:
         """Step the logits along the gradient of objective and entropy term."""
         if self.finished:
             return
-        section, gradient = self._section, result.logits_gradient
+        section, gradient = self._section, inputs.logits_gradient
         if section.entropy:
             entropy = section.entropy * self.grouping.entropy(section.entropy_form)
             gradient = gradient + torch.autograd.grad(entropy, self.grouping.logits)[0]
         for group in self._optimizer.param_groups:
-            group["lr"] = section.lr * result.lr_factor
+            group["lr"] = section.lr * inputs.lr_factor
         self.grouping.logits.grad = gradient
         self._optimizer.step()
         self.updates += 1

@@ -12,7 +12,7 @@ from scipy.stats import bernoulli, entropy
 from model.grouping.grouping import Grouping
 from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
-from trainer.recipes.learner import StepResult
+from trainer.recipes.learner import LearnerInput
 from trainer.recipes.published import PublishedGroups, TemperatureSection, temperature
 from trainer.session import start_session
 
@@ -36,7 +36,7 @@ def learner(rank=0, logits=None, sampler="gumbel", **grouping):
 
 
 def update(own, gradient, factor=1.0, step=0):
-    own.update(StepResult(step, gradient, LOSSES, factor))
+    own.update(LearnerInput(step, gradient, LOSSES, factor))
 
 
 def test_noise_of_every_rank_or_of_all():

@@ -17,7 +17,7 @@ from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.recipes.affinity import AffinityGroups
-from trainer.recipes.learner import StepResult
+from trainer.recipes.learner import LearnerInput
 from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
 from trainer.session import start_session
@@ -156,7 +156,7 @@ def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
         assert not torch.equal(first.weights(step, 1), second.weights(step, 1))
         losses = torch.where(head_samples[0].factor > 0, gradient.abs() + step, torch.nan)
         for own, head_sample in zip((first, second), head_samples, strict=True):
-            result = StepResult(step, gradient, losses, 1.0, head_sample)
+            result = LearnerInput(step, gradient, losses, 1.0, head_sample)
             own.record_losses(result)
             own.update(result)
         assert torch.equal(head_samples[0].baseline, head_samples[1].baseline)
@@ -210,7 +210,7 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     head_sample = HeadSample(chosen, tuple(range(K)), factor, torch.zeros(6, K))
     losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
     for step in range(warm, own._held_until + 3):
-        own.update(StepResult(step, torch.zeros(6, K), losses, 1.0, head_sample))
+        own.update(LearnerInput(step, torch.zeros(6, K), losses, 1.0, head_sample))
     expected = torch.tensor([[1.0, torch.nan, 3.0, torch.nan]] * 6)
     torch.testing.assert_close(own.tensors()["average"], expected, equal_nan=True)
     temperature = own.temperature(own._held_until + 3)
