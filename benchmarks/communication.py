@@ -28,7 +28,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.planning.traffic import traffic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,13 +50,13 @@ def small_config(precision: str) -> Config:
     }
     tree = {
         "run": {"out": "unused", "steps": 1, "precision": precision},
-        "data": {"shards": "unused", "size": [32, 32], "global_batch": 8},
+        "data": {"shards": "unused", "image_size": [32, 32], "global_batch": 8},
         "model": {
             "branches": 2,
             "dense_widths": [16],
             "encoder": {"name": "backbone", "options": options},
         },
-        "optim": {"accumulation": ACCUMULATION},
+        "optim": {"gradient_accumulation_steps": ACCUMULATION},
     }
     return parse_config(tree, "small network")
 

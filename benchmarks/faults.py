@@ -37,7 +37,7 @@ import torch
 
 from data_pipelines.synthetic.rooms import write_rooms
 from trainer.checkpoints.files import checkpoints, find_damage, folder_of_step
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.monitoring.logs import setup_logging
 from trainer.run import train_run
@@ -138,7 +138,9 @@ def settings(run: Run, background: bool) -> dict[str, Any]:
             "out": str(run.out), "steps": run.steps, "resume": "auto", "precision": "fp32",
             "checkpoint_every": 1, "async_checkpoint": background,
         },
-        "data": {"shards": str(run.shards), "size": [32, 32], "global_batch": 8, "workers": 0},
+        "data": {
+            "shards": str(run.shards), "image_size": [32, 32], "global_batch": 8, "workers": 0,
+        },
         "tasks": {"names": ["depth_zbuffer", "normal", "has_sphere", "camera_pitch"]},
         "model": {
             "branches": 3, "dense_widths": [8], "encoder": {"name": "backbone", "options": options},

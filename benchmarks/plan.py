@@ -98,7 +98,7 @@ def run_steps(model: str, precision: str, accumulation: int, out: Path) -> None:
 def predicted_seconds(session: Session) -> float:
     """A step's time as the plan has it: from passes and updates of a network made up."""
     config, network = session.config, session.engine.module
-    accumulation = config.optim.accumulation
+    accumulation = config.optim.gradient_accumulation_steps
     own = measure_time(
         network,
         network.heads,

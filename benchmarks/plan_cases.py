@@ -8,7 +8,8 @@ from typing import Any
 from data_pipelines.reading.collate import Batch
 from model.tasks.presets import PRESETS
 from model.tasks.spec import TaskSpec
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.planning.step_cost import empty_batch
 
 NUM_STEPS = 400
@@ -39,7 +40,7 @@ DIGITS = {
 SMALL = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [32], "depths": [1]}
 MODELS: dict[str, dict[str, Any]] = {
     "mlp": {"encoder": {"name": "mlp", "options": {"widths": [1024, 2048, 1024]}}, "branches": 3},
-    "residual64": {"encoder": {"name": "residual64"}, "branches": 2, "init": "copies"},
+    "residual64": {"encoder": {"name": "residual64"}, "branches": 2, "branch_init": "copies"},
     "digits": {"encoder": {"name": "backbone", "options": DIGITS}, "branches": 2},
     "dense": {
         "encoder": {"name": "backbone", "options": {**SMALL, "layer_type": "basic"}},
@@ -63,11 +64,11 @@ def case_config(model: str, precision: str, accumulation: int = 1) -> Config:
         "run": {"out": "unused", "steps": NUM_STEPS, "precision": precision, "seed": 1},
         "data": {
             "shards": "unused",
-            "size": [SIZES[model]] * 2,
+            "image_size": [SIZES[model]] * 2,
             "global_batch": BATCHES[model],
         },
         "model": MODELS[model],
-        "optim": {"accumulation": accumulation},
+        "optim": {"gradient_accumulation_steps": accumulation},
         "log": {"tensorboard": False, "progress": False},
     }
     return parse_config(tree, model)
@@ -82,9 +83,11 @@ class MadeUpData:
 
     def __init__(self, model: str, config: Config, processes: int) -> None:
         self.tasks = TASKS[model]
-        self._size = config.data.global_batch // config.optim.accumulation // processes
+        self._size = (
+            config.data.global_batch // config.optim.gradient_accumulation_steps // processes
+        )
         channels = MODELS[model]["encoder"].get("options", {}).get("widths", [3])[0]
-        self._shape = (channels, *config.data.size)
+        self._shape = (channels, *config.data.image_size)
 
     def steps_per_epoch(self) -> int:
         """Any number: there are no epochs."""

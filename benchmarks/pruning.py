@@ -30,7 +30,8 @@ import torch
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session
@@ -68,15 +69,15 @@ def settings(shards: Path, out: Path, steps: int) -> Config:
     }
     tree = {
         "run": {"out": str(out), "steps": steps, "checkpoint_every": 10 * steps},
-        "data": {"shards": str(shards), "size": [64, 64], "global_batch": 16},
+        "data": {"shards": str(shards), "image_size": [64, 64], "global_batch": 16},
         "tasks": {"preset": "taskonomy5"},
         "model": {
             "branches": 3,
             "decoder": "deconv",
             "encoder": {"name": "backbone", "options": resnet},
         },
-        "pruning": {"start": 0.15, "finish": 0.4, "every": 10},
-        "optim": {"lr": 1e-3, "warmup": 20, "clip": 5.0},
+        "pruning": {"begin": 0.15, "end": 0.4, "every": 10},
+        "optim": {"lr": 1e-3, "warmup_steps": 20, "max_grad_norm": 5.0},
         "log": {"every": 1, "tensorboard": False},
     }
     return parse_config(tree, "benchmarks/pruning.py")

@@ -23,7 +23,7 @@ from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.planning.traffic import traffic
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
@@ -61,12 +61,14 @@ def scale(recipe: str) -> dict[str, Any]:
     full = build_network(config, tasks).eval()
     spread = [(task, task % full.num_branches) for task in range(len(tasks))]
     networks = {"before": full, "after": subset(full, spread)}
-    work = operations(full, config.data.size)
+    work = operations(full, config.data.image_size)
     batch = IMAGES_PER_GPU[recipe]
     result: dict[str, Any] = {"batch": batch, "global_batch": config.data.global_batch}
     for phase, network in networks.items():
         rows = {
-            stage: traffic(stage, network, config.optim.accumulation, bf16=precision == "bf16")
+            stage: traffic(
+                stage, network, config.optim.gradient_accumulation_steps, bf16=precision == "bf16"
+            )
             for stage in STAGES
         }
         result[phase] = {

@@ -70,7 +70,7 @@ class MultiTaskNetwork(nn.Module):
         tasks: The N tasks.
         layout: Which stack and row holds each head.
         labels: Turns the labels of a batch into targets.
-        checkpoint_branches: Whether a training pass keeps only the input and output of a branch,
+        activation_checkpointing: Whether a training pass keeps only the input and output of a branch,
             and the backward pass computes the rest again.
 
     Raises:
@@ -113,7 +113,7 @@ class MultiTaskNetwork(nn.Module):
         self._register_normalisation(mean, std)
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
-        self.checkpoint_branches = False
+        self.activation_checkpointing = False
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
         self._frozen = FrozenParts()
@@ -259,7 +259,7 @@ class MultiTaskNetwork(nn.Module):
         shared = self.trunk(_channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
-        run = recomputed if self.checkpoint_branches and self.training else call
+        run = recomputed if self.activation_checkpointing and self.training else call
         return [
             scale_gradient(run(branch, shared, compiled=not hooked), into_branch)
             if index in selection.branches

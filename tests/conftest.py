@@ -19,7 +19,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
-from trainer.config.config import Config, load_config
+from trainer.config.config import Config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import Session, start_session
@@ -62,7 +63,7 @@ def rooms_yaml(rooms, tmp_path_factory) -> Path:
     """A run of seconds on the rooms: 3 dense and 3 scalar tasks, 3 branches, without BatchNorm."""
     tree = {
         "run": {"out": "nowhere", "steps": 30, "seed": 5, "precision": "fp32"},
-        "data": {"shards": str(rooms), "size": [32, 32], "global_batch": 8, "workers": 0},
+        "data": {"shards": str(rooms), "image_size": [32, 32], "global_batch": 8, "workers": 0},
         # The gradient of l1 jumps where a prediction meets its label, which lets rounding grow.
         "tasks": {
             "names": list(TASKS),
@@ -88,12 +89,12 @@ def rooms_yaml(rooms, tmp_path_factory) -> Path:
             "recipe": "published",
             "lr": 0.1,
             "noise": "shared",
-            "temperature": {"start": 2.0, "end": 0.5},
+            "temperature": {"initial": 2.0, "final": 0.5},
         },
-        "pruning": {"threshold": 0.2, "start": 0.2, "finish": 0.8, "every": 3},
+        "pruning": {"threshold": 0.2, "begin": 0.2, "end": 0.8, "every": 3},
         # About half of the steps are clipped, so the scale of the gradient shows in the moments.
-        "optim": {"lr": 3e-4, "clip": 12.0, "warmup": 3, "weight_decay": 0.01},
-        "eval": {"batch": 5},
+        "optim": {"lr": 3e-4, "max_grad_norm": 12.0, "warmup_steps": 3, "weight_decay": 0.01},
+        "eval": {"batch_size": 5},
         "log": {"every": 1, "tensorboard": False, "progress": False},
     }
     path = tmp_path_factory.mktemp("config") / "rooms.yaml"

@@ -16,13 +16,13 @@ from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from model.subset import subset
-from trainer.build import open_shards
 from trainer.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from trainer.checkpoints.state import load_weights
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.errors import UserError
 from trainer.recipes.learner import hard_heads
-from trainer.run_data import build_eval_loader, open_data
+from trainer.run_data import build_eval_loader, open_data, open_shards
 from trainer.run_folder import RunFolder
 
 TOLERANCE = 1e-4  # of outputs of order one: another order of summation, not another model

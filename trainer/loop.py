@@ -135,7 +135,10 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
         )
         batches = session.faults.watch(loader)
         note(f"step {session.step}, reading data")
-        timer, accumulation = session.monitor.timer, session.config.optim.accumulation
+        timer, accumulation = (
+            session.monitor.timer,
+            session.config.optim.gradient_accumulation_steps,
+        )
         while micro_batches := timer.next_step(batches, accumulation):
             note(f"step {session.step}, training")
             yield [batch.to(accelerator.device) for batch in micro_batches]

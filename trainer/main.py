@@ -28,7 +28,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from data_pipelines.errors import DataError
 from dmtg.plugins import PluginError
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.errors import Preempted, UserError
 
 if TYPE_CHECKING:

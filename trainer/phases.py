@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
-from trainer.config.sections import FinetuneSection
+from trainer.config.finetune import FinetuneSection
 
 
 @dataclass(frozen=True)

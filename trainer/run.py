@@ -1,4 +1,4 @@
-"""A whole run in this process: the search that some recipes begin with, training, evaluation."""
+"""A whole run in this process: the search of recipes that have one, training, evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.config.config import Config
 from trainer.evaluation import Metrics
 from trainer.loop import train
 from trainer.monitoring.status import reported
-from trainer.recipes.groups import SEARCHING
+from trainer.recipes.learner import recipe_of
 from trainer.run_data import RunData
 from trainer.run_folder import RunFolder
 from trainer.search import search_groups
@@ -43,7 +43,7 @@ def train_run(
 def _train_run(
     config: Config, accelerator: Accelerator, data: RunData | None
 ) -> tuple[Session, Metrics]:
-    if config.grouping.recipe in SEARCHING:
+    if recipe_of(config).searches:
         search_groups(config, accelerator, data)
     with start_session(config, accelerator, data) as session:
         if session.step >= session.num_steps:

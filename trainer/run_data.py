@@ -10,13 +10,15 @@ from torch.utils.data import DataLoader
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.loader import epoch_order, eval_loader, train_loader
 from data_pipelines.reading.streaming import stream_batches
-from data_pipelines.shards.manifest import Manifest
+from data_pipelines.shards.cache import ShardCache
+from data_pipelines.shards.manifest import Manifest, check_shards
+from data_pipelines.shards.sources import Folder, open_folder
 from data_pipelines.transforms import Geometry
 from dmtg.plugins import DATA_SOURCES
 from model.tasks.spec import TaskSpec
-from trainer.build import label_requests, open_shards
 from trainer.config.config import Config
 from trainer.errors import UserError
+from trainer.tasks import label_requests
 
 
 class RunData(Protocol):
@@ -75,6 +77,34 @@ def open_data(config: Config) -> RunData:
     return data
 
 
+def open_manifest(config: Config) -> Manifest:
+    """Read the manifest and check that the shards of both splits are whole.
+
+    Raises:
+        DataError: The manifest, a split or a shard is missing or damaged.
+    """
+    folder = open_shards(config)
+    manifest = Manifest.load(folder)
+    train = () if config.data.tar_urls is not None else (config.data.train_split,)
+    for name in (*train, config.data.eval_split):
+        check_shards(folder, manifest.split(name))
+    return manifest
+
+
+def open_shards(config: Config) -> Folder:
+    """Return the folder of the shards, with its cache if there is one.
+
+    Raises:
+        UserError: The run's data are not shards.
+    """
+    data, cache = config.data, None
+    if data.shards is None:
+        raise UserError(f"data.shards: not given, the run reads from data.source {data.source!r}")
+    if data.cache_dir is not None:
+        cache = ShardCache(data.cache_dir, round(data.cache_gb * 1e9))
+    return open_folder(data.shards, cache, data.retry_seconds)
+
+
 def num_steps(config: Config, data: RunData) -> int:
     """Optimizer steps of the run until every task has one head.
 
@@ -100,13 +130,13 @@ def steps_per_epoch(config: Config, manifest: Manifest) -> int:
     Raises:
         UserError: A stream has no end.
     """
-    if config.data.stream is not None:
-        raise UserError("run.epochs: data.stream has no end, give run.steps instead")
+    if config.data.tar_urls is not None:
+        raise UserError("run.epochs: data.tar_urls has no end, give run.steps instead")
     order = epoch_order(
         manifest.split(config.data.train_split),
         seed=config.run.seed,
         global_batch=config.data.global_batch,
-        num_streams=config.data.streams,
+        num_streams=config.data.num_streams,
     )
     return order.steps_per_epoch(config.data.global_batch)
 
@@ -126,7 +156,7 @@ def build_train_loader(
     described = (
         manifest,
         label_requests(tasks),
-        Geometry(data.size, crop=data.crop, flip=data.flip),
+        Geometry(data.image_size, crop=data.crop, flip=data.flip),
     )
     options: dict[str, Any] = {
         "seed": config.run.seed,
@@ -134,16 +164,20 @@ def build_train_loader(
         "num_steps": end_step,
         "rank": rank,
         "world_size": world_size,
-        "gradient_accumulation_steps": config.optim.accumulation,
+        "gradient_accumulation_steps": config.optim.gradient_accumulation_steps,
         "start_step": start_step,
         "workers": data.workers,
         "on_error": data.on_error,
     }
-    if data.stream is not None:
+    if data.tar_urls is not None:
         options["retry_seconds"] = data.retry_seconds
-        return stream_batches(data.stream, *described, **options)
+        return stream_batches(data.tar_urls, *described, **options)
     return train_loader(
-        open_shards(config), *described, split=data.train_split, num_streams=data.streams, **options
+        open_shards(config),
+        *described,
+        split=data.train_split,
+        num_streams=data.num_streams,
+        **options,
     )
 
 
@@ -161,8 +195,8 @@ def build_eval_loader(
         open_shards(config),
         manifest,
         label_requests(tasks),
-        config.data.size,
-        batch_size=config.eval.batch,
+        config.data.image_size,
+        batch_size=config.eval.batch_size,
         split=config.data.eval_split,
         rank=rank,
         world_size=world_size,

@@ -9,7 +9,10 @@ import yaml
 from filelock import BaseFileLock
 
 from dmtg.files import atomic_write
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
+from trainer.config.renamed import migrated
+from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
@@ -35,8 +38,8 @@ _FREE = (
     "data.allow_flat_labels",
     "data.workers",
     "model.compile",
-    "model.checkpoint_branches",
-    "optim.accumulation",
+    "model.activation_checkpointing",
+    "optim.gradient_accumulation_steps",
     "optim.skip_nonfinite",
     "eval",
     "log",
@@ -56,14 +59,17 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
 
     def load_config(self) -> Config:
-        """The configuration that the run was started with.
+        """Return the configuration that the run was started with; version 1 saved no `plugins`.
 
         Raises:
             UserError: The folder holds no run.
         """
         if not self.config.is_file():
             raise UserError(f"{self.out}: holds no run (config.yaml is missing)")
-        return parse_config(yaml.safe_load(self.config.read_text()), str(self.config))
+        tree = yaml.safe_load(self.config.read_text())
+        if "plugins" not in tree:
+            tree = migrated(tree)
+        return parse_config(tree, str(self.config))
 
     def check(self, config: Config) -> None:
         """Refuse a folder that this run must not write into.
@@ -109,7 +115,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
         path = f"{prefix}{key}"
         if path in _FREE or old[key] == new[key]:
             continue
-        if (
+        choice, _ = CHOICES.get(path, (None, None))
+        if choice is not None and old[key][choice] != new[key][choice]:
+            changes.append(f"{path}.{choice} was {old[key][choice]!r}, is {new[key][choice]!r}")
+        elif (
             isinstance(old[key], dict)
             and isinstance(new[key], dict)
             and old[key].keys() == new[key].keys()

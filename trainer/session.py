@@ -15,7 +15,7 @@ from model.grouping.head_sampling import HeadSample
 from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.assembly import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.build import build_engine, build_learner, build_plateau, prepare_engine
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
@@ -32,7 +32,7 @@ from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
-from trainer.recipes.groups import given_groups
+from trainer.recipes.given import given_groups
 from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
@@ -282,6 +282,6 @@ def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]
 def _check_loaders(config: Config, accelerator: Accelerator, data: RunData) -> None:
     """Make both loaders once, to raise their errors before anything is written."""
     place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
-    if config.data.stream is None:  # a stream is opened only to be read
+    if config.data.tar_urls is None:  # a stream is opened only to be read
         data.train_batches(0, 1, **place)
     data.eval_batches(**place)

@@ -17,6 +17,7 @@ from model.grouping.head_sampling import HeadSample
 from model.network import NetworkOutput
 from model.tasks.targets import Targets
 from trainer.engines.engine import Engine
+from trainer.recipes.learner import LearnerInput
 from trainer.session import Session
 
 
@@ -189,5 +190,6 @@ def _update_grouping(
     for statistics in collected:
         learner.collect(statistics, session.engine.module.labels.residual_tasks)
     losses = head_sample.computed_only(losses)
-    learner.watch(losses, head_sample)
-    learner.update(session.step, gradient, losses, learning_rate_factor, head_sample)
+    inputs = LearnerInput(session.step, gradient, losses, learning_rate_factor, head_sample)
+    learner.record_losses(inputs)
+    learner.update(inputs)

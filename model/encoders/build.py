@@ -42,7 +42,9 @@ def build_encoder(
     if num_branches < 1:
         raise ValueError(f"model.num_branches is {num_branches!r}, must be at least 1")
     if init not in get_args(Init):
-        raise ValueError(f"model.init is {init!r}, must be one of {', '.join(get_args(Init))}")
+        raise ValueError(
+            f"model.branch_init is {init!r}, must be one of {', '.join(get_args(Init))}"
+        )
     if min(image_size) < 1:
         raise ValueError(f"image_size is {tuple(image_size)}, must be two numbers above 0")
     family = encoder_family(name, options or {}, image_size, pretrained)

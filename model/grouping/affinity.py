@@ -16,7 +16,6 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import SpectralClustering
 from torch import Tensor
 
 from model.grouping.gradient_statistics import GradientStatistics
@@ -97,6 +96,8 @@ def _cohesive(affinity: Affinity, labels: NDArray[np.int_]) -> bool:
 def _cluster(affinity: Affinity, num_groups: int, neighbours: int) -> NDArray[np.int_]:
     if num_groups == 1:
         return np.zeros(len(affinity), dtype=int)
+    from sklearn.cluster import SpectralClustering
+
     clustering = SpectralClustering(num_groups, affinity="precomputed", random_state=0)
     with warnings.catch_warnings():  # a graph that is not connected is allowed
         warnings.simplefilter("ignore", UserWarning)

@@ -52,7 +52,7 @@ class Grouping(nn.Module):
         super().__init__()
         for name, value, allowed in (
             ("sampler", sampler, SAMPLERS.names()),
-            ("start", start, get_args(Start)),
+            ("logits_init", start, get_args(Start)),
         ):
             if value not in allowed:
                 names = ", ".join(allowed)

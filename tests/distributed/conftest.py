@@ -21,7 +21,7 @@ def engine_runs(session_launcher, rooms_yaml, tmp_path_factory) -> Callable[[str
             # With this seed a branch loses its last head in the middle of the run.
             overrides = (
                 f"run.out={out}", "run.seed=7", "model.branches=4",
-                f"optim.accumulation={ACCUMULATION[engine]}",
+                f"optim.gradient_accumulation_steps={ACCUMULATION[engine]}",
             )  # fmt: skip
             end = session_launcher.train(rooms_yaml, *overrides, engine=engine).finish()
             assert end.code == 0, end.stderr[-4000:]

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.run import train_run
 

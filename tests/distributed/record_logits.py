@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.recipes.published import PublishedGroups
@@ -26,10 +26,10 @@ class Recorder:
     def install(self) -> None:
         recorder = self
 
-        def update(learner, step, gradient, losses, factor, head_sample):
-            recorder.gradients.append(gradient.detach().cpu().numpy().copy())
-            recorder.factors.append(factor)
-            recorder._update(learner, step, gradient, losses, factor, head_sample)
+        def update(learner, result):
+            recorder.gradients.append(result.logits_gradient.detach().cpu().numpy().copy())
+            recorder.factors.append(result.lr_factor)
+            recorder._update(learner, result)
             logits = learner.grouping.logits.detach()
             assert str(logits.dtype) == "torch.float32"
             recorder.logits.append(logits.cpu().numpy().copy())

@@ -13,7 +13,7 @@ NUM_STEPS, HARD = 16, 12  # steps of a run, and the step after which every task 
 CELLS = {"whole": "pruning.compact=1", "small": "pruning.compact=0"}
 OPTIONS = (
     f"run.steps={NUM_STEPS} run.precision=fp32 run.checkpoint_every={HARD - 1} run.keep_last=9 "
-    "pruning.threshold=0.3 pruning.finish=0.75 pruning.every=2 grouping.init_noise=1.0"
+    "pruning.threshold=0.3 pruning.end=0.75 pruning.every=2 grouping.logits_noise=1.0"
 )
 LAUNCHES = [
     pytest.param(("zero3_cpu", 2), id="zero3_cpu-2"),

@@ -7,9 +7,9 @@ from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from model.network import MultiTaskNetwork
-from trainer.build import label_requests
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.export import export_run
+from trainer.tasks import label_requests
 
 pytestmark = pytest.mark.distributed
 

@@ -24,7 +24,7 @@ SLOW_DDP, SLOW_ZERO2 = (
 SCRIPT = Path(__file__).with_name("faulty_main.py")
 TIMEOUT = 12.0  # seconds that ranks wait for each other
 SLACK = 60.0  # until a busy machine has ended all
-RUN = ("run.steps=12", "run.checkpoint_every=2", "run.precision=fp32", "optim.clip=null")
+RUN = ("run.steps=12", "run.checkpoint_every=2", "run.precision=fp32", "optim.max_grad_norm=null")
 HOST = re.escape(socket.gethostname())
 
 
@@ -227,7 +227,8 @@ def test_a_loss_of_one_rank_is_not_a_number(engine, start):
 )
 def test_bad_steps_of_one_rank_are_left_out_on_both(engine, kind, start):
     """One more than allowed ends the run."""
-    fault = start(f"{kind}:1:5-7", "optim.skip_nonfinite=2", "optim.accumulation=2", engine=engine)
+    options = ("optim.skip_nonfinite=2", "optim.gradient_accumulation_steps=2")
+    fault = start(f"{kind}:1:5-7", *options, engine=engine)
     what = "the loss" if kind == "nan" else "a gradient"
     message = fault.message()
     assert re.search(rf"{what} became NaN or infinite in step 7.*skip_nonfinite allows 2", message)

@@ -11,10 +11,10 @@ pytestmark = pytest.mark.distributed
 SEARCH, FINETUNE = 12, 4
 RUN = (
     f"run.steps={SEARCH}", f"finetune.steps={FINETUNE}", "run.checkpoint_every=1",
-    "run.keep_last=100", "model.trunk_depth=1", "pruning.finish=0.5", "run.seed=7",
+    "run.keep_last=100", "model.trunk_depth=1", "pruning.end=0.5", "run.seed=7",
     "tasks.define={}",
     "tasks.names=[normal, has_sphere, has_box, has_window, camera_pitch, floor_share]",
-    "optim.schedule=plateau", "optim.patience=0", "optim.min_lr=0",
+    "optim.schedule=plateau", "optim.schedule.patience=0", "optim.schedule.min_lr=0",
 )  # fmt: skip
 ENGINES = [
     "zero3_cpu",

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 from trainer.engines.schedules import learning_rate_factor
 
 pytestmark = pytest.mark.distributed
@@ -37,9 +37,9 @@ def recorded(session_launcher, rooms_yaml, tmp_path_factory):
     overrides = [
         f"run.out={folder / 'run'}", f"run.steps={NUM_STEPS}", "run.precision=bf16",
         "tasks.names=[normal, has_sphere, num_solids]", "tasks.define={}",
-        "grouping.noise=per_rank", f"grouping.lr={LR}", "grouping.init_noise=0.5",
+        "grouping.noise=per_rank", f"grouping.lr={LR}", "grouping.logits_noise=0.5",
         # The heads fall after the last update, so that its logits have all their columns.
-        "pruning.start=1.0", "pruning.finish=1.0", "log.every=50",
+        "pruning.begin=1.0", "pruning.end=1.0", "log.every=50",
     ]  # fmt: skip
     end = session_launcher.start(
         str(folder), "--config", str(rooms_yaml), *overrides,
@@ -51,7 +51,7 @@ def recorded(session_launcher, rooms_yaml, tmp_path_factory):
 
 def test_logits_follow_fp32_arithmetic_for_200_steps(recorded):
     record = np.load(recorded / "0.npz")
-    optim = OptimSection(warmup=3)
+    optim = OptimSection(warmup_steps=3)
     expected = [learning_rate_factor(optim, step, NUM_STEPS) for step in range(NUM_STEPS)]
     np.testing.assert_allclose(record["factors"], expected, rtol=1e-12)
     first_update = adam(np.zeros((3, 3)), record["gradients"], record["factors"], np.float64)[0]

@@ -33,14 +33,14 @@ class Cell:
     def arguments(self) -> str:
         return (
             f"{self} run.steps={NUM_STEPS} run.precision={self.precision} "
-            f"optim.accumulation={self.accumulation} grouping.recipe={self.recipe}"
+            f"optim.gradient_accumulation_steps={self.accumulation} grouping.recipe={self.recipe}"
         )
 
 
-RECIPES = ("published", "default")
+RECIPES = ("published", "affinity")
 WHOLE = tuple(Cell(p, 1, r) for p in TOLERANCE for r in RECIPES)
 ALL = (*WHOLE, *(Cell(p, 4, r) for p in TOLERANCE for r in RECIPES))
-FEW = (Cell("fp32", 4, "published"), Cell("bf16", 1, "default"))
+FEW = (Cell("fp32", 4, "published"), Cell("bf16", 1, "affinity"))
 LAUNCHES = [
     # Of the others, other tests here start two processes in some cell.
     *(pytest.param((e, 2, FEW), id=f"{e}-2-few") for e in ("fsdp2_cpu",)),

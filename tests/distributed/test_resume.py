@@ -21,7 +21,7 @@ SAME_FILES = (
 # must come back.
 RUN = (
     f"run.steps={NUM_STEPS}", f"run.checkpoint_every={EVERY}", "run.keep_last=100",
-    "grouping.noise=per_rank", "grouping.init_noise=0.1", "pruning.finish=0.6",
+    "grouping.noise=per_rank", "grouping.logits_noise=0.1", "pruning.end=0.6",
     "tasks.define={}", "data.flip=true", "data.crop=0.6", "eval.every=20",
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",

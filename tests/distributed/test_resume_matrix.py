@@ -13,11 +13,12 @@ from trainer.checkpoints.checkpoint import load_checkpoint
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS = 16
-RECIPES = ("published", "default")
+RECIPES = ("published", "affinity")
 OPTIONS = (
     f"run.steps={NUM_STEPS} run.checkpoint_every=4 run.keep_last=100 run.resume=auto "
-    "pruning.finish=0.5 grouping.affinity.warmup=0.2"
+    "pruning.end=0.5"
 )
+KEYS = {"published": "", "affinity": " grouping.warmup=0.2"}
 BEFORE, AFTER, LATE = 4, 8, 12  # the compaction, which step 8 ends with
 LOSS = 1e-4  # relative
 MOMENTS, WEIGHTS = 1e-3, 1e-5  # relative to the largest of a tensor, and absolute
@@ -49,7 +50,11 @@ def go_on(session_launcher, rooms_yaml, root):
     """Starts or continues runs, by the names of their folders, and returns what was logged."""
 
     def launch(how: Launch, names: list[str]) -> str:
-        cells = [f"{name} grouping.recipe={name.split('-')[0]} {OPTIONS}" for name in names]
+        recipes = [name.split("-")[0] for name in names]
+        cells = [
+            f"{name} grouping.recipe={recipe} {OPTIONS}{KEYS[recipe]}"
+            for name, recipe in zip(names, recipes, strict=True)
+        ]
         flags = ("--num_processes", str(how.num_processes))
         script = Path(__file__).with_name("train_cells.py")
         arguments = (str(rooms_yaml), str(root), *cells)
@@ -128,7 +133,7 @@ def test_the_network_gets_smaller_between_the_checkpoints(recipe, reference):
 
 def test_from_engine_to_engine_and_two_processes_to_one_to_two(go_on, reference, root):
     """ZeRO 2, ZeRO 3, DDP, one process; and ZeRO 2 with two, with one, DDP with two."""
-    first, second = "published-zero2", "default-zero2"
+    first, second = "published-zero2", "affinity-zero2"
     go_on(ZERO2, [first, second])
 
     cut(root / first, root / "published-zero3", BEFORE, AFTER)
@@ -140,22 +145,22 @@ def test_from_engine_to_engine_and_two_processes_to_one_to_two(go_on, reference,
     assert log.count(f"passing over checkpoint {torn.parent}: weights.safetensors has 1000 ") == 1
     assert log.count("continuing from") == ZERO3.num_processes
 
-    cut(root / second, root / "default-alone", BEFORE)
-    log = go_on(ZERO2_ALONE, ["default-alone"])
-    assert_goes_on_from(root / "default-alone", root / second, BEFORE, log)
+    cut(root / second, root / "affinity-alone", BEFORE)
+    log = go_on(ZERO2_ALONE, ["affinity-alone"])
+    assert_goes_on_from(root / "affinity-alone", root / second, BEFORE, log)
 
     cut(root / "published-zero3", root / "published-ddp", AFTER)
-    cut(root / "default-alone", root / "default-pair", AFTER)
-    log = go_on(PAIR, ["published-ddp", "default-pair"])
+    cut(root / "affinity-alone", root / "affinity-pair", AFTER)
+    log = go_on(PAIR, ["published-ddp", "affinity-pair"])
     assert_goes_on_from(root / "published-ddp", root / "published-zero3", AFTER, log)
-    assert_goes_on_from(root / "default-pair", root / "default-alone", AFTER, log)
+    assert_goes_on_from(root / "affinity-pair", root / "affinity-alone", AFTER, log)
 
     cut(root / "published-ddp", root / "published-end", LATE)
     log = go_on(PLAIN, ["published-end"])
     assert_goes_on_from(root / "published-end", root / "published-ddp", LATE, log)
 
     assert_continues(root / "published-end", reference["published"])
-    assert_continues(root / "default-pair", reference["default"])
+    assert_continues(root / "affinity-pair", reference["affinity"])
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ def runs(session_launcher, rooms_yaml, tmp_path_factory):
             out = root / (engine or "plain")
             overrides = (
                 f"run.out={out}", f"run.steps={STEPS}", "grouping.sampled_heads=1",
-                "model.branches=5", "pruning.threshold=0.1", "pruning.finish=0.9",
-                f"optim.accumulation={CASES[engine]}",
+                "model.branches=5", "pruning.threshold=0.1", "pruning.end=0.9",
+                f"optim.gradient_accumulation_steps={CASES[engine]}",
             )  # fmt: skip
             end = session_launcher.train(rooms_yaml, *overrides, engine=engine).finish()
             assert end.code == 0, end.stderr[-4000:]

@@ -7,7 +7,7 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
-SHORT = ("run.steps=6", "grouping.search.every=2", "grouping.noise=shared")
+SHORT = ("run.steps=6", "grouping.search_every=2")
 
 
 @pytest.mark.slow

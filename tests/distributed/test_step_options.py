@@ -33,7 +33,7 @@ def losses(session_launcher, rooms_yaml, tmp_path_factory):
 
     def get(engine, checkpoint):
         out = root / f"{engine}-{checkpoint}"
-        overrides = (f"run.out={out}", f"model.checkpoint_branches={str(checkpoint).lower()}")
+        overrides = (f"run.out={out}", f"model.activation_checkpointing={str(checkpoint).lower()}")
         end = session_launcher.train(config, *overrides, engine=engine).finish()
         assert end.code == 0, end.stderr[-4000:]
         lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())

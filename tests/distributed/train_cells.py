@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.monitoring.logs import setup_logging
 from trainer.run import train_run

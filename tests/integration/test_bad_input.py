@@ -44,7 +44,10 @@ def edit_manifest(root, edit):
         ("run.steps=many", "run.steps: found 'many'; Input should be a valid integer"),
         ("data.global_batch=9999", "data.global_batch: 9999"),
         ("data.num_streams=3", "data.num_streams: 3 must be a multiple of"),
-        ("optim.accumulation=3", "data.global_batch is 8; it must be a multiple of processes x"),
+        (
+            "optim.gradient_accumulation_steps=3",
+            "data.global_batch is 8; it must be a multiple of processes x",
+        ),
         ("tasks.names=[has_sphere]", "tasks.define: camera_pitch, depth_zbuffer, normal is not"),
         ("model.encoder.name=vgg", "model.encoder.name is 'vgg', must be one of"),
         ("data.train_split=trian", "split 'trian': rooms has train, val"),

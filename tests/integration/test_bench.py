@@ -35,7 +35,7 @@ def test_a_small_problem(dmtg):
     [
         (("--tasks", "5", "--groups", "6"), "--groups is 6, must be at most --tasks, 5"),
         (("--recipe", "best"), "grouping.recipe: found 'best'"),
-        (("optim.speed=3",), "optim.speed: unknown key; allowed: accumulation"),
+        (("optim.speed=3",), "optim.speed: unknown key; allowed: betas"),
     ],
 )
 def test_what_cannot_be_measured(dmtg, options, message):

@@ -13,8 +13,8 @@ from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from model.network import MultiTaskNetwork
 from trainer import export
-from trainer.build import label_requests
 from trainer.checkpoints.checkpoint import load_checkpoint
+from trainer.tasks import label_requests
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
 

@@ -21,7 +21,7 @@ def final_files(folder):
 @pytest.mark.parametrize("every", [1, 100])
 def test_divergence_stops_the_run_and_spares_the_last_checkpoint(every, rooms_config, train_here):
     """Also where no log record looks at the loss before the checkpoint is due."""
-    options = ("optim.warmup=4", "optim.clip=null", f"log.every={every}")
+    options = ("optim.warmup_steps=4", "optim.max_grad_norm=null", f"log.every={every}")
     config = rooms_config(*OPTIONS, "optim.lr=1e30", *options)
     with pytest.raises(NonFiniteLossError, match=r"NaN or infinite in step \d+: \['") as error:
         train_here(config)
@@ -56,7 +56,7 @@ def test_divergence_after_good_checkpoints(rooms_config, train_here, monkeypatch
 
 @pytest.mark.distributed
 def test_divergence_ends_the_process_with_code_1(launcher, rooms_yaml, tmp_path):
-    options = ("optim.lr=1e30", "optim.clip=null", "optim.warmup=0")
+    options = ("optim.lr=1e30", "optim.max_grad_norm=null", "optim.warmup_steps=0")
     end = launcher.train(rooms_yaml, f"run.out={tmp_path / 'run'}", *OPTIONS, *options).finish()
     assert end.code == 1
     assert re.search(r"the loss became NaN or infinite in step \d+: \['", end.stderr)

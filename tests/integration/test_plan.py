@@ -30,7 +30,7 @@ def test_a_run_on_shards(dmtg, rooms_yaml):
 def test_nothing_fits(dmtg, rooms_yaml):
     end = dmtg("plan", str(rooms_yaml), "--gpu-memory", "0.001", "--tflops", "10")
     assert end.code == 0 and "No launch file fits." in end.stdout
-    assert "optim.accumulation=" in end.stdout or "not even one sample" in end.stdout
+    assert "optim.gradient_accumulation_steps=" in end.stdout or "not even one sample" in end.stdout
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_nothing_fits(dmtg, rooms_yaml):
         (("--gpus", "3"), "data.global_batch is 8; it must be a multiple of --gpus"),
         (("--tflops", "fast"), "--tflops: found 'fast'; allowed: a number above 0, or measured"),
         (("--tflops", "0"), "--tflops: found '0'"),
-        (("optim.speed=3",), "optim.speed: unknown key; allowed: accumulation"),
+        (("optim.speed=3",), "optim.speed: unknown key; allowed: betas"),
     ],
 )
 def test_what_cannot_be_planned(dmtg, rooms_yaml, options, message):

@@ -65,10 +65,12 @@ def test_celeba9_k2_runs_to_an_exported_model_that_another_run_starts_from(
 
     assert dmtg("export", out, "--out", model).code == 0
     short = ("run.steps=1", "finetune.steps=0", f"run.out={tmp_path / 'again'}")
-    again = main_script(*arguments, *short, f"model.start=[{model}]")
+    again = main_script(*arguments, *short, f"model.init_from=[{model}]")
     assert again.code == 0, again.stderr
     assert f"model.init_from: encoder and heads of {', '.join(NAMES)} from {model}" in again.stderr
 
-    three = ("model.branches=3", f"run.out={tmp_path / 'three'}", f"model.start=[{model},{model}]")
+    three = (
+        "model.branches=3", f"run.out={tmp_path / 'three'}", f"model.init_from=[{model},{model}]",
+    )  # fmt: skip
     refused = main_script(*arguments, *three)
     assert refused.code == 2 and "names 2 files, must name 1 or 3" in refused.stderr

@@ -9,7 +9,7 @@ from trainer.checkpoints.checkpoint import load_checkpoint
 RUN = (
     "model.branches=6",
     "pruning.threshold=0.1",
-    "pruning.finish=0.5",
+    "pruning.end=0.5",
     "run.checkpoint_every=1",
     "run.keep_last=100",
 )

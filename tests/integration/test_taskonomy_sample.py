@@ -7,7 +7,7 @@ import pytest
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.taskonomy.buildings import BuildingSplits
 from data_pipelines.convert.taskonomy.converter import write_taskonomy
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.export import export_run
 from trainer.loop import train

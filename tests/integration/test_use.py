@@ -10,9 +10,9 @@ from PIL import Image
 from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
-from trainer.build import label_requests
 from trainer.errors import UserError
 from trainer.report.picture import draw_report
+from trainer.tasks import label_requests
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
 DENSE = TASKS[:3]

@@ -20,7 +20,8 @@ from model.encoders import Encoder
 from model.grouping.grouping import gumbel_noise
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.config.config import Config, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 from trainer.step import train_step
@@ -46,7 +47,7 @@ class StepCase:
         features: D where there is no encoder.
         precision: Precision of this project's step, fp32 or bf16.
         compile: As `model.compile`.
-        checkpoint: As `model.checkpoint_branches`.
+        checkpoint: As `model.activation_checkpointing`.
     """
 
     encoder: str
@@ -151,7 +152,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
         "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
         "data": {
             "shards": "bench",
-            "size": [case.size, case.size],
+            "image_size": [case.size, case.size],
             "global_batch": case.batch,
             "workers": 0,
         },
@@ -160,10 +161,10 @@ def bench_config(case: StepCase, out: Path) -> Config:
             "branches": case.branches,
             "decoder": "deconv",
             "compile": case.compile,
-            "checkpoint_branches": case.checkpoint,
+            "activation_checkpointing": case.checkpoint,
         },
-        "grouping": {"recipe": "published", "temperature": {"start": TAU, "end": TAU}},
-        "pruning": {"threshold": 0.5 / case.branches, "start": 1.0, "finish": 1.0},
+        "grouping": {"recipe": "published", "temperature": {"initial": TAU, "final": TAU}},
+        "pruning": {"threshold": 0.5 / case.branches, "begin": 1.0, "end": 1.0},
         "optim": {"name": "adam", "schedule": "constant"},
         "log": {"tensorboard": False, "progress": False},
     }

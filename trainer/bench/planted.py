@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.synthetic.planted import NUM_FEATURES, NUM_HIDDEN, NUM_INPUTS, PlantedProblem
+from dmtg.plugins import RECIPES
 from model.tasks.spec import TaskSpec
-from trainer.config.config import Config, apply_override, parse_config
+from trainer.config.config import Config
+from trainer.config.loading import apply_overrides, parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.json_file import write_json
@@ -38,8 +40,8 @@ class PlantedData:
         self.digest = f"planted-{config.run.seed}"
         self.dataset = "planted"
         self._problem = problem
-        self._micro_batch = config.data.global_batch // config.optim.accumulation
-        self._accumulation = config.optim.accumulation
+        self._micro_batch = config.data.global_batch // config.optim.gradient_accumulation_steps
+        self._accumulation = config.optim.gradient_accumulation_steps
 
     def steps_per_epoch(self) -> int:
         """There are no epochs.
@@ -159,7 +161,7 @@ def planted_config(
     """The configuration of a run on a planted problem: branches as wide as a group's features."""
     tree: dict[str, Any] = {
         "run": {"out": str(out), "steps": steps, "seed": seed, "checkpoint_every": steps},
-        "data": {"shards": "planted", "size": [1, 1], "global_batch": batch, "workers": 0},
+        "data": {"shards": "planted", "image_size": [1, 1], "global_batch": batch, "workers": 0},
         "model": {
             "branches": num_branches,
             "encoder": {
@@ -172,10 +174,10 @@ def planted_config(
         "optim": {"name": "adam", "schedule": "constant"},
         "log": {"every": steps, "tensorboard": False, "progress": False},
     }
-    if recipe == "published":  # as published, nothing is pruned before the end
-        tree["pruning"] |= {"start": 1.0, "finish": 1.0}
-    for override in overrides:
-        apply_override(tree, override)
+    if recipe in RECIPES and RECIPES[recipe].benchmark_pruning is not None:
+        begin, end = RECIPES[recipe].benchmark_pruning
+        tree["pruning"] |= {"begin": begin, "end": end}
+    apply_overrides(tree, overrides)
     return parse_config(tree, "the planted problem")
 
 

@@ -77,13 +77,13 @@ def describe_encoder(config: Config) -> dict[str, Any]:
     section = config.model.encoder
     encoder: dict[str, Any] = {
         "name": section.name,
-        "image_size": list(config.data.size),
+        "image_size": list(config.data.image_size),
         "trunk_depth": config.model.trunk_depth,
     }
     if section.pretrained is not None:  # its folder may be gone
         return encoder
     try:
-        family = encoder_family(section.name, section.options, config.data.size)
+        family = encoder_family(section.name, section.options, config.data.image_size)
     except ValueError as error:
         raise UserError(str(error)) from None
     return {**encoder, "options": family.options}

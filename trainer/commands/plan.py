@@ -39,7 +39,7 @@ def plan(
 
     Nothing is trained. The shards need not be there if the tasks are given by a preset.
     """
-    from trainer.config.config import load_config
+    from trainer.config.loading import load_config
     from trainer.planning.forecast import forecast
     from trainer.planning.stages import Machine
 

@@ -96,7 +96,7 @@ def _train_job(
     variables: dict[str, str],
 ) -> tuple[str, dict[str, Any]]:
     """Return the script of a run and the values to print."""
-    from trainer.config.config import load_config
+    from trainer.config.loading import load_config
     from trainer.launch_files import launch_file
     from trainer.run_folder import RunFolder
     from trainer.slurm.scripts import train_script

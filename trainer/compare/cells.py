@@ -1,4 +1,4 @@
-"""Compares recipes: every recipe is trained with every seed, in a process and a folder of its own.
+"""Compares recipes: each is trained with each seed, in a separate process and folder.
 
 A finished cell is not trained again, one that was stopped goes on from its newest checkpoint.
 """
@@ -16,18 +16,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
+from dmtg.plugins import RECIPES
 from trainer.compare.result import read_result
-from trainer.config.config import load_config
-from trainer.config.grouping import GroupingSection
+from trainer.config.grouping import recipe_sections
+from trainer.config.loading import load_config, load_plugins_of
+from trainer.config.renamed import RENAMED
+from trainer.config.unions import has_value
 from trainer.errors import UserError
 from trainer.json_file import write_json
 from trainer.run_folder import RunFolder
 
-RECIPES: tuple[str, ...] = get_args(GroupingSection.model_fields["recipe"].annotation)
 _MAIN = Path(__file__).resolve().parents[1] / "main.py"
-_OWN_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
+_CELL_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
 _HEARTBEAT = 5.0  # seconds between two notes of the time that a cell has taken
 _LOG_LINES = 20
 
@@ -74,35 +76,63 @@ class Cell:
 def plan_cells(
     config: Path, recipes: Sequence[str], seeds: Sequence[int], out: Path, overrides: Sequence[str]
 ) -> list[Cell]:
-    """The cells of a comparison, the seeds of a recipe one after another.
+    """Return the cells of a comparison, the seeds of a recipe one after another.
+
+    The keys under `grouping` in the file apply to the recipe that the file names; other recipes
+    have their defaults.
 
     Args:
         config: YAML file that all cells share.
-        overrides: `section.key=value` for all cells.
+        overrides: `section.key=value` for all cells; `grouping.key=value` for those whose recipe
+            has the key.
 
     Raises:
-        UserError: A recipe is unknown or named twice, an override sets what the cells differ in,
-            a cell's configuration is not allowed, or its folder holds another run.
+        UserError: A recipe is unknown or named twice, an override sets what the cells differ in or
+            what none of the recipes has, a cell's configuration is not allowed, or its folder holds
+            another run.
     """
+    load_plugins_of(config, overrides)
     unknown = [recipe for recipe in recipes if recipe not in RECIPES]
     if unknown or not recipes or len(set(recipes)) < len(recipes):
-        allowed = ", ".join(RECIPES)
+        allowed = ", ".join(RECIPES.names())
         raise UserError(f"--recipes: found {','.join(recipes)!r}; allowed, each once: {allowed}")
     for override in overrides:
-        if override.partition("=")[0] in _OWN_KEYS:
+        if override.partition("=")[0] in _CELL_KEYS:
             raise UserError(f"override {override!r}: compare sets this key for every cell")
+    by_recipe = _overrides_by_recipe(recipes, overrides)
     cells: list[Cell] = []
     for recipe in recipes:
         for seed in seeds:
             folder = out / recipe / f"seed-{seed}"
-            own = [f"run.out={folder}", f"run.seed={seed}", "run.resume=auto"]
-            own += [f"grouping.recipe={recipe}", "log.progress=false"]
-            if recipe != "fixed":
-                own.append("grouping.groups=null")
-            RunFolder(folder).check(load_config(config, [*overrides, *own]))
-            arguments = ("--config", str(config), *overrides, *own)
+            settings = [
+                *by_recipe[recipe],
+                *(f"run.out={folder}", f"run.seed={seed}", "run.resume=auto"),
+                *(f"grouping.recipe={recipe}", "log.progress=false"),
+            ]
+            RunFolder(folder).check(load_config(config, settings))
+            arguments = ("--config", str(config), *settings)
             cells.append(Cell(len(cells), recipe, seed, folder, arguments))
     return cells
+
+
+def _overrides_by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return the overrides of each recipe: without those of `grouping` keys that it does not have.
+
+    Raises:
+        UserError: No recipe has the key of an override.
+    """
+    sections = recipe_sections()
+    by_recipe: dict[str, list[str]] = {recipe: [] for recipe in recipes}
+    for override in overrides:
+        path = override.partition("=")[0]
+        key = path.removeprefix("grouping.")
+        concerned = [r for r in recipes if key == path or has_value(sections[r], key)]
+        if not concerned:
+            hint = f"renamed to {RENAMED[path]}" if path in RENAMED else "no recipe here has it"
+            raise UserError(f"override {override!r}: {path}: {hint}")
+        for recipe in concerned:
+            by_recipe[recipe].append(override)
+    return by_recipe
 
 
 def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:

@@ -25,12 +25,12 @@ def _check_window(text: str) -> str:
 
 
 class RunSection(Section):
-    """Where a run lives and how long it lasts.
+    """The folder of a run, its length, and its checkpoints.
 
-    Of the checkpoints, made every `checkpoint_every` steps, the `keep_last` newest are kept, and
-    for good those of steps that are multiples of `keep_every`. With `async_checkpoint` the
-    training goes on while one is written. After `max_minutes` it saves and stops as after a
-    signal, to be continued by another start.
+    A checkpoint is saved every `checkpoint_every` steps. The `keep_last` newest are kept, and all
+    those of steps that are multiples of `keep_every`. With `async_checkpoint` the training
+    continues while one is written. After `max_minutes` the run saves and stops, as after a signal;
+    the next start continues it.
     `profile: START:END` writes a trace of the steps after START up to END.
     Ranks wait for each other at most `timeout_seconds`. A process without progress for
     `stall_seconds`, whatever it waits for, ends the run.
@@ -54,7 +54,7 @@ class RunSection(Section):
 
     @property
     def profile_window(self) -> tuple[int, int] | None:
-        """START and END of `profile`."""
+        """Return START and END of `profile`."""
         return None if self.profile is None else _window(self.profile)
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""What every section of a configuration is: immutable, unknown keys refused."""
+"""The base of all sections of a configuration: immutable, and unknown keys are errors."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,14 @@ PositiveFloat = Annotated[float, Field(gt=0.0)]
 
 
 class Section(BaseModel):
-    """A part of the configuration."""
+    """A part of the configuration.
+
+    Attributes:
+        noun: What the sections of a union are called in messages; None outside of unions.
+        discriminator: The key that chooses a section of a union.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    noun: ClassVar[str | None] = None
+    discriminator: ClassVar[str] = "name"

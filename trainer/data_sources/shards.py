@@ -7,9 +7,14 @@ from collections.abc import Iterable
 from data_pipelines.reading.collate import Batch
 from data_pipelines.shards.manifest import Manifest
 from dmtg.plugins import register_data_source
-from trainer.build import open_manifest, resolve_tasks
 from trainer.config.config import Config
-from trainer.run_data import build_eval_loader, build_train_loader, steps_per_epoch
+from trainer.run_data import (
+    build_eval_loader,
+    build_train_loader,
+    open_manifest,
+    steps_per_epoch,
+)
+from trainer.tasks import resolve_tasks
 
 
 @register_data_source("shards")
@@ -28,7 +33,7 @@ class ShardData:
         self.dataset = _describe(config, self.manifest)
         self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
         self.train_samples: int | None = None
-        if config.data.stream is None:
+        if config.data.tar_urls is None:
             self.train_samples = self.manifest.split(config.data.train_split).num_samples
 
     def steps_per_epoch(self) -> int:
@@ -58,7 +63,7 @@ class ShardData:
 
 def _describe(config: Config, manifest: Manifest) -> str:
     names = [config.data.eval_split]
-    if config.data.stream is None:
+    if config.data.tar_urls is None:
         names.insert(0, config.data.train_split)
     splits = [
         f"{name}: {split.num_samples} samples in {len(split.shards)} shards"

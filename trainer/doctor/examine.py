@@ -17,10 +17,10 @@ from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.sources import Location
 from data_pipelines.transforms import Geometry
 from model.tasks.spec import TaskSpec
-from trainer.build import label_requests, resolve_tasks
-from trainer.config.sections import TasksSection
+from trainer.config.tasks import TasksSection
 from trainer.doctor.contact_sheet import draw_sheet
 from trainer.doctor.rules import rule_of
+from trainer.tasks import label_requests, resolve_tasks
 
 SIZE = (192, 192)  # labels are looked at through this many pixels, taken without mixing
 _SHEET_ROWS = 8

@@ -57,7 +57,7 @@ def make_accelerator(config: Config) -> Accelerator:
         accelerator = Accelerator(
             cpu=on_cpu and not with_deepspeed,
             mixed_precision=precision,
-            gradient_accumulation_steps=config.optim.accumulation,
+            gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
             kwargs_handlers=handlers,
             step_scheduler_with_optimizer=False,
         )
@@ -95,11 +95,12 @@ def _use_plain_gloo() -> None:
 
 
 def _micro_batch(config: Config, num_processes: int) -> int:
-    parts = num_processes * config.optim.accumulation
+    parts = num_processes * config.optim.gradient_accumulation_steps
     if config.data.global_batch % parts:
         raise UserError(
             f"data.global_batch is {config.data.global_batch}; it must be a multiple of "
-            f"processes x optim.accumulation = {num_processes} x {config.optim.accumulation}"
+            "processes x optim.gradient_accumulation_steps = "
+            f"{num_processes} x {config.optim.gradient_accumulation_steps}"
         )
     return config.data.global_batch // parts
 
@@ -112,8 +113,8 @@ def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: 
     unset_hf_deepspeed_config()
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["train_micro_batch_size_per_gpu"] = micro_batch
-    settings["gradient_accumulation_steps"] = config.optim.accumulation
-    settings["gradient_clipping"] = config.optim.clip or 0.0
+    settings["gradient_accumulation_steps"] = config.optim.gradient_accumulation_steps
+    settings["gradient_clipping"] = config.optim.max_grad_norm or 0.0
     settings["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET
     # Where the moments are offloaded torch's own fused Adam updates them: DeepSpeed's is compiled
     # when it is first used.

@@ -46,9 +46,9 @@ class Engine:
         undecayed: Collection[str] = (),
     ) -> None:
         self.accelerator = accelerator
-        self._clip = config.optim.clip
+        self._clip = config.optim.max_grad_norm
         self._skips = config.optim.skip_nonfinite > 0
-        module.checkpoint_branches = config.model.checkpoint_branches
+        module.activation_checkpointing = config.model.activation_checkpointing
         if config.model.compile:
             module.compile_parts()
         # Elsewhere the statistics are averaged, see `average_buffers`.

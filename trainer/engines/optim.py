@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # the state of Adam and AdamW per parameter, besides the step
 

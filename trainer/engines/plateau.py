@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import PlateauSchedule
 
 
 class Plateau:
@@ -28,7 +28,7 @@ class Plateau:
     """
 
     def __init__(
-        self, section: OptimSection, lr: float, steps_per_epoch: int, device: torch.device
+        self, section: PlateauSchedule, lr: float, steps_per_epoch: int, device: torch.device
     ) -> None:
         optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
         self._group = optimizer.param_groups[0]

@@ -1,28 +1,21 @@
-"""Learning rate and temperature as pure functions of the step."""
+"""The learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
 
-from trainer.config.grouping import TemperatureSection
-from trainer.config.sections import OptimSection
+from trainer.config.optim import CosineSchedule, MultistepSchedule, OptimSection
 
 
 def learning_rate_factor(optim: OptimSection, step: int, num_steps: int) -> float:
     """Return the multiplier of every learning rate at `step`: linear warm-up, then the schedule."""
-    if step < optim.warmup:
-        return (step + 1) / optim.warmup
-    progress = (step - optim.warmup) / max(1, num_steps - optim.warmup)
-    if optim.schedule == "cosine":
+    warmup, schedule = optim.warmup_steps, optim.schedule
+    if step < warmup:
+        return (step + 1) / warmup
+    if isinstance(schedule, CosineSchedule):
+        progress = (step - warmup) / max(1, num_steps - warmup)
         return 0.5 * (1.0 + math.cos(math.pi * progress))
-    if optim.schedule == "multistep":
-        return optim.gamma ** sum(step >= fraction * num_steps for fraction in optim.milestones)
+    if isinstance(schedule, MultistepSchedule):
+        passed = sum(step >= milestone * num_steps for milestone in schedule.milestones)
+        return schedule.gamma**passed
     return 1.0
-
-
-def temperature(section: TemperatureSection, step: int, num_steps: int) -> float:
-    """Return the temperature of the relaxed Categorical at `step` of its `num_steps`."""
-    progress = min(1.0, step / max(1, num_steps))
-    if section.shape == "exponential":
-        return section.start * (section.end / section.start) ** progress
-    return section.start + (section.end - section.start) * progress

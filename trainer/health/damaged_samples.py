@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from data_pipelines.errors import DataError
 from data_pipelines.reading.collate import Batch
-from trainer.config.sections import DataSection
+from trainer.config.data import DataSection
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from trainer.config.sections import LogSection
+from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 

@@ -13,14 +13,16 @@ from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network, open_shards, resolve_tasks
+from trainer.build import build_network
 from trainer.config.config import Config
 from trainer.errors import UserError
 from trainer.planning.memory import ENGINES
 from trainer.planning.stages import HEADROOM, Machine, Planner, Stage
 from trainer.planning.step_time import StepTime
-from trainer.recipes.groups import given_groups
-from trainer.run_data import open_data
+from trainer.recipes.given import given_groups
+from trainer.recipes.learner import recipe_of, sampled_heads
+from trainer.run_data import open_data, open_shards
+from trainer.tasks import resolve_tasks
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,13 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
     # Without storage, unless weights are read from a file.
     with torch.device("meta" if config.model.encoder.pretrained is None else "cpu"):
         network = build_network(config, tasks, groups)
-        network.checkpoint_branches = config.model.checkpoint_branches
+        network.activation_checkpointing = config.model.activation_checkpointing
         spread = [(task, task % network.num_branches) for task in range(network.num_tasks)]
         pruned = network if groups else subset(network, spread)
-    pruned.checkpoint_branches = network.checkpoint_branches
+    pruned.activation_checkpointing = network.activation_checkpointing
     planner = Planner(config, machine, micro_batch, precision, samples)
     computed = network.heads if groups else _computed(config, network)
-    gradient_statistics = config.grouping.recipe == "default"
+    gradient_statistics = recipe_of(config).collects_gradient_statistics
     stages = {
         "before": planner.stage(network, computed, gradient_statistics=gradient_statistics),
         "after": planner.stage(pruned, pruned.heads, gradient_statistics=False),
@@ -93,11 +95,11 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
 
 
 def _micro_batch(config: Config, gpus: int) -> int:
-    batch, accumulation = config.data.global_batch, config.optim.accumulation
+    batch, accumulation = config.data.global_batch, config.optim.gradient_accumulation_steps
     if batch % (gpus * accumulation):
         raise UserError(
-            f"data.global_batch is {batch}; it must be a multiple of --gpus x optim.accumulation = "
-            f"{gpus} x {accumulation}"
+            f"data.global_batch is {batch}; it must be a multiple of --gpus x "
+            f"optim.gradient_accumulation_steps = {gpus} x {accumulation}"
         )
     return batch // (gpus * accumulation)
 
@@ -119,13 +121,13 @@ def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
         none = Manifest(dataset="no shards", fields={"rgb": image}, splits={})
         return resolve_tasks(config.tasks, none), None
     tasks = resolve_tasks(config.tasks, manifest)
-    endless = config.data.stream is not None
+    endless = config.data.tar_urls is not None
     return tasks, None if endless else manifest.split(config.data.train_split).num_samples
 
 
 def _computed(config: Config, network: MultiTaskNetwork) -> Sequence[Head]:
     """The heads that a step computes while the groups are learned."""
-    sampled, branches = config.grouping.sampled_heads, network.num_branches
+    sampled, branches = sampled_heads(config), network.num_branches
     if sampled is None or sampled >= branches:
         return network.heads
     tasks = range(network.num_tasks)

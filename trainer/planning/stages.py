@@ -115,7 +115,7 @@ class Planner:
             network.num_branches,
             sum(parameter.numel() for parameter in network.parameters()),
             cost,
-            self._memory(network, cost, self.config.optim.accumulation),
+            self._memory(network, cost, self.config.optim.gradient_accumulation_steps),
             times,
             {e: None if steps is None else steps * own.total for e, own in times.items()},
         )
@@ -129,7 +129,7 @@ class Planner:
     def _times(
         self, network: MultiTaskNetwork, computed: Sequence[Head], cost: StepCost
     ) -> dict[str, StepTime]:
-        gpus, accumulation = self.machine.gpus, self.config.optim.accumulation
+        gpus, accumulation = self.machine.gpus, self.config.optim.gradient_accumulation_steps
         if self.machine.tflops is not None:
             own = MeasuredTime(cost.flops / (self.machine.tflops * 1e12), 0.0)
         else:
@@ -152,14 +152,14 @@ class Planner:
         self, network: MultiTaskNetwork, computed: Sequence[Head], *, gradient_statistics: bool
     ) -> tuple[str, ...]:
         """What would make the run fit: smaller micro-batches, or activations computed twice."""
-        accumulation = self.config.optim.accumulation
+        accumulation = self.config.optim.gradient_accumulation_steps
         found = []
         for checkpoints in (False, True):
-            if network.checkpoint_branches and not checkpoints:
+            if network.activation_checkpointing and not checkpoints:
                 continue
-            network.checkpoint_branches = checkpoints
+            network.activation_checkpointing = checkpoints
             for factor in _factors(self.micro_batch):
-                if factor == 1 and checkpoints == self.config.model.checkpoint_branches:
+                if factor == 1 and checkpoints == self.config.model.activation_checkpointing:
                     continue
                 size = self.micro_batch // factor
                 cost = step_cost(
@@ -173,8 +173,9 @@ class Planner:
                 memory = self._memory(network, cost, factor * accumulation)
                 fits = [e for e in ENGINES if memory[e].total <= self.machine.usable]
                 if fits:
-                    keys = ["model.checkpoint_branches=true"] if checkpoints else []
-                    keys += [f"optim.accumulation={factor * accumulation}"] if factor > 1 else []
+                    keys = ["model.activation_checkpointing=true"] if checkpoints else []
+                    if factor > 1:
+                        keys.append(f"optim.gradient_accumulation_steps={factor * accumulation}")
                     found.append(f"{' '.join(keys)} fits with {', '.join(fits)}")
                     break
         if not found:

@@ -180,7 +180,7 @@ def step_cost(
     counter = flop_counter()
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         copy = bare.to_empty(device="cpu")
-        copy.checkpoint_branches = network.checkpoint_branches
+        copy.activation_checkpointing = network.activation_checkpointing
         for module in copy.modules():
             if isinstance(module, PooledStem):
                 module.in_parts = device == "cpu"

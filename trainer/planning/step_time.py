@@ -14,7 +14,7 @@ import torch
 
 from model.heads.layout import Head, HeadSelection
 from model.network import MultiTaskNetwork
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 from trainer.engines.optim import build_optimizer
 from trainer.planning.step_cost import autocast, empty_batch, step_cost
 from trainer.planning.traffic import Traffic
@@ -100,7 +100,7 @@ def measure_time(
         network: May be without storage; the weights are made up.
     """
     real = MultiTaskNetwork.from_config(network.config()).to(device)
-    real.checkpoint_branches = network.checkpoint_branches
+    real.activation_checkpointing = network.activation_checkpointing
     selection, size, growing = real.select(heads), 1, True
     while growing:
         seconds = _pass_seconds(real, selection, size, precision)

@@ -87,13 +87,13 @@ def _add_group(best: list[float], score: list[float]) -> list[tuple[float, int]]
     for tasks in range(1, len(score)):
         lowest = tasks & -tasks
         rest = part = tasks ^ lowest
-        found = (score[tasks], tasks)
+        best_choice = (score[tasks], tasks)
         while part:  # every set of tasks that is left to the other groups
             value = score[tasks ^ part] + best[part]
-            if value > found[0]:
-                found = (value, tasks ^ part)
+            if value > best_choice[0]:
+                best_choice = (value, tasks ^ part)
             part = (part - 1) & rest
-        choice.append(found)
+        choice.append(best_choice)
     return choice
 
 

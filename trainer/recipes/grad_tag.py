@@ -1,4 +1,4 @@
-"""Affinity of tasks by the direction of their projected gradients, and its clusters.
+"""The recipe `grad_tag`: clusters of the tasks by the direction of their projected gradients.
 
 In the manner of Grad-TAG (Li, Sharma and Zhang 2024, arXiv 2409.06091): the gradients that the
 tasks have in one trained network of all tasks are projected to a few hundred numbers, and a
@@ -10,36 +10,58 @@ Legend: N tasks, S size of a projection.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.cluster import SpectralClustering
 from torch import Tensor
 from torch.nn import functional as F
 
 from data_pipelines.reading.collate import Batch
+from dmtg.plugins import register_recipe
+from trainer.config.grouping import GroupingSection
+from trainer.config.section import PositiveInt
 from trainer.recipes.groups import Groups, groups_of_labels
 from trainer.recipes.mean_affinity import add_affinity
+from trainer.recipes.observed_run import ObservedRun
+from trainer.recipes.searched import SearchedGroups, SearchSection
 from trainer.recipes.task_losses import TaskLosses
-from trainer.session import Session
 
-_LATE = 0.5  # share of the run after which the network counts as trained
-_LEAST = 1e-3  # affinity of tasks that do not go together: the graph must not fall apart
-
-
-def observe_gradients(session: Session, micro_batches: list[Batch]) -> None:
-    """Add the similarities of this step to the run's mean, every `grouping.search.every` steps.
-
-    The batch is the first micro-batch of the step.
-    """
-    search = session.config.grouping.search
-    if session.step % search.every or session.step < _LATE * session.num_steps:
-        return
-    add_affinity(session, *gradient_similarity(session, micro_batches[0], search.projection))
+_TRAINED = 0.5  # fraction of the run after which the network counts as trained
+_LOWEST_AFFINITY = 1e-3  # of tasks with negative cosines: the graph must stay connected
 
 
-def gradient_similarity(session: Session, batch: Batch, size: int) -> tuple[Tensor, Tensor]:
-    """Cosines between the tasks' projected gradients in the shared parameters.
+class GradTagSection(SearchSection):
+    """The keys of the recipe `grad_tag`; `projection` is the size of a projected gradient."""
+
+    projection: PositiveInt = 512
+
+
+@register_recipe("grad_tag")
+class GradTagGroups(SearchedGroups):
+    """Spectral clusters of the tasks by the direction of their projected gradients."""
+
+    section: ClassVar[type[GroupingSection]] = GradTagSection
+
+    @staticmethod
+    def observe(section: SearchSection, run: ObservedRun, micro_batches: list[Batch]) -> None:
+        """Add the similarities of this step to the run's mean, every `search_every` steps.
+
+        The batch is the first micro-batch of the step.
+        """
+        assert isinstance(section, GradTagSection), "the recipe has this section"
+        if run.step % section.search_every or run.step < _TRAINED * run.num_steps:
+            return
+        add_affinity(run, *gradient_similarity(run, micro_batches[0], section.projection))
+
+    @staticmethod
+    def partition(affinity: np.ndarray, max_groups: int) -> Groups:
+        """Return the clusters of the tasks, see `cluster`."""
+        return cluster(affinity, max_groups)
+
+
+def gradient_similarity(run: ObservedRun, batch: Batch, size: int) -> tuple[Tensor, Tensor]:
+    """Return the cosines between the tasks' projected gradients in the shared parameters.
 
     To first order a step along task i's gradient lowers task j's loss in proportion to the product
     of both gradients; the cosine leaves their lengths, the tasks' scales, out.
@@ -47,12 +69,12 @@ def gradient_similarity(session: Session, batch: Batch, size: int) -> tuple[Tens
     Returns:
         Cosines [N,N], and which pairs are known: those with labels of both tasks in the batch.
     """
-    task_losses = TaskLosses(session, batch)
-    losses = task_losses.own(task_losses.shared)
-    seed = session.config.run.seed
+    task_losses = TaskLosses(run, batch)
+    losses = task_losses.local(task_losses.shared)
+    seed = run.config.run.seed
     sketch = Sketch([p.numel() for p in task_losses.shared], size, seed, losses.device)
     rows = [sketch(task_losses.gradient(losses, task)) for task in range(len(losses))]
-    projected = F.normalize(session.engine.sum_over_ranks(torch.stack(rows)), dim=1)  # [N,S]
+    projected = F.normalize(run.engine.sum_over_ranks(torch.stack(rows)), dim=1)  # [N,S]
     labelled = task_losses.labelled
     return projected @ projected.T, labelled[:, None] & labelled[None, :]
 
@@ -90,18 +112,20 @@ class Sketch:
 
 
 def cluster(affinity: np.ndarray, num_groups: int) -> Groups:
-    """Spectral clusters of the tasks; tasks that pull apart have no affinity.
+    """Return spectral clusters of the tasks; negative cosines count as no affinity.
 
     Args:
         affinity: Cosines [N,N].
-        num_groups: At most so many groups are made.
+        num_groups: The most groups.
     """
+    from sklearn.cluster import SpectralClustering
+
     num_tasks = len(affinity)
     if num_groups >= num_tasks:
         return groups_of_labels(range(num_tasks))
     if num_groups == 1:
         return groups_of_labels([0] * num_tasks)
-    graph = np.clip((affinity + affinity.T) / 2, _LEAST, None)
+    graph = np.clip((affinity + affinity.T) / 2, _LOWEST_AFFINITY, None)
     np.fill_diagonal(graph, 1.0)
     # The assignment by QR needs no random start.
     spectral = SpectralClustering(num_groups, affinity="precomputed", assign_labels="cluster_qr")

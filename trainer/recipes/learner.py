@@ -1,46 +1,90 @@
-"""What every way of finding the groups has in common: live heads, pruning, state.
+"""The base of all recipes: live heads, pruning, sampled heads, and the state of a checkpoint.
 
 Legend: N tasks, K branches, S samples.
 """
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from dmtg.plugins import RECIPES
 from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample, HeadSampler
 from model.grouping.pruning import harden, prune
 from model.heads.layout import Head, used_branches
 from trainer.config.config import Config
+from trainer.config.grouping import GroupingSection, LearnedGroupingSection
+
+logger = logging.getLogger(__name__)
 
 _REFRESH = 10  # steps for which the choice of heads follows the same distributions
 
 
 def hard_heads(logits: Tensor, alive: Tensor) -> list[Head]:
-    """The most probable live head (task, branch) of every task, from tensors [N,K]."""
+    """Return the most probable live head (task, branch) of every task, from tensors [N,K]."""
     hard = harden(logits.masked_fill(~alive, -torch.inf).softmax(dim=1), alive)
     return [(task, branch) for task, branch in hard.nonzero().tolist()]
 
 
+@dataclass(frozen=True)
+class LearnerInput:
+    """What a learner gets from a step; the same on every rank.
+
+    Attributes:
+        step: Number of the step, from 0.
+        logits_gradient: Gradient of the objective in the logits, summed over ranks [N,K].
+        losses: Losses of all heads over the global batch [N,K]; NaN for a task without labels and
+            for a head that was not computed.
+        lr_factor: Multiplier of every learning rate in this step.
+        head_sample: The heads that were computed; the null sample for all live heads.
+    """
+
+    step: int
+    logits_gradient: Tensor
+    losses: Tensor
+    lr_factor: float
+    head_sample: HeadSample
+
+
 class GroupLearner(ABC):
-    """The logits [N,K] and their updates, outside the engine and in fp32 on every rank.
+    """A recipe: the logits [N,K] and their updates, outside the engine and in fp32 on every rank.
+
+    A subclass is registered with `dmtg.plugins.register_recipe`.
 
     Args:
         grouping: The Categoricals and which heads are alive.
-        num_steps: Steps of the run, of which `pruning` gives shares.
+        config: Of the run; `config.grouping` is an instance of `section`.
+        num_steps: Steps of the run; `pruning.begin` and `pruning.end` are fractions of it.
+        device: Device of logits and losses.
         rank: Of this process.
 
     Attributes:
+        section: The keys of the recipe under `grouping`.
+        searches: Whether a run of its own finds the groups before the training.
+        groups_given: Whether the groups are known before the first step, so that the network has
+            the N heads of these groups only.
+        collects_gradient_statistics: Whether `collect` needs the network's gradient statistics.
+        benchmark_pruning: `pruning.begin` and `pruning.end` of `dmtg bench grouping`; None for the
+            defaults.
         grouping: See the argument.
         start_step: From this many steps on, heads may be switched off.
         finish_step: From this many steps on, every task has one head.
         finished: Whether every task has one head.
         updates: Updates of the logits so far.
     """
+
+    section: ClassVar[type[GroupingSection]] = GroupingSection
+    searches: ClassVar[bool] = False
+    groups_given: ClassVar[bool] = False
+    collects_gradient_statistics: ClassVar[bool] = False
+    benchmark_pruning: ClassVar[tuple[float, float] | None] = None
 
     def __init__(
         self, grouping: Grouping, config: Config, num_steps: int, device: torch.device, rank: int
@@ -50,24 +94,29 @@ class GroupLearner(ABC):
         self._config = config
         self._rank = rank
         self._device = device
-        self.start_step = round(config.pruning.start * num_steps)
-        self.finish_step = round(config.pruning.finish * num_steps)
+        self.start_step = round(config.pruning.begin * num_steps)
+        self.finish_step = round(config.pruning.end * num_steps)
         self._switch(self.grouping.alive)
-        size = config.grouping.sampled_heads
+        size = sampled_heads(config)
         self._sampler = None
         if size is not None and size < self._most_live:
             self._sampler = HeadSampler(size, config.run.seed, self.grouping.alive, device)
 
+    @classmethod
+    def new_grouping(cls, config: Config, num_tasks: int) -> Grouping:
+        """Return the Categoricals of all tasks over all branches before the first step."""
+        return Grouping(num_tasks, config.model.branches)
+
     @abstractmethod
     def temperature(self, step: int) -> float:
-        """The temperature of the distributions in `step`."""
+        """Return the temperature of the distributions in `step`."""
 
     @abstractmethod
     def weights(self, step: int, num_samples: int) -> Tensor:
-        """The weights z of the heads in `step`, [N,K] or for every sample [N,K,S]."""
+        """Return the weights z of the heads in `step`, [N,K] or for every sample [N,K,S]."""
 
     def sample_heads(self, step: int) -> HeadSample | None:
-        """The heads that `step` computes, the same on every rank; None where it is all of them."""
+        """Return the heads that `step` computes, the same on every rank; None if it is all."""
         if self._sampler is None or self._most_live <= self._sampler.size:
             return None
         if step % _REFRESH == 0:
@@ -79,43 +128,28 @@ class GroupLearner(ABC):
             self._sampler.refresh(self.grouping.probabilities(), self.grouping.alive)
 
     @abstractmethod
-    def update(
-        self,
-        step: int,
-        gradient: Tensor,
-        losses: Tensor,
-        factor: float,
-        head_sample: HeadSample | None = None,
-    ) -> None:
-        """Learn from a step; the same on every rank.
+    def update(self, inputs: LearnerInput) -> None:
+        """Learn from a step; the same on every rank."""
 
-        Args:
-            gradient: Of the objective in the logits, summed over ranks [N,K].
-            losses: Of all heads over the global batch [N,K]; NaN for a task without labels and for
-                a head that was not computed.
-            factor: Of the learning rate in this step.
-            head_sample: From `sample_heads`, of this step.
-        """
+    def record_losses(self, inputs: LearnerInput) -> None:
+        """Record the losses of a step for the estimates of the heads that later steps leave out."""
+        if self._sampler is not None and not inputs.head_sample.complete:
+            self._sampler.record(inputs.losses, inputs.head_sample)
 
-    def watch(self, losses: Tensor, head_sample: HeadSample) -> None:
-        """Remember the losses of a step for the estimates of the next; see `update`."""
-        if self._sampler is not None:
-            self._sampler.record(losses, head_sample)
+    def leave_out(self, step: int) -> None:
+        """Note, in place of `update`, that nothing can be learned from `step`."""
+        logger.debug("step %d: the groups are not updated", step)
 
-    def leave_out(self, step: int) -> None:  # noqa: ARG002 - for those that count steps
-        """Note, in place of `update`, that nothing can be learned from a step."""
-        return
-
-    def collects(self, step: int) -> bool:  # noqa: ARG002 - of those that do
-        """Whether `collect` wants the network's statistics in `step`."""
-        return False
+    def collects(self, step: int) -> bool:
+        """Return whether `collect` needs the gradient statistics of `step`."""
+        return self.collects_gradient_statistics and step < self.finish_step and not self.finished
 
     def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
-        """Take the statistics of a step, summed over ranks, and the task of every residual."""
+        """Add the statistics of a step, summed over ranks, with the task of every residual."""
         raise NotImplementedError
 
     def prunes_at(self, step: int) -> bool:
-        """Whether heads may be switched off after `step` steps."""
+        """Return whether heads may be switched off after `step` steps."""
         due = step >= self.start_step and step % self._config.pruning.every == 0
         return not self.finished and (due or step >= self.finish_step)
 
@@ -141,16 +175,16 @@ class GroupLearner(ABC):
 
     def _switch(self, alive: Tensor) -> None:
         self.grouping.alive = alive
-        # Known on the host, so that no step has to ask the device.
+        # Kept on the host, so that no step synchronises with the device.
         self.finished = int(alive.sum()) == len(alive)
         self._most_live = int(alive.sum(dim=1).max())
 
     def chosen_heads(self) -> list[Head]:
-        """The most probable live head of every task."""
+        """Return the most probable live head of every task."""
         return hard_heads(self.grouping.probabilities().log(), self.grouping.alive)
 
     def drop_empty_branches(self) -> tuple[int, ...]:
-        """Cut the branches without a live head out of all tensors.
+        """Remove the branches without a live head from all tensors.
 
         Returns:
             The branches that were kept, by their old numbers.
@@ -161,12 +195,12 @@ class GroupLearner(ABC):
         return kept
 
     def tensors(self) -> dict[str, Tensor]:
-        """Logits and mask [N,K], and what else a checkpoint must hold, with `updates`."""
+        """Return logits and mask [N,K], and what else a checkpoint needs, with `updates`."""
         sampled = {} if self._sampler is None else self._sampler.tensors()
         return {"logits": self.grouping.logits.detach(), "alive": self.grouping.alive, **sampled}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `tensors` and `updates`, with as many branches as the tensors have."""
+        """Restore `tensors` and `updates`, with as many branches as the tensors have."""
         self.updates = updates
         num_tasks, num_branches = tensors["logits"].shape
         grouping = Grouping(num_tasks, num_branches, sampler=self.grouping.sampler)
@@ -176,3 +210,15 @@ class GroupLearner(ABC):
             self.grouping.logits.copy_(tensors["logits"])
         if self._sampler is not None:
             self._sampler.load(tensors)
+
+
+def recipe_of(config: Config) -> type[GroupLearner]:
+    """Return the recipe of a run."""
+    recipe: type[GroupLearner] = RECIPES[config.grouping.recipe]
+    return recipe
+
+
+def sampled_heads(config: Config) -> int | None:
+    """Return how many heads of a task a step computes while groups are learned; None for all."""
+    section = config.grouping
+    return section.sampled_heads if isinstance(section, LearnedGroupingSection) else None

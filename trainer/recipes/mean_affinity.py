@@ -1,4 +1,4 @@
-"""The mean of pairwise affinities over a run, kept with the run's checkpoints.
+"""The mean of pairwise affinities over a run, saved with the run's checkpoints.
 
 Legend: N tasks.
 """
@@ -9,25 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.session import Session
+from trainer.recipes.observed_run import ObservedRun
 
 
-def add_affinity(session: Session, affinity: Tensor, valid: Tensor) -> None:
-    """Count one observation.
+def add_affinity(run: ObservedRun, affinity: Tensor, valid: Tensor) -> None:
+    """Add one observation.
 
     Args:
         affinity: [N,N], the same on every rank.
-        valid: Which pairs it is of, bool [N,N].
+        valid: Which pairs were observed, bool [N,N].
     """
-    seen = session.observed
+    observed = run.observed
     added = torch.where(valid, affinity.double(), 0.0)
-    seen["affinity"] = seen.get("affinity", torch.zeros_like(added)) + added
-    seen["pairs"] = seen.get("pairs", torch.zeros_like(added)) + valid
+    observed["affinity"] = observed.get("affinity", torch.zeros_like(added)) + added
+    observed["pairs"] = observed.get("pairs", torch.zeros_like(added)) + valid
 
 
-def mean_affinity(session: Session) -> np.ndarray:
-    """The mean affinity [N,N] of the pairs that were observed, zero for all others."""
-    num_tasks = len(session.tasks)
+def mean_affinity(run: ObservedRun) -> np.ndarray:
+    """Return the mean affinity [N,N] of the pairs that were observed, zero for all others."""
+    num_tasks = len(run.tasks)
     none = torch.zeros(num_tasks, num_tasks)
-    total, pairs = (session.observed.get(name, none) for name in ("affinity", "pairs"))
+    total, pairs = (run.observed.get(name, none) for name in ("affinity", "pairs"))
     return (total / pairs.clamp_min(1.0)).cpu().numpy()

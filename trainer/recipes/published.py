@@ -1,77 +1,135 @@
-"""The published updates of the logits (DMTG, eq. 3-6): Adam along the sampled objective."""
+"""The recipe `published` (DMTG, eq. 3-6): Adam updates the logits along the sampled objective."""
 
 from __future__ import annotations
 
+from typing import Annotated, ClassVar, Literal
+
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from dmtg.plugins import SAMPLERS, register_recipe
 from model.grouping.grouping import Grouping, gumbel_noise
-from model.grouping.head_sampling import HeadSample
 from trainer.config.config import Config
+from trainer.config.grouping import GroupingSection, LearnedGroupingSection
+from trainer.config.section import PositiveFloat, Section
 from trainer.engines.optim import MOMENTS, logits_optimizer
-from trainer.engines.schedules import temperature
-from trainer.recipes.learner import GroupLearner
+from trainer.recipes.learner import GroupLearner, LearnerInput
 
 
+class TemperatureSection(Section):
+    """The relaxation's temperature from the first step to `pruning.end`."""
+
+    initial: PositiveFloat = 2.5
+    final: PositiveFloat = 2.5
+    shape: Literal["linear", "exponential"] = "exponential"
+
+
+class PublishedSection(LearnedGroupingSection):
+    """The keys of the recipe `published`.
+
+    `sampler` makes the weights of the heads from the logits, with `noise` of each rank or shared by
+    all. Logits are all `logits_value` at first (`equal`), `logits_value` on the branch of the
+    task's number modulo K and zero elsewhere (`diagonal`), or normal with that deviation
+    (`gaussian`), plus uniform noise of width `logits_noise`. `entropy` is the weight of the mean
+    entropy of the distributions in the objective.
+    """
+
+    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "gumbel"
+    noise: Literal["per_rank", "shared"] = "per_rank"
+    logits_init: Literal["equal", "diagonal", "gaussian"] = "equal"
+    logits_value: float = 1.0
+    logits_noise: Annotated[float, Field(ge=0.0)] = 0.0
+    lr: PositiveFloat = 1e-3
+    temperature: TemperatureSection = TemperatureSection()
+    entropy: float = 0.0
+    entropy_form: Literal["binary", "plain"] = "binary"
+
+
+@register_recipe("published")
 class PublishedGroups(GroupLearner):
-    """Logits with an Adam of their own, and weights from the configured sampler."""
+    """Logits with an Adam optimizer for them alone, and weights from the configured sampler."""
+
+    section: ClassVar[type[GroupingSection]] = PublishedSection
+    # As published, nothing is pruned before the end.
+    benchmark_pruning: ClassVar[tuple[float, float] | None] = (1.0, 1.0)
 
     def __init__(
         self, grouping: Grouping, config: Config, num_steps: int, device: torch.device, rank: int
     ) -> None:
         super().__init__(grouping, config, num_steps, device, rank)
+        self._section = _section(config)
         self._optimizer = self._new_optimizer()
 
+    @classmethod
+    def new_grouping(cls, config: Config, num_tasks: int) -> Grouping:
+        """Return the Categoricals with the configured sampler and logits."""
+        section = _section(config)
+        return Grouping(
+            num_tasks,
+            config.model.branches,
+            sampler=section.sampler,
+            start=section.logits_init,
+            init=section.logits_value,
+            init_noise=section.logits_noise,
+            seed=config.run.seed,
+        )
+
     def _new_optimizer(self) -> torch.optim.Adam:
-        section = self._config
-        return logits_optimizer(self.grouping.logits, section.optim, section.grouping.lr)
+        return logits_optimizer(self.grouping.logits, self._config.optim, self._section.lr)
 
     def temperature(self, step: int) -> float:
-        """The relaxation's temperature in `step`."""
-        return temperature(self._config.grouping.temperature, step, self.finish_step)
+        """Return the relaxation's temperature in `step`."""
+        return temperature(self._section.temperature, step, self.finish_step)
 
     def weights(self, step: int, num_samples: int) -> Tensor:
-        """Weights from the sampler, with noise that is a function of seed, step and rank."""
-        section, logits = self._config.grouping, self.grouping.logits
+        """Return the sampler's weights, with noise that is a function of seed, step and rank."""
+        logits = self.grouping.logits
         if self.finished:
             return self.grouping.alive.float()
         per_sample = (num_samples,) if self.grouping.per_sample else ()
-        rank = self._rank if section.noise == "per_rank" else 0
+        rank = self._rank if self._section.noise == "per_rank" else 0
         noise = gumbel_noise((*logits.shape, *per_sample), self._config.run.seed, step, rank)
         return self.grouping.sample(noise.to(self._device), self.temperature(step))
 
-    def update(
-        self,
-        step: int,  # noqa: ARG002
-        gradient: Tensor,
-        losses: Tensor,  # noqa: ARG002
-        factor: float,
-        head_sample: HeadSample | None = None,  # noqa: ARG002
-    ) -> None:
+    def update(self, inputs: LearnerInput) -> None:
         """Step the logits along the gradient of objective and entropy term."""
         if self.finished:
             return
-        section = self._config.grouping
+        section, gradient = self._section, inputs.logits_gradient
         if section.entropy:
             entropy = section.entropy * self.grouping.entropy(section.entropy_form)
             gradient = gradient + torch.autograd.grad(entropy, self.grouping.logits)[0]
         for group in self._optimizer.param_groups:
-            group["lr"] = section.lr * factor
+            group["lr"] = section.lr * inputs.lr_factor
         self.grouping.logits.grad = gradient
         self._optimizer.step()
         self.updates += 1
 
     def tensors(self) -> dict[str, Tensor]:
-        """Logits and mask, and Adam's moments, all [N,K]."""
+        """Return logits and mask, and Adam's moments, all [N,K]."""
         state = self._optimizer.state.get(self.grouping.logits, {})
         zeros = {name: torch.zeros_like(self.grouping.logits.detach()) for name in MOMENTS}
         return {**super().tensors(), **{name: state.get(name, zeros[name]) for name in MOMENTS}}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
-        """The inverse of `tensors`."""
+        """Restore `tensors`."""
         super().load(tensors, updates)
         self._optimizer = self._new_optimizer()
         if updates:
             moments = {name: tensors[name].to(self._device, copy=True) for name in MOMENTS}
             step = torch.tensor(float(updates))
             self._optimizer.state[self.grouping.logits] = {"step": step, **moments}
+
+
+def temperature(section: TemperatureSection, step: int, num_steps: int) -> float:
+    """Return the temperature at `step` of the `num_steps` over which it is annealed."""
+    progress = min(1.0, step / max(1, num_steps))
+    if section.shape == "exponential":
+        return section.initial * (section.final / section.initial) ** progress
+    return section.initial + (section.final - section.initial) * progress
+
+
+def _section(config: Config) -> PublishedSection:
+    assert isinstance(config.grouping, PublishedSection), "the recipe has this section"
+    return config.grouping

@@ -6,57 +6,60 @@ Legend: N tasks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.func import functional_call
 
 from data_pipelines.reading.collate import Batch
 from trainer.errors import UserError
-from trainer.session import Session
+from trainer.recipes.observed_run import ObservedRun
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class TaskLosses:
     """The losses [N] of a batch over all ranks; the network, its buffers and `.grad` stay as is.
 
     Attributes:
-        shared: The encoder's parameters as they are now, as leaves of their own.
+        shared: Copies of the encoder's parameters as leaves, which share their memory.
         labelled: Which tasks have a label in the batch of any rank, bool [N].
     """
 
-    def __init__(self, session: Session, batch: Batch) -> None:
-        self._session, self._images = session, batch.images
-        module = session.engine.module
+    def __init__(self, run: ObservedRun, batch: Batch) -> None:
+        self._run, self._images = run, batch.images
+        module = run.engine.module
         named = {name: p.detach() for name, p in module.named_parameters()}
         self._heads = {name: p for name, p in named.items() if name.startswith("stacked_heads.")}
         self._names = [name for name in named if name not in self._heads]
         self.shared = [named[name].requires_grad_() for name in self._names]
         self._targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
-        weights = session.engine.sum_over_ranks(module.labels.label_counts(self._targets))
-        self.labelled = weights > 0
-        self._share = torch.where(self.labelled, 1.0 / weights.clamp_min(1e-12), 0.0)
+        counts = run.engine.sum_over_ranks(module.labels.label_counts(self._targets))
+        self.labelled = counts > 0
+        inverse = 1.0 / counts.clamp_min(1e-12)
+        self._inverse_label_count = torch.where(self.labelled, inverse, 0.0)
 
-    def own(self, shared: Sequence[Tensor]) -> Tensor:
-        """This rank's addends [N] to the losses with these values of the shared parameters.
+    def local(self, shared: Sequence[Tensor]) -> Tensor:
+        """Return this rank's addends [N] to the losses with these values of the shared parameters.
 
-        Every call draws the same dropout, so that only the parameters make a difference.
+        Every call has the same dropout masks, so that only the parameters make a difference.
         """
-        session = self._session
-        torch.manual_seed(session.step)
-        module = session.engine.module
+        run = self._run
+        torch.manual_seed(run.step)
+        module = run.engine.module
         values = dict(zip(self._names, shared, strict=True))
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        arguments = (self._images, session.selection, self._targets)
+        arguments = (self._images, run.selection, self._targets)
         output = functional_call(module, {**values, **self._heads, **buffers}, arguments)
-        return output["losses"].sum(dim=1) * self._share
+        return output["losses"].sum(dim=1) * self._inverse_label_count
 
     def gradient(self, losses: Tensor, task: int) -> list[Tensor]:
-        """This rank's addend to the gradient of a task's loss in every shared parameter.
+        """Return this rank's addend to the gradient of a task's loss in every shared parameter.
 
         Args:
-            losses: From `own(shared)`; its graph is kept.
+            losses: From `local(shared)`; its graph is kept.
         """
         gradients = torch.autograd.grad(
             losses[task], self.shared, retain_graph=True, materialize_grads=True
@@ -70,6 +73,8 @@ def check_engine(accelerator: Accelerator, recipe: str) -> None:
     Raises:
         UserError: Under ZeRO 2 and 3.
     """
+    from accelerate.utils import DistributedType
+
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return
     stage = accelerator.deepspeed_plugin.zero_stage

@@ -14,9 +14,9 @@ from data_pipelines.shards.manifest import Manifest, check_shards
 from data_pipelines.shards.sources import Location, open_folder
 from model.bundle import PrunedModel, load_pruned
 from model.metrics import metric_for
-from trainer.build import label_requests
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
 from trainer.scoring.summary import Summary, check_reference, summarise
+from trainer.tasks import label_requests
 
 _TRAINING_SAMPLES = 2048  # enough labels for a median, a mean or the most frequent class
 

@@ -119,12 +119,12 @@ def train_script(
         UserError: The global batch does not divide among the processes.
     """
     processes = int(variables.get("PROCESSES_PER_NODE") or resources.gpus_per_node or 1)
-    parts = resources.nodes * processes * config.optim.accumulation
+    parts = resources.nodes * processes * config.optim.gradient_accumulation_steps
     if config.data.global_batch % parts:
         raise UserError(
             f"data.global_batch is {config.data.global_batch}; it must be a multiple of nodes x "
-            f"processes of a node x optim.accumulation = {resources.nodes} x {processes} x "
-            f"{config.optim.accumulation}"
+            "processes of a node x optim.gradient_accumulation_steps = "
+            f"{resources.nodes} x {processes} x {config.optim.gradient_accumulation_steps}"
         )
     values = {
         "CONFIG": str(source.resolve()),

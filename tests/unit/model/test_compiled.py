@@ -31,8 +31,8 @@ def test_compiled_parts_learn_the_same_under_the_same_names():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpoint_branches", [False, True])
-def test_signals_between_compiled_passes(checkpoint_branches):
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_signals_between_compiled_passes(activation_checkpointing):
     torch.manual_seed(0)
     encoder = build_encoder("residual64", 2, image_size=(16, 16), options={"channels": 4})
     plain = MultiTaskNetwork([TaskSpec("a", "binary")], encoder, (16, 16))
@@ -42,7 +42,7 @@ def test_signals_between_compiled_passes(checkpoint_branches):
     labels = torch.tensor([[0.0, 1.0, 1.0, 0.0]])
     found = []
     for network in (plain, compiled):
-        network.checkpoint_branches = checkpoint_branches
+        network.activation_checkpointing = activation_checkpointing
         selection = network.select(network.heads)
         targets = network.labels.targets(labels, {}, torch.ones(1, 4, dtype=torch.bool))
         network(images, selection, targets)["losses"].sum().backward()

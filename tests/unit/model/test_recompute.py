@@ -52,9 +52,9 @@ def test_a_network_keeps_less_and_learns_the_same(trunk_depth):
     images = torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8)
     labels = torch.randint(2, (3, 4)).float()
     states, kept = [], []
-    for checkpoint_branches in (False, True):
+    for activation_checkpointing in (False, True):
         own = subset(network, network.heads)
-        own.checkpoint_branches = checkpoint_branches
+        own.activation_checkpointing = activation_checkpointing
         targets = own.labels.targets(labels, {}, torch.ones(3, 4, dtype=torch.bool))
         storages = {}
 
@@ -79,5 +79,5 @@ def test_evaluation_is_not_checkpointed():
     images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     selection = network.select(network.heads)
     expected = network(images, selection)["predictions"]["a"]
-    network.checkpoint_branches = True
+    network.activation_checkpointing = True
     assert torch.equal(network(images, selection)["predictions"]["a"], expected)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 
@@ -37,7 +37,7 @@ def session_of(tmp_path) -> Iterator[Callable[..., Session]]:
             "run": {"out": str(tmp_path / "run"), "steps": 20, "seed": 5, "precision": "fp32"},
             "data": {
                 "shards": str(shards),
-                "size": [size, size],
+                "image_size": [size, size],
                 "global_batch": batch,
                 "workers": 0,
                 "eval_split": "train",

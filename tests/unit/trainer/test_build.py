@@ -1,22 +1,16 @@
 import pytest
-import torch
 from torch import nn
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Manifest
 from model.heads.deconv import DeconvHeads
 from model.tasks.presets import PRESETS, TASKONOMY
-from trainer.build import (
-    build_grouping,
-    build_network,
-    label_requests,
-    open_manifest,
-    resolve_tasks,
-)
-from trainer.config.sections import TasksSection
+from trainer.build import build_network
+from trainer.config.tasks import TasksSection
 from trainer.data_sources.shards import ShardData
 from trainer.errors import UserError
-from trainer.run_data import num_steps
+from trainer.run_data import num_steps, open_manifest
+from trainer.tasks import label_requests, resolve_tasks
 
 
 @pytest.fixture(scope="module")
@@ -125,30 +119,6 @@ def test_network_that_cannot_be_built(override, message, rooms_config, manifest)
     config = rooms_config(override)
     with pytest.raises(UserError, match=message):
         build_network(config, resolve_tasks(config.tasks, manifest))
-
-
-def test_grouping_takes_its_section(rooms_config):
-    config = rooms_config("grouping.init=2", "grouping.sampler=straight_through")
-    grouping = build_grouping(config, 5)
-    assert grouping.logits.tolist() == [[2.0] * 3] * 5
-    assert grouping.sampler == "straight_through"
-    diagonal = build_grouping(rooms_config("grouping.start=diagonal", "grouping.init=3"), 4)
-    assert diagonal.logits.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 3], [3, 0, 0]]
-    options = ("grouping.start=gaussian", "grouping.init=0.5", "grouping.init_noise=0.1")
-    one, same, other = (
-        build_grouping(rooms_config(*options, f"run.seed={seed}"), 40).logits.detach()
-        for seed in (1, 1, 2)
-    )
-    assert torch.equal(one, same) and not torch.equal(one, other)
-    assert 0.4 < float(one.std()) < 0.6
-
-
-def test_the_default_recipe_has_neither_sampler_nor_start(rooms_config):
-    """They are the published method's: the sampler `diagonal` would fix the default's weights."""
-    config = rooms_config(
-        "grouping.recipe=default", "grouping.sampler=diagonal", "grouping.start=diagonal"
-    )
-    assert torch.equal(build_grouping(config, 5).probabilities(), torch.full((5, 3), 1 / 3))
 
 
 def test_epochs_become_steps(rooms_config):

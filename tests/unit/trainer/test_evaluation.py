@@ -4,10 +4,12 @@ import torch
 from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
 from model.subset import subset
-from trainer.build import build_network, label_requests, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
 from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets
+from trainer.run_data import open_manifest
+from trainer.tasks import label_requests, resolve_tasks
 
 
 @pytest.fixture

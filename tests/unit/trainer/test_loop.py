@@ -17,14 +17,18 @@ from trainer.step import train_step
 @pytest.fixture
 def session(rooms_config, forget_accelerate):
     forget_accelerate()
-    config = rooms_config("optim.clip=null", "optim.warmup=0", "optim.weight_decay=0")
+    config = rooms_config(
+        "optim.max_grad_norm=null", "optim.warmup_steps=0", "optim.weight_decay=0"
+    )
     with start_session(config, make_accelerator(config)) as session:
         yield session
 
 
 def micro_batches(session, count):
     config = session.config.model_copy(
-        update={"optim": session.config.optim.model_copy(update={"accumulation": count})}
+        update={
+            "optim": session.config.optim.model_copy(update={"gradient_accumulation_steps": count})
+        }
     )
     loader = build_train_loader(
         config,
@@ -80,7 +84,9 @@ def test_step_descends_the_objective(session):
 def test_weights_of_every_sample(rooms_config, parts):
     """The gradients of sum_nks z_nks * loss_nks / labels_n, one sample after the other."""
     config = rooms_config(
-        "grouping.sampler=gumbel_per_sample", "optim.clip=null", f"optim.accumulation={parts}"
+        "grouping.sampler=gumbel_per_sample",
+        "optim.max_grad_norm=null",
+        f"optim.gradient_accumulation_steps={parts}",
     )
     session = start_session(config, make_accelerator(config))
     session.log.close()
@@ -126,15 +132,16 @@ def test_weights_of_every_sample(rooms_config, parts):
     torch.testing.assert_close(result.objective.sum(), objective.detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path, recipe):
     """Adam does not see the scale of a gradient, but its moments do."""
 
     def run(parts):
         options = (
-            "run.steps=4", "optim.clip=null", f"grouping.recipe={recipe}",
-            "grouping.affinity.warmup=0.5", f"optim.accumulation={parts}",
+            "run.steps=4", "optim.max_grad_norm=null", f"grouping.recipe={recipe}",
+            f"optim.gradient_accumulation_steps={parts}",
         )  # fmt: skip
+        options += ("grouping.warmup=0.5",) if recipe == "affinity" else ()
         folder = train_here(rooms_config(*options, f"run.out={tmp_path / str(parts)}")).folder
         records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
         losses = [list(r["losses"].values()) for r in records if r["kind"] == "train"]

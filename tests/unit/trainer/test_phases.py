@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.checkpoints.checkpoint import load_checkpoint
-from trainer.config.sections import FinetuneSection
+from trainer.config.finetune import FinetuneSection
 from trainer.phases import Phase, list_phases, phase_before
 
 SEARCH, FINETUNE = 6, 4
@@ -117,7 +117,7 @@ def test_the_trunk_may_go_on_learning_with_all_groups(run):
 
 
 def test_optimizer_and_schedule_start_anew(run):
-    session = run("finetune.lr=1e-4", "optim.warmup=2")
+    session = run("finetune.lr=1e-4", "optim.warmup_steps=2")
     found = {r["step"]: r["lr"] for r in records(session.folder, "train")}
     for start in (SEARCH, SEARCH + FINETUNE):
         assert [found[start + n] for n in (1, 2, 3)] == pytest.approx([0.5e-4, 1e-4, 1e-4])

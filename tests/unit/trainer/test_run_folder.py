@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.errors import UserError
 from trainer.run_folder import RunFolder
 
@@ -11,7 +11,7 @@ from trainer.run_folder import RunFolder
 def config(out, resume="auto", **changes):
     tree = {
         "run": {"out": str(out), "steps": 10, "resume": resume},
-        "data": {"shards": "shards", "size": [64, 64], "global_batch": 8},
+        "data": {"shards": "shards", "image_size": [64, 64], "global_batch": 8},
         "tasks": {"names": ["a", "b"]},
         "model": {"encoder": {"name": "residual64"}, "branches": 3},
         "grouping": {}, "pruning": {}, "optim": {}, "eval": {}, "log": {},
@@ -69,7 +69,7 @@ def test_checkpoints_to_keep_must_be_made(tmp_path):
         {"run__async_checkpoint": False},
         {"data__shards": "moved"},
         {"data__workers": 5},
-        {"eval__batch": 3},
+        {"eval__batch_size": 3},
         {"eval__every": 9},
         {"log__every": 1, "log__progress": False},
     ],
@@ -90,7 +90,9 @@ def test_what_may_change(changes, folder):
         ({"tasks__names": ["b", "a"]}, "tasks.names was ('a', 'b'), is ('b', 'a')"),
         ({"model__branches": 2}, "model.branches was 3, is 2"),
         ({"model__encoder__name": "x"}, "model.encoder.name was 'residual64', is 'x'"),
-        ({"grouping__temperature__end": 1}, "grouping.temperature.end was 2.5, is 1.0"),
+        ({"grouping__loss_decay": 0.9}, "grouping.loss_decay was 0.98, is 0.9"),
+        ({"grouping__recipe": "published"}, "grouping.recipe was 'affinity', is 'published'"),
+        ({"optim__schedule": "constant"}, "optim.schedule.name was 'cosine', is 'constant'"),
         ({"pruning__every": 1}, "pruning.every was 50, is 1"),
         ({"optim__lr": 1}, "optim.lr was 0.001, is 1.0"),
     ],

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from accelerate.utils import DistributedType
 
+from dmtg.plugins import RECIPES
 from trainer import search
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
@@ -23,8 +24,12 @@ def search_here(forget_accelerate):
     return run
 
 
+def search_config(config):
+    return search._search_config(config, config.grouping)
+
+
 def config_of(rooms_config, tmp_path, name, *overrides):
-    short = ("grouping.search.every=2", "run.steps=8", "run.checkpoint_every=3")
+    short = ("grouping.search_every=2", "run.steps=8", "run.checkpoint_every=3")
     return rooms_config(f"run.out={tmp_path / name}", *short, *overrides)
 
 
@@ -48,19 +53,19 @@ def test_a_search_that_was_stopped_goes_on(
 ):
     overrides = (f"grouping.recipe={recipe}", "run.resume=auto")
     whole = search_here(config_of(rooms_config, tmp_path, "whole", *overrides))
-    observe = search._OBSERVERS[recipe]
+    observe = RECIPES[recipe].observe
 
-    def stop(session, micro_batches):
+    def stop(section, session, micro_batches):
         if session.step == 7:
             raise KeyboardInterrupt
-        observe(session, micro_batches)
+        observe(section, session, micro_batches)
 
-    monkeypatch.setitem(search._OBSERVERS, recipe, stop)
+    monkeypatch.setattr(RECIPES[recipe], "observe", stop)
     config = config_of(rooms_config, tmp_path, "stopped", *overrides)
     with pytest.raises(KeyboardInterrupt):
         search_here(config)
     assert not (config.run.out / "search" / "groups.json").exists()
-    monkeypatch.setitem(search._OBSERVERS, recipe, observe)
+    monkeypatch.setattr(RECIPES[recipe], "observe", observe)
     assert search_here(config) == whole
 
 
@@ -81,7 +86,7 @@ def test_groups_that_were_found_are_kept(rooms_config, search_here, tmp_path, mo
 
 def test_a_search_may_be_shorter_than_the_run(rooms_config, search_here, tmp_path):
     config = config_of(
-        rooms_config, tmp_path, "run", "grouping.recipe=tag", "grouping.search.steps=2"
+        rooms_config, tmp_path, "run", "grouping.recipe=tag", "grouping.search_steps=2"
     )
     search_here(config)
     records = (config.run.out / "search" / "metrics.jsonl").read_text().splitlines()
@@ -89,16 +94,16 @@ def test_a_search_may_be_shorter_than_the_run(rooms_config, search_here, tmp_pat
 
 
 def test_the_search_is_one_branch_without_what_belongs_to_the_training(rooms_config):
-    own = search._search_config(
+    own = search_config(
         rooms_config(
-            "grouping.recipe=tag", "model.start=[a, b, c]", "finetune.steps=5", "eval.every=3"
+            "grouping.recipe=tag", "model.init_from=[a, b, c]", "finetune.steps=5", "eval.every=3"
         )
     )
     assert own.grouping.recipe == "multitask" and own.run.out.name == "search"
-    assert own.model.start == () and own.finetune.steps == 0
-    assert (own.eval.every, own.eval.limit) == (0, own.eval.batch)
-    one = search._search_config(rooms_config("grouping.recipe=tag", "model.start=[a]"))
-    assert [str(path) for path in one.model.start] == ["a"]
+    assert own.model.init_from == () and own.finetune.steps == 0
+    assert (own.eval.every, own.eval.limit) == (0, own.eval.batch_size)
+    one = search_config(rooms_config("grouping.recipe=tag", "model.init_from=[a]"))
+    assert [str(path) for path in one.model.init_from] == ["a"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -35,10 +35,10 @@ def _may_ask(frame):
     return "torch/optim" in frame.filename or frame.name == "_start_groups"
 
 
-@pytest.mark.parametrize("recipe", ["default", "published"])
+@pytest.mark.parametrize("recipe", ["affinity", "published"])
 def test_steps_ask_nothing(rooms_config, forget_accelerate, recipe):
     forget_accelerate()
-    config = rooms_config(f"grouping.recipe={recipe}", "optim.clip=1.0")
+    config = rooms_config(f"grouping.recipe={recipe}", "optim.max_grad_norm=1.0")
     with start_session(config, make_accelerator(config)) as session:
         place = {"rank": 0, "world_size": 1}
         batches = build_train_loader(

@@ -72,7 +72,7 @@ def test_probing_leaves_mode_and_statistics_alone():
             "model.encoder.name is 'vgg', must be one of backbone, mlp, residual64, xception",
         ),
         ({"num_branches": 0}, "model.num_branches is 0, must be at least 1"),
-        ({"init": "same"}, "model.init is 'same', must be one of independent, copies"),
+        ({"init": "same"}, "model.branch_init is 'same', must be one of independent, copies"),
         ({"image_size": (0, 8)}, r"image_size is \(0, 8\), must be two numbers above 0"),
         ({"trunk_depth": 2}, "model.trunk_depth is 2, must be 0 or 1 for residual64"),
         ({"options": {"width": 3}}, "model.encoder.options has 'width', residual64 knows only"),

@@ -206,7 +206,8 @@ def test_faults():
     with pytest.raises(ValueError, match=rf"grouping\.sampler is 'hard', must be one of {names}"):
         Grouping(1, 2, "hard")
     with pytest.raises(
-        ValueError, match=r"grouping\.start is 'zero', must be one of equal, diagonal, gaussian"
+        ValueError,
+        match=r"grouping\.logits_init is 'zero', must be one of equal, diagonal, gaussian",
     ):
         Grouping(1, 2, start="zero")
     for sampler in SAMPLERS:

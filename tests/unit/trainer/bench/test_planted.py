@@ -22,7 +22,7 @@ PROBLEM = PlantedProblem(8, 2, seed=3)
 
 
 def data(tmp_path, *overrides):
-    config = planted_config(tmp_path, 2, 3, "default", 6, 32, overrides)
+    config = planted_config(tmp_path, 2, 3, "affinity", 6, 32, overrides)
     return PlantedData(PROBLEM, config)
 
 
@@ -35,7 +35,7 @@ def keys(batches):
 def test_batches_of_all_ranks_and_parts_are_different_and_make_up_the_global_batch(
     tmp_path, world_size, accumulation
 ):
-    own = data(tmp_path, f"optim.accumulation={accumulation}")
+    own = data(tmp_path, f"optim.gradient_accumulation_steps={accumulation}")
     place = {"world_size": world_size}
     ranks = [list(own.train_batches(0, 3, rank=rank, **place)) for rank in range(world_size)]
     assert [len(batches) for batches in ranks] == [3 * accumulation] * world_size
@@ -72,15 +72,15 @@ def test_a_problem_has_tasks_but_no_epochs(tmp_path):
 
 
 def test_configuration(tmp_path):
-    config = planted_config(tmp_path, 8, 3, "default", 100, 64, ["optim.lr=0.01"])
+    config = planted_config(tmp_path, 8, 3, "affinity", 100, 64, ["optim.lr=0.01"])
     assert config.model.encoder.options == {"widths": [32, 64, 4]}
-    assert config.pruning.threshold == 0.05 and config.pruning.finish == 0.8
+    assert config.pruning.threshold == 0.05 and config.pruning.end == 0.8
     assert (config.run.seed, config.run.steps, config.optim.lr) == (3, 100, 0.01)
-    assert planted_config(tmp_path, 40, 3, "default", 9, 64).pruning.threshold < 1 / 40
+    assert planted_config(tmp_path, 40, 3, "affinity", 9, 64).pruning.threshold < 1 / 40
     published = planted_config(tmp_path, 2, 0, "published", 100, 64)
-    assert published.pruning.start == published.pruning.finish == 1.0
-    assert (published.grouping.lr, published.grouping.temperature.end) == (1e-3, 2.5)
-    with pytest.raises(UserError, match=r"grouping\.recipe: found 'best'; .*'default'"):
+    assert published.pruning.begin == published.pruning.end == 1.0
+    assert (published.grouping.lr, published.grouping.temperature.final) == (1e-3, 2.5)
+    with pytest.raises(UserError, match=r"grouping\.recipe: found 'best'; .*affinity"):
         planted_config(tmp_path, 2, 0, "best", 100, 64)
 
 
@@ -118,7 +118,7 @@ def test_the_true_grouping_against_itself(tmp_path):
 
 def test_more_groups_than_tasks():
     with pytest.raises(UserError, match="--groups is 9, must be at most --tasks, 8"):
-        measure_grouping(8, 9, 2, [0], "default", progress=False)
+        measure_grouping(8, 9, 2, [0], "affinity", progress=False)
 
 
 def test_json_has_the_means():

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.checkpoints.checkpoint import Progress
 from trainer.checkpoints.resume import check_fits, describe_encoder
 from trainer.errors import UserError
+from trainer.run_data import open_manifest
+from trainer.tasks import resolve_tasks
 
 TASKS = [
     {"name": "a", "kind": "binary"},
@@ -75,8 +77,8 @@ def test_other_data_and_everything_at_once():
     [
         (),
         ("model.encoder.options={model_type: resnet, hidden_sizes: [8, 16], depths: [1, 1]}",),
-        ("model.encoder={name: residual64}", "data.size=[64, 64]"),
-        ("model.encoder={name: xception}", "data.size=[64, 64]", "model.trunk_depth=6"),
+        ("model.encoder={name: residual64}", "data.image_size=[64, 64]"),
+        ("model.encoder={name: xception}", "data.image_size=[64, 64]", "model.trunk_depth=6"),
     ],
     ids=["convnextv2", "resnet", "residual64", "xception"],
 )

@@ -7,12 +7,13 @@ from safetensors.torch import load_file
 
 from model.subset import subset_state
 from trainer import loop
-from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.checkpoints import state as state_module
 from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
-from trainer.run_data import build_train_loader
+from trainer.run_data import build_train_loader, open_manifest
+from trainer.tasks import resolve_tasks
 
 NAMES = ("weights", "moments", "grouping")
 
@@ -124,20 +125,20 @@ def test_state_of_another_network_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "starts"), [("published", (1, 5, 7, 8, 9, 11)), ("default", (1, 3, 5, 8))]
+    ("recipe", "starts"), [("published", (1, 5, 7, 8, 9, 11)), ("affinity", (1, 3, 5, 8))]
 )
 def test_a_run_continued_from_any_checkpoint_ends_the_same(
     rooms_config, train_here, tmp_path, recipe, starts
 ):
     """Among them the steps before and after heads fall and the network gets smaller.
 
-    The recipe `default` has a warm-up of five steps, in which checkpoints hold statistics.
+    The recipe `affinity` has a warm-up of five steps, in which checkpoints hold statistics.
     """
     options = (
-        "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.start=0.1",
-        f"grouping.recipe={recipe}", "grouping.affinity.warmup=0.4",
+        "run.steps=12", "run.checkpoint_every=1", "run.keep_last=100", "pruning.begin=0.1",
+        f"grouping.recipe={recipe}", "grouping.warmup=0.4",
     )  # fmt: skip
-    config = rooms_config(*options, "pruning.finish=0.7", "model.branches=4")
+    config = rooms_config(*options, "pruning.end=0.7", "model.branches=4")
     whole = train_here(config).folder
 
     def holds_signals(step):
@@ -145,7 +146,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
         return any(name.startswith("gradient_statistics.") for name in state)
 
     assert [step for step in range(1, 13) if holds_signals(step)] == (
-        [2, 3, 4] if recipe == "default" else []
+        [2, 3, 4] if recipe == "affinity" else []
     )
     for step in starts:
         copy = tmp_path / f"from{step}"
@@ -154,7 +155,7 @@ def test_a_run_continued_from_any_checkpoint_ends_the_same(
         for file in (whole.config, whole.metrics):
             shutil.copy(file, copy)
         resumed = rooms_config(
-            *options, "pruning.finish=0.7", "model.branches=4", f"run.out={copy}", "run.resume=auto"
+            *options, "pruning.end=0.7", "model.branches=4", f"run.out={copy}", "run.resume=auto"
         )
         session = train_here(resumed)
         assert session.folder.metrics.read_bytes() == whole.metrics.read_bytes(), step
@@ -169,8 +170,8 @@ def test_compaction_changes_nothing_but_the_size(rooms_config, train_here, tmp_p
     """The large network with the same heads switched off gives the same losses and weights."""
     # The start values decide: with this seed the tasks choose two of the four branches.
     options = (
-        "run.steps=14", "run.seed=0", "model.branches=4", "grouping.init_noise=3.0",
-        "pruning.start=0.5", "pruning.finish=0.5",
+        "run.steps=14", "run.seed=0", "model.branches=4", "grouping.logits_noise=3.0",
+        "pruning.begin=0.5", "pruning.end=0.5",
     )  # fmt: skip
     small = train_here(rooms_config(*options, f"run.out={tmp_path / 'small'}"))
     monkeypatch.setattr(loop, "compact", lambda session: range(session.engine.module.num_branches))

@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from trainer.compare import cells as compare
 from trainer.compare.cells import plan_cells, run_cell
+from trainer.config.loading import load_config
 from trainer.errors import UserError
 
 
@@ -49,7 +51,6 @@ def test_cells_and_their_arguments(cells_of, rooms_yaml, tmp_path):
         "run.seed=4",
         "run.resume=auto",
         "grouping.recipe=random",
-        "grouping.groups=null",
         "log.progress=false",
     }
     assert cells[0].load() == {"recipe": "random", "seed": 3, "status": "waiting", "seconds": 0.0}
@@ -60,18 +61,61 @@ def test_cells_and_their_arguments(cells_of, rooms_yaml, tmp_path):
     [
         (
             {"recipes": "random,best"},
-            r"--recipes: found 'random,best'; allowed, each once: def",
+            r"--recipes: found 'random,best'; allowed, each once: affinity",
         ),
         ({"recipes": "tag,tag"}, r"--recipes: found 'tag,tag'"),
         ({"overrides": ["run.seed=1"]}, r"override 'run\.seed=1': compare sets this key"),
         ({"overrides": ["grouping.recipe=tag"]}, r"compare sets this key for every cell"),
         ({"overrides": ["run.step=1"]}, r"run\.step: unknown key"),
-        ({"recipes": "random,fixed"}, r"groups is needed by recipe 'fixed'"),
+        ({"recipes": "random,fixed"}, r"grouping\.groups: required and not given"),
+        ({"overrides": ["grouping.lr=1"]}, r"'grouping\.lr=1': .*: no recipe here has it"),
+        ({"overrides": ["grouping.search.every=1"]}, r"renamed to grouping\.search_every"),
     ],
 )
 def test_comparisons_that_cannot_be(arguments, message, cells_of):
     with pytest.raises(UserError, match=message):
         cells_of(**arguments)
+
+
+def grouping_of(cell):
+    _, path, *overrides = cell.arguments
+    return load_config(Path(path), overrides).grouping.model_dump(mode="json")
+
+
+def test_keys_of_the_file_apply_to_the_recipe_that_it_names(cells_of, rooms_config):
+    cells = cells_of("affinity,published", (3,), ())
+    assert grouping_of(cells[0]) == rooms_config("grouping.recipe=affinity").grouping.model_dump()
+    assert grouping_of(cells[1]) == rooms_config().grouping.model_dump()
+    assert rooms_config().grouping.lr == 0.1, "not the default"
+
+
+def test_overrides_apply_to_the_recipes_that_have_the_key(cells_of):
+    overrides = ["grouping.sampled_heads=2", "grouping.temperature=0.3", "grouping.noise=per_rank"]
+    cells = cells_of("affinity,published,random", (3,), overrides)
+    affinity, published, random = (grouping_of(cell) for cell in cells)
+    assert (affinity["sampled_heads"], affinity["temperature"]) == (2, 0.3)
+    assert (published["sampled_heads"], published["noise"]) == (2, "per_rank")
+    assert published["temperature"]["initial"] == 2.0
+    assert random == {"recipe": "random"}
+
+
+def test_fixed_groups_are_compared_with_others(cells_of):
+    fixed, random = cells_of("fixed,random", (3,), ["grouping.groups=groups.json"])
+    assert grouping_of(fixed)["groups"] == "groups.json"
+    assert "grouping.groups=groups.json" not in random.arguments
+
+
+def test_recipes_of_a_plug_in_can_be_compared(cells_of, tmp_path, monkeypatch):
+    (tmp_path / "cells_plugin.py").write_text(
+        "from dmtg.plugins import register_recipe\n"
+        "from trainer.recipes.multitask import Multitask\n"
+        "register_recipe('of_cells')(type('OfCells', (Multitask,), {'__module__': __name__}))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="found 'of_cells'"):
+        cells_of("of_cells", (3,))
+    (cell,) = cells_of("of_cells", (3,), ["plugins=[cells_plugin]"])
+    assert grouping_of(cell) == {"recipe": "of_cells"}
 
 
 def test_a_folder_with_another_run(cells_of, rooms_config):

@@ -1,10 +1,12 @@
 import pytest
 from torch import nn
 
-from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
 from trainer.errors import UserError
+from trainer.run_data import open_manifest
+from trainer.tasks import resolve_tasks
 
 RESNET = (
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
@@ -51,7 +53,7 @@ def test_fp16_is_refused_on_a_cpu(rooms_config):
 @pytest.mark.usefixtures("forget_accelerate")
 def test_a_global_batch_must_divide_into_micro_batches(rooms_config):
     with pytest.raises(UserError, match=r"global_batch is 8; it must be a multiple .* 1 x 3"):
-        make_accelerator(rooms_config("optim.accumulation=3"))
+        make_accelerator(rooms_config("optim.gradient_accumulation_steps=3"))
 
 
 @pytest.mark.usefixtures("forget_accelerate")

@@ -4,7 +4,7 @@ from torch import nn
 
 from model.heads.deconv import DeconvHeads
 from model.heads.resize import DenseHeads
-from trainer.config.sections import OptimSection
+from trainer.config.optim import OptimSection
 from trainer.engines.optim import base_optimizer, build_optimizer, check_groups, logits_optimizer
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from trainer.config.sections import OptimSection
+from trainer.config.optim import PlateauSchedule
 from trainer.engines.plateau import Plateau
 
 CPU = torch.device("cpu")
@@ -28,10 +28,6 @@ def torchs(losses, section):
     return rates
 
 
-def section_of(**options):
-    return OptimSection(schedule="plateau", lr=LR, **options)
-
-
 @given(
     losses=st.lists(st.floats(0.01, 10.0), min_size=1, max_size=60),
     patience=st.integers(0, 4),
@@ -39,7 +35,7 @@ def section_of(**options):
     gamma=st.sampled_from([0.1, 0.5, 0.9]),
 )
 def test_as_torch_has_it(losses, patience, threshold, gamma):
-    section = section_of(patience=patience, threshold=threshold, gamma=gamma)
+    section = PlateauSchedule(patience=patience, threshold=threshold, gamma=gamma)
     plateau = Plateau(section, LR, 1, CPU)
     found = []
     for loss in losses:
@@ -49,7 +45,7 @@ def test_as_torch_has_it(losses, patience, threshold, gamma):
 
 
 def test_published_values_on_a_loss_that_stops_falling():
-    plateau = Plateau(section_of(), LR, 1, CPU)
+    plateau = Plateau(PlateauSchedule(), LR, 1, CPU)
     factors = []
     for _epoch in range(40):
         plateau.end_epoch(1.0)
@@ -59,7 +55,7 @@ def test_published_values_on_a_loss_that_stops_falling():
 
 
 def test_it_sees_the_mean_over_an_epoch():
-    plateau = Plateau(section_of(patience=0), LR, 3, CPU)
+    plateau = Plateau(PlateauSchedule(patience=0), LR, 3, CPU)
     sums = [3.0, 1.0, 2.0, 1.9, 1.9, 1.9, 1.0, 1.0, 1.0]  # means 2, 1.9 (not 10 % less), 1
     factors = []
     for step, value in enumerate(sums, 1):
@@ -72,7 +68,7 @@ def test_it_sees_the_mean_over_an_epoch():
 @given(losses=st.lists(st.floats(0.1, 10.0), min_size=2, max_size=30), data=st.data())
 def test_a_reloaded_state_goes_on_as_if_never_stopped(losses, data):
     cut = data.draw(st.integers(1, len(losses) - 1))
-    section = section_of(patience=1)
+    section = PlateauSchedule(patience=1)
     whole, first, second = (Plateau(section, LR, 2, CPU) for _ in range(3))
 
     def train(plateau, start, values):
@@ -112,7 +108,7 @@ class Reference:
 )
 def test_the_numbers_are_those_of_earlier_versions(losses, patience, threshold, gamma, min_lr):
     """Bit for bit, also for factors below the least change that torch makes by default."""
-    section = section_of(patience=patience, threshold=threshold, gamma=gamma, min_lr=min_lr)
+    section = PlateauSchedule(patience=patience, threshold=threshold, gamma=gamma, min_lr=min_lr)
     plateau, reference = Plateau(section, LR, 1, CPU), Reference(section, LR)
     for loss in losses:
         plateau.end_epoch(loss)
@@ -123,7 +119,7 @@ def test_the_numbers_are_those_of_earlier_versions(losses, patience, threshold, 
 
 def test_a_state_of_an_earlier_version_is_continued():
     """With patience 3, the second of these epochs is the fourth that is not better."""
-    plateau = Plateau(section_of(), LR, 2, CPU)
+    plateau = Plateau(PlateauSchedule(), LR, 2, CPU)
     assert plateau.state() == {"factor": 1.0, "best": None, "bad_epochs": 0, "sum": 0.0}
     plateau.load({"factor": 0.25, "best": 2.0, "bad_epochs": 2, "sum": 1.5})
     assert plateau.factor == 0.25
@@ -140,7 +136,8 @@ def test_a_run_lowers_its_rate_and_resumes_within_an_epoch(rooms_config, train_h
     """36 rooms in batches of 8: epochs of 4 steps, and the checkpoint of step 6 lies within one."""
     options = (
         "run.steps=14", "run.checkpoint_every=6", "run.keep_last=9", "optim.schedule=plateau",
-        "optim.threshold=0.9", "optim.patience=0", "optim.min_lr=1e-6", "optim.warmup=0",
+        "optim.schedule.threshold=0.9", "optim.schedule.patience=0", "optim.schedule.min_lr=1e-6",
+        "optim.warmup_steps=0",
     )  # fmt: skip
     whole = train_here(rooms_config(*options, f"run.out={tmp_path / 'whole'}")).folder
     lines = [json.loads(line) for line in whole.metrics.read_text().splitlines()]

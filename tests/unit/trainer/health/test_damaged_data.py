@@ -13,12 +13,11 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.shards.remote import check_url
 from data_pipelines.shards.writer import ShardWriter
-from trainer.build import open_manifest, open_shards
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.errors import UserError
 from trainer.health.damaged_samples import MAX_WARNINGS, FaultCounter
 from trainer.loop import train
-from trainer.run_data import steps_per_epoch
+from trainer.run_data import open_manifest, open_shards, steps_per_epoch
 
 FIELDS = {
     "rgb": Field(member="rgb.jpg", kind="image", channels=3),
@@ -62,7 +61,13 @@ def records(session):
 def test_replaced_samples_are_counted_in_the_metrics(damaged, session_of, caplog):
     """10 steps of 8 are two epochs of 40, with 4 bad samples in each."""
     session = session_of(
-        damaged, 16, batch=8, run={"steps": 10}, data=REPLACE, log={"every": 5}, eval={"batch": 6}
+        damaged,
+        16,
+        batch=8,
+        run={"steps": 10},
+        data=REPLACE,
+        log={"every": 5},
+        eval={"batch_size": 6},
     )
     train(session)
     found = records(session)
@@ -78,7 +83,7 @@ def test_replaced_samples_are_counted_in_the_metrics(damaged, session_of, caplog
 def test_a_resumed_run_writes_the_same_counts(damaged, session_of):
     options = {
         "run": {"steps": 10, "checkpoint_every": 3, "keep_last": 9, "resume": "auto"},
-        "pruning": {"start": 0.9, "finish": 0.9},
+        "pruning": {"begin": 0.9, "end": 0.9},
         "data": REPLACE,
         "log": {"every": 4},
     }
@@ -145,7 +150,7 @@ def test_warnings_end_after_a_while(whole, tmp_path, session_of, caplog):
 
 
 def test_a_stream_trains_and_evaluates_on_the_shards(whole, session_of, caplog):
-    data = {"stream": f"{whole}/train-{{000000..000009}}.tar"}
+    data = {"tar_urls": f"{whole}/train-{{000000..000009}}.tar"}
     session = session_of(whole, 16, batch=8, run={"steps": 3}, data=data, log={"every": 1})
     train(session)
     kinds = [r["kind"] for r in records(session)]
@@ -189,14 +194,14 @@ def test_chance_alone_does_not_end_a_long_run():
 def config_of(**data):
     tree = {
         "run": {"out": "out", "epochs": 1},
-        "data": {"shards": "here", "size": [8, 8], "global_batch": 8, **data},
+        "data": {"shards": "here", "image_size": [8, 8], "global_batch": 8, **data},
         "model": {"branches": 1, "encoder": {"name": "x"}},
     }
     return parse_config(tree, "test")
 
 
 def test_a_stream_has_no_epochs():
-    with pytest.raises(UserError, match=r"run\.epochs: data\.stream has no end, give run\.steps"):
+    with pytest.raises(UserError, match=r"run\.epochs: data\.tar_urls has no end, give run\.steps"):
         steps_per_epoch(config_of(stream="a.tar"), None)
 
 

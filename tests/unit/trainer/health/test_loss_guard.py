@@ -81,8 +81,9 @@ def test_an_objective_is_spoilt_only_where_losses_are(make_guard):
 
 # With BatchNorm, whose statistics a bad step spoils, and accumulation.
 RUN = (
-    "run.steps=8", "optim.accumulation=2", "run.checkpoint_every=1", "run.keep_last=9",
-    "pruning.start=0.9", "pruning.finish=0.9", "eval.limit=1",
+    "run.steps=8", "run.checkpoint_every=1", "run.keep_last=9",
+    "optim.gradient_accumulation_steps=2",
+    "pruning.begin=0.9", "pruning.end=0.9", "eval.limit=1",
     "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
     "depths: [1, 1], layer_type: basic}",
 )  # fmt: skip
@@ -108,7 +109,7 @@ def skips(folder):
     return [(r["step"], r["skipped"]) for r in records if r["kind"] == "skip"]
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_a_bad_step_changes_nothing_but_the_count(recipe, rooms_config, train_here, spoil_steps):
     """Weights, moments and running statistics are as before it; the steps after it learn."""
     spoil_steps({3, 4})
@@ -136,7 +137,7 @@ def test_a_bad_step_at_the_end_of_the_warm_up_does_not_stop_the_grouping(
     rooms_config, train_here, spoil_steps
 ):
     spoil_steps({3})
-    options = ("grouping.recipe=default", "grouping.affinity.warmup=0.5", "optim.skip_nonfinite=1")
+    options = ("grouping.recipe=affinity", "grouping.warmup=0.5", "optim.skip_nonfinite=1")
     session = train_here(rooms_config(*RUN, *options))
     assert skips(session.folder) == [(4, 1)]
     assert session.learner.finished and session.learner.updates == 3  # in steps 5, 6 and 7
@@ -170,7 +171,9 @@ def test_a_bad_gradient_of_a_good_loss_is_left_out(rooms_config, train_here, mon
         return output
 
     monkeypatch.setattr(trainer.step, "_forward", forward)
-    folder = train_here(rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.clip=null")).folder
+    folder = train_here(
+        rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.max_grad_norm=null")
+    ).folder
     assert skips(folder) == [(3, 1)]
 
 

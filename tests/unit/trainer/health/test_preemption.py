@@ -101,7 +101,7 @@ RUNS = {
         "run.steps=4", "finetune.steps=1", "eval.every=2", "pruning.every=1", "log.every=3",
     ),
     "search": (
-        "run.steps=2", "grouping.recipe=grad_tag", "grouping.search.every=1", "log.every=3",
+        "run.steps=2", "grouping.recipe=grad_tag", "grouping.search_every=1", "log.every=3",
     ),
 }  # fmt: skip
 

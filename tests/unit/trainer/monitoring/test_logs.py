@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 
-from trainer.config.sections import LogSection
+from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.monitoring.logs import RunLog, open_rank_log, setup_logging
 from trainer.run_folder import RunFolder

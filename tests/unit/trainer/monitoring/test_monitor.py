@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.timing import RankTimes
 
@@ -36,7 +36,7 @@ def monitor_of(tmp_path, monkeypatch):
     def make(main=True, flops=None, steps_per_epoch=5, **log):
         tree = {
             "run": {"out": str(tmp_path), "steps": 100},
-            "data": {"shards": "s", "size": [8, 8], "global_batch": BATCH},
+            "data": {"shards": "s", "image_size": [8, 8], "global_batch": BATCH},
             "model": {"encoder": {"name": "residual64"}, "branches": 3},
             "log": log,
         }

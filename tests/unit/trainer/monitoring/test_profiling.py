@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.config.run import RunSection
 from trainer.errors import UserError
 from trainer.monitoring.profiling import ProfileWindow
@@ -73,7 +73,7 @@ def test_a_window_after_the_end_is_refused(tmp_path):
 def test_what_is_no_window_is_refused(value):
     tree = {
         "run": {"out": "x", "steps": 10, "profile": value},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 8},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 8},
         "model": {"encoder": {"name": "residual64"}, "branches": 3},
     }
     with pytest.raises(UserError) as error:

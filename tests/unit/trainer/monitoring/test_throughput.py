@@ -8,7 +8,7 @@ from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.monitoring.throughput import StepFlops, count_flops, peak_of_name, peak_tflops
 
 SIZE, BATCH = 8, 4
@@ -20,7 +20,7 @@ def network():
     options = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [SIZE, SIZE], "global_batch": BATCH},
+        "data": {"shards": "x", "image_size": [SIZE, SIZE], "global_batch": BATCH},
         "model": {
             "branches": 2,
             "encoder": {"name": "backbone", "options": {**options, "layer_type": "basic"}},

@@ -3,7 +3,7 @@ import torch
 
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.optim import build_optimizer
 from trainer.planning.memory import ENGINES, NetworkBytes, engine_memory
 from trainer.planning.step_cost import StepCost
@@ -29,7 +29,7 @@ def network():
     options = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8], "depths": [1]}
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [16, 16], "global_batch": 4},
+        "data": {"shards": "x", "image_size": [16, 16], "global_batch": 4},
         "model": {
             "branches": 3,
             "encoder": {"name": "backbone", "options": {**options, "layer_type": "basic"}},
@@ -40,7 +40,7 @@ def network():
 
 
 def test_weights_and_moments_of_one_process_are_those_that_a_real_step_keeps(network):
-    tree = {"run": {"out": "x", "steps": 1}, "data": {"shards": "x", "size": [16, 16]}}
+    tree = {"run": {"out": "x", "steps": 1}, "data": {"shards": "x", "image_size": [16, 16]}}
     tree["data"]["global_batch"] = 4
     tree["model"] = {"branches": 1, "encoder": {"name": "residual64"}}
     optimizer = build_optimizer(network, parse_config(tree, "test").optim)

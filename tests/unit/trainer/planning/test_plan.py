@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.config.config import load_config, parse_config
+from trainer.config.loading import load_config, parse_config
 from trainer.errors import UserError
 from trainer.planning.forecast import forecast
 from trainer.planning.stages import GIB, Machine
@@ -11,7 +11,7 @@ ENCODER = {"name": "mlp", "options": {"widths": [6, 64, 64]}}
 def config_of(**sections):
     tree = {
         "run": {"out": "x", "steps": 1, "precision": "fp32"},
-        "data": {"shards": "/nowhere", "size": [1, 1], "global_batch": 32},
+        "data": {"shards": "/nowhere", "image_size": [1, 1], "global_batch": 32},
         "tasks": {"preset": "celeba9"},
         "model": {"branches": 3, "encoder": ENCODER},
     }
@@ -30,7 +30,9 @@ def test_parameters_before_and_after_pruning():
 
 
 def test_times_are_operations_over_the_given_rate():
-    found = forecast(config_of(optim={"accumulation": 4}), Machine(2, 16.0, tflops=2.0))
+    found = forecast(
+        config_of(optim={"gradient_accumulation_steps": 4}), Machine(2, 16.0, tflops=2.0)
+    )
     stage = found.stages["before"]
     assert found.micro_batch == 4
     assert stage.time["ddp"].arithmetic == pytest.approx(4 * stage.cost.flops / 2e12)
@@ -75,10 +77,13 @@ def test_what_helps_if_nothing_fits():
     tight = Machine(1, 0.6 * cost.peak / 0.9 / GIB, tflops=1.0)
     found = forecast(config_of(**sections), tight)
     assert found.fits == () and found.cheapest is None
-    assert "optim.accumulation=" in found.advice[0] and "fits with ddp" in found.advice[0]
-    assert "model.checkpoint_branches=true" in found.advice[1]
-    factor = int(found.advice[0].split("accumulation=")[1].split()[0])
-    helped = forecast(config_of(**sections, optim={"accumulation": factor}), tight)
+    assert (
+        "optim.gradient_accumulation_steps=" in found.advice[0]
+        and "fits with ddp" in found.advice[0]
+    )
+    assert "model.activation_checkpointing=true" in found.advice[1]
+    factor = int(found.advice[0].split("accumulation_steps=")[1].split()[0])
+    helped = forecast(config_of(**sections, optim={"gradient_accumulation_steps": factor}), tight)
     assert "ddp" in helped.fits
 
 
@@ -119,8 +124,13 @@ def test_links_within_a_node_and_between():
 @pytest.mark.parametrize(
     ("gpus", "sections", "message"),
     [
-        (3, {}, "data.global_batch is 32; it must be a multiple of --gpus x optim.accumulation"),
-        (8, {"optim": {"accumulation": 8}}, "8 x 8"),
+        (
+            3,
+            {},
+            "data.global_batch is 32; it must be a multiple of --gpus x "
+            "optim.gradient_accumulation_steps",
+        ),
+        (8, {"optim": {"gradient_accumulation_steps": 8}}, "8 x 8"),
         (1, {"tasks": {"preset": None}}, "without shards the tasks must be given by tasks.preset"),
         (1, {"tasks": {"preset": None, "names": ["fog"]}}, "tasks.define.fog"),
     ],

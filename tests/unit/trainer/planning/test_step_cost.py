@@ -6,7 +6,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from model.tasks.presets import PRESETS
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.planning.step_cost import AllocationTracker, empty_batch, step_cost
 
 MLP = {"name": "mlp", "options": {"widths": [6, 10, 4]}}
@@ -26,7 +26,7 @@ BINARY = tuple(TaskSpec(f"t{number}", "binary") for number in range(3))
 def network_of(encoder, tasks, size, branches=2, **model):
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [size, size], "global_batch": 8},
+        "data": {"shards": "x", "image_size": [size, size], "global_batch": 8},
         "model": {"branches": branches, "encoder": encoder, "dense_widths": [8], **model},
     }
     return build_network(parse_config(tree, "test"), tasks)
@@ -120,7 +120,7 @@ def test_activations_grow_with_the_batch_and_fall_with_precision_and_heads():
 def test_branches_that_are_computed_again_keep_less():
     network = network_of(RESNET, BINARY, 32)
     plain = step_cost(network, network.heads, 8, "fp32")
-    network.checkpoint_branches = True
+    network.activation_checkpointing = True
     again = step_cost(network, network.heads, 8, "fp32")
     assert again.activations < 0.5 * plain.activations
     assert again.peak < plain.peak and again.flops > plain.flops

@@ -3,7 +3,7 @@ import torch
 
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.planning.step_time import measure_time, offload_seconds, step_time
 from trainer.planning.traffic import Traffic
 
@@ -38,7 +38,7 @@ def test_the_update_on_the_host():
 def measured(batch):
     tree = {
         "run": {"out": "x", "steps": 1},
-        "data": {"shards": "x", "size": [32, 32], "global_batch": 4},
+        "data": {"shards": "x", "image_size": [32, 32], "global_batch": 4},
         "model": {"branches": 2, "encoder": {"name": "residual64"}},
     }
     config = parse_config(tree, "test")

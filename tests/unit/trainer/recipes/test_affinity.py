@@ -1,4 +1,4 @@
-"""The default recipe: warm-up, groups from planted statistics, the posterior of the losses."""
+"""The recipe `affinity`: warm-up, groups from planted statistics, the posterior of the losses."""
 # Legend: N tasks, K branches, F features.
 
 import numpy as np
@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
-from trainer.errors import NonFiniteLossError
+from trainer.config.loading import parse_config
+from trainer.errors import NonFiniteLossError, UserError
 from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.learner import LearnerInput
 
 N, K, STEPS = 12, 5, 200
 WARM, FINISH = 20, 160
@@ -24,10 +25,10 @@ def learner(
 ):
     tree = {
         "run": {"out": "out", "steps": steps},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": num_branches},
-        "grouping": {"recipe": "default", "affinity": affinity},
-        "pruning": {"start": start, "finish": finish, "every": 1, "threshold": threshold},
+        "grouping": {"recipe": "affinity", **affinity},
+        "pruning": {"begin": start, "end": finish, "every": 1, "threshold": threshold},
     }
     config = parse_config(tree, "test")
     grouping = Grouping(num_tasks, num_branches)
@@ -57,7 +58,7 @@ def advance(own, first, last, losses=None):
         if own.collects(step):
             own.collect(statistics(*shape), torch.arange(shape[0]))
         given = torch.ones(shape) if losses is None else losses(step)
-        own.update(step, torch.full(shape, torch.nan), given, 1.0)
+        own.update(LearnerInput(step, torch.full(shape, torch.nan), given))
         own.prune(step + 1)
 
 
@@ -65,7 +66,7 @@ def started(**options):
     """A learner at the end of its warm-up, before anything is switched off."""
     own = learner(**options)
     advance(own, 0, WARM - 1)
-    own.update(WARM - 1, torch.zeros(N, K), torch.ones(N, K), 1.0)
+    own.update(LearnerInput(WARM - 1, torch.zeros(N, K), torch.ones(N, K)))
     return own
 
 
@@ -146,7 +147,7 @@ def test_surplus_branches_go_where_the_time_is_too_short_for_anything_else():
 
 
 def test_as_many_groups_as_branches_where_that_is_asked_for():
-    own = started(branches="all", start_probability=0.6)
+    own = started(num_groups="all", initial_probability=0.6)
     weights = own.weights(WARM, 7)
     torch.testing.assert_close(weights.amax(dim=1), torch.full((N,), 0.6))
     assert len(set(weights.argmax(dim=1).tolist())) == K
@@ -166,15 +167,15 @@ def test_tasks_stay_where_they_start_for_a_while():
     before = own.weights(WARM, 7)
     losses = torch.rand(N, K, generator=torch.Generator().manual_seed(0))
     for step in range(WARM, HELD):
-        own.update(step, torch.zeros(N, K), losses, 1.0)
+        own.update(LearnerInput(step, torch.zeros(N, K), losses))
     assert torch.equal(own.weights(HELD, 7), before)
-    own.update(HELD, torch.zeros(N, K), losses, 1.0)
+    own.update(LearnerInput(HELD, torch.zeros(N, K), losses))
     assert not torch.equal(own.weights(HELD + 1, 7), before)
 
 
 def test_posterior_against_numpy():
     """softmax(-average / (mean over live branches * temperature)); NaN keeps what there was."""
-    own = started(average=0.9, start=0.9, finish=0.9, branches="all")
+    own = started(loss_decay=0.9, start=0.9, finish=0.9, num_groups="all")
     generator = np.random.default_rng(0)
     average, before = np.zeros((N, K)), own.weights(WARM, 7)
     for step in range(WARM, HELD + 30):
@@ -182,7 +183,7 @@ def test_posterior_against_numpy():
         losses[3] = np.nan  # never has a label
         if step % 3:
             losses[4] = np.nan  # now and then
-        own.update(step, torch.full((N, K), torch.nan), torch.tensor(losses), 1.0)
+        own.update(LearnerInput(step, torch.full((N, K), torch.nan), torch.tensor(losses)))
         keep = np.where(average == 0, 0.0, 0.9)  # the first loss of a task is its average
         mixed = keep * average + (1 - keep) * losses
         average = np.where(np.isnan(losses), average, mixed)
@@ -196,13 +197,23 @@ def test_posterior_against_numpy():
     assert float(own.grouping.logits.detach().max()) == 0.0
 
 
+def test_a_loss_of_exactly_zero_counts_as_seen():
+    """The branch without any loss is the best one, and not one that was never computed."""
+    own = started(start=0.9, finish=0.9, num_groups="all")
+    losses = torch.ones(N, K)
+    losses[:, 2] = 0.0
+    for step in range(WARM, HELD + 10):
+        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+    assert own.weights(HELD + 10, 7).argmax(dim=1).tolist() == [2] * N
+
+
 def test_posterior_over_the_live_heads_only():
     own = started()
     own.prune(WARM)
     losses = torch.full((N, K), 1e6)  # of heads that are not computed nothing may matter
     losses[:, :2] = torch.tensor([1.0, 1.1])
     for step in range(WARM, HELD + 1):
-        own.update(step, torch.zeros(N, K), losses, 1.0)
+        own.update(LearnerInput(step, torch.zeros(N, K), losses))
     expected = softmax(-np.array([1.0, 1.1]) / 1.05 / own.temperature(HELD + 1))
     weights = own.weights(HELD + 1, 7)
     np.testing.assert_allclose(weights[:, :2], np.tile(expected, (N, 1)), rtol=1e-3)
@@ -213,8 +224,9 @@ def test_the_scale_of_a_tasks_losses_does_not_matter():
     own, losses = started(), torch.rand(N, K) + 0.5
     scaled = started()
     for step in range(WARM, HELD + 5):
-        own.update(step, torch.zeros(N, K), losses, 1.0)
-        scaled.update(step, torch.zeros(N, K), losses * torch.logspace(-5, 5, N)[:, None], 1.0)
+        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+        other = losses * torch.logspace(-5, 5, N)[:, None]
+        scaled.update(LearnerInput(step, torch.zeros(N, K), other))
     found = [each.weights(HELD + 5, 7) for each in (own, scaled)]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
@@ -277,7 +289,9 @@ def assert_same(found, expected):
     assert found.updates == expected.updates
     assert found.tensors().keys() == expected.tensors().keys()
     for name, value in expected.tensors().items():
-        assert torch.equal(found.tensors()[name], value), name
+        torch.testing.assert_close(
+            found.tensors()[name], value, rtol=0, atol=0, equal_nan=True, msg=name
+        )
 
 
 @pytest.mark.parametrize("stop", [3, 10, WARM - 1, WARM, HELD - 2, HELD + 20, FINISH, STEPS])
@@ -299,7 +313,16 @@ def test_continued_from_any_step(stop):
 
 def test_a_run_that_diverges_in_the_warm_up_says_so(rooms_config, train_here):
     config = rooms_config(
-        "grouping.recipe=default", "optim.lr=1e30", "optim.clip=null", "log.every=30"
+        "grouping.recipe=affinity", "optim.lr=1e30", "optim.max_grad_norm=null", "log.every=30"
     )
     with pytest.raises(NonFiniteLossError, match="became NaN or infinite in step"):
         train_here(config)
+
+
+@pytest.mark.parametrize("key", ["sampler=diagonal", "logits_init=diagonal", "lr=0.1"])
+def test_the_recipe_has_neither_sampler_nor_logits_of_the_published_one(key, rooms_config):
+    config = rooms_config("grouping.recipe=affinity")
+    grouping = AffinityGroups.new_grouping(config, 5)
+    assert torch.equal(grouping.probabilities(), torch.full((5, 3), 1 / 3))
+    with pytest.raises(UserError, match=r"grouping\.\w+: unknown key of recipe 'affinity'"):
+        rooms_config("grouping.recipe=affinity", f"grouping.{key}")

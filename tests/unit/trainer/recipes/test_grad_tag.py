@@ -4,7 +4,13 @@ import torch
 from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional as F
 
-from trainer.recipes.grad_tag import Sketch, cluster, gradient_similarity, observe_gradients
+from trainer.recipes.grad_tag import (
+    GradTagGroups,
+    GradTagSection,
+    Sketch,
+    cluster,
+    gradient_similarity,
+)
 
 
 def exact_cosines(session, batch):
@@ -55,13 +61,14 @@ def test_sketch_is_linear_and_follows_its_seed():
 
 
 def test_only_the_late_part_is_observed(multitask_session, batches_of):
-    session = multitask_session("grouping.search.every=2", "run.steps=12")
+    section = GradTagSection(recipe="grad_tag", search_every=2)
+    session = multitask_session("run.steps=12")
     micro_batches = batches_of(session, 1)
     for session.step in range(5):
-        observe_gradients(session, micro_batches)
+        GradTagGroups.observe(section, session, micro_batches)
     assert not session.observed
     for session.step in range(5, 12):  # 6, 8, 10
-        observe_gradients(session, micro_batches)
+        GradTagGroups.observe(section, session, micro_batches)
     assert session.observed["pairs"].eq(3).all()
 
 

@@ -7,7 +7,8 @@ import pytest
 from model.bundle import save_bundle
 from trainer.checkpoints.checkpoint import newest_checkpoint
 from trainer.errors import UserError
-from trainer.recipes.groups import given_groups, heads_of_groups, random_groups, read_groups
+from trainer.recipes.given import given_groups
+from trainer.recipes.groups import heads_of_groups, random_groups, read_groups
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
 
@@ -26,7 +27,7 @@ def test_groups_of_the_recipes(rooms_config, tmp_path):
     def groups(*overrides):
         return given_groups(rooms_config(*overrides), TASKS)
 
-    assert groups("grouping.recipe=default") is groups("grouping.recipe=published") is None
+    assert groups("grouping.recipe=affinity") is groups("grouping.recipe=published") is None
     assert groups("grouping.recipe=multitask") == (tuple(range(6)),)
     assert groups("grouping.recipe=single_task") == tuple((task,) for task in range(6))
     named = [[TASKS[5], TASKS[1]], [TASKS[0], TASKS[3], TASKS[2], TASKS[4]]]

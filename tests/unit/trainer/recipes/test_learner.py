@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.recipes.learner import GroupLearner, hard_heads
 from trainer.recipes.published import PublishedGroups
 
@@ -14,10 +14,10 @@ N, K, STEPS = 4, 3, 100
 def learner(logits=None, sampler="gumbel"):
     tree = {
         "run": {"out": "out", "steps": STEPS, "seed": 3},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": K},
         "grouping": {"recipe": "published"},
-        "pruning": {"start": 0.2, "finish": 0.6, "every": 5, "threshold": 0.2},
+        "pruning": {"begin": 0.2, "end": 0.6, "every": 5, "threshold": 0.2},
     }
     grouping = Grouping(N, K, sampler=sampler)
     if logits is not None:

@@ -4,13 +4,16 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import softmax
 from scipy.stats import bernoulli, entropy
 
 from model.grouping.grouping import Grouping
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
-from trainer.recipes.published import PublishedGroups
+from trainer.recipes.learner import LearnerInput
+from trainer.recipes.published import PublishedGroups, TemperatureSection, temperature
 from trainer.session import start_session
 
 N, K, STEPS = 4, 3, 100
@@ -20,10 +23,10 @@ LOSSES = torch.full((N, K), torch.nan)  # the published updates know the gradien
 def learner(rank=0, logits=None, sampler="gumbel", **grouping):
     tree = {
         "run": {"out": "out", "steps": STEPS, "seed": 3},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": K},
         "grouping": {"recipe": "published", **grouping},
-        "pruning": {"start": 0.2, "finish": 0.6, "every": 5, "threshold": 0.2},
+        "pruning": {"begin": 0.2, "end": 0.6, "every": 5, "threshold": 0.2},
     }
     own = Grouping(N, K, sampler=sampler)
     if logits is not None:
@@ -33,7 +36,7 @@ def learner(rank=0, logits=None, sampler="gumbel", **grouping):
 
 
 def update(own, gradient, factor=1.0, step=0):
-    own.update(step, gradient, LOSSES, factor)
+    own.update(LearnerInput(step, gradient, LOSSES, factor))
 
 
 def test_noise_of_every_rank_or_of_all():
@@ -58,7 +61,7 @@ def test_noise_for_every_sample():
 
 
 def test_temperature_anneals_until_the_finish():
-    own = learner(temperature={"start": 4, "end": 1, "shape": "linear"})
+    own = learner(temperature={"initial": 4, "final": 1, "shape": "linear"})
     assert own.temperature(0) == 4 and own.temperature(30) == 2.5
     assert own.temperature(60) == own.temperature(99) == 1
 
@@ -149,8 +152,12 @@ def test_dropping_branches_keeps_what_is_left():
 
 @pytest.mark.usefixtures("forget_accelerate")
 def test_a_run_starts_with_the_configured_logits(rooms_config):
-    options = ("grouping.start=diagonal", "grouping.init=2", "grouping.sampler=softmax")
-    config = rooms_config(*options, "grouping.temperature.start=1")
+    options = (
+        "grouping.logits_init=diagonal",
+        "grouping.logits_value=2",
+        "grouping.sampler=softmax",
+    )
+    config = rooms_config(*options, "grouping.temperature.initial=1")
     session = start_session(config, make_accelerator(config))
     session.log.close()
     assert isinstance(session.learner, PublishedGroups)
@@ -158,3 +165,52 @@ def test_a_run_starts_with_the_configured_logits(rooms_config):
     weights = session.learner.weights(0, 8).detach()
     expected = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 2]] * 2).softmax(dim=1)
     torch.testing.assert_close(weights, expected)
+
+
+@pytest.mark.parametrize("shape", ["linear", "exponential"])
+def test_temperature_has_its_ends_and_stays_at_the_last(shape):
+    section = TemperatureSection(initial=4.0, final=0.25, shape=shape)
+    assert temperature(section, 0, 40) == 4.0
+    assert temperature(section, 40, 40) == pytest.approx(0.25)
+    assert temperature(section, 400, 40) == pytest.approx(0.25)
+
+
+def test_temperature_in_the_middle():
+    assert temperature(TemperatureSection(initial=4, final=1, shape="linear"), 5, 10) == 2.5
+    assert temperature(TemperatureSection(initial=4, final=1), 5, 10) == pytest.approx(2.0)
+
+
+def test_temperature_of_a_run_that_finishes_at_once():
+    assert temperature(TemperatureSection(initial=4, final=1), 0, 0) == 4.0
+    assert temperature(TemperatureSection(initial=4, final=1), 1, 0) == pytest.approx(1.0)
+
+
+@given(
+    step=st.integers(0, 500),
+    ends=st.tuples(st.floats(0.01, 100), st.floats(0.01, 100)),
+    shape=st.sampled_from(["linear", "exponential"]),
+)
+def test_temperature_moves_from_start_to_end_without_turning(step, ends, shape):
+    section = TemperatureSection(initial=ends[0], final=ends[1], shape=shape)
+    now, then = (temperature(section, s, 300) for s in (step, step + 1))
+    assert min(ends) * (1 - 1e-9) <= now <= max(ends) * (1 + 1e-9)
+    assert (then - now) * (ends[1] - ends[0]) >= -1e-9 * max(ends) ** 2
+
+
+def test_new_logits_follow_the_section(rooms_config):
+    config = rooms_config("grouping.logits_value=2", "grouping.sampler=straight_through")
+    grouping = PublishedGroups.new_grouping(config, 5)
+    assert grouping.logits.tolist() == [[2.0] * 3] * 5
+    assert grouping.sampler == "straight_through"
+    config = rooms_config("grouping.logits_init=diagonal", "grouping.logits_value=3")
+    diagonal = PublishedGroups.new_grouping(config, 4)
+    assert diagonal.logits.tolist() == [[3, 0, 0], [0, 3, 0], [0, 0, 3], [3, 0, 0]]
+    options = (
+        "grouping.logits_init=gaussian", "grouping.logits_value=0.5", "grouping.logits_noise=0.1",
+    )  # fmt: skip
+    one, same, other = (
+        PublishedGroups.new_grouping(rooms_config(*options, f"run.seed={seed}"), 40).logits.detach()
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert 0.4 < float(one.std()) < 0.6

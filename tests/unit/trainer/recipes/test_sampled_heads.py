@@ -14,10 +14,11 @@ from data_pipelines.synthetic.planted import PlantedProblem
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample
 from trainer.bench.planted import PlantedData, planted_config
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.learner import LearnerInput
 from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
 from trainer.session import start_session
@@ -50,17 +51,18 @@ def step_of(session, head_sample):
             found[name] = parameter.grad.double()
             parameter.grad = torch.zeros_like(parameter)
 
-    parts = session.config.optim.accumulation
+    parts = session.config.optim.gradient_accumulation_steps
     batches = list(session.data.train_batches(0, 1, rank=0, world_size=1))
     assert len(batches) == parts
     hook = session.engine.optimizer.optimizer.register_step_pre_hook(take)
     session.learner.sample_heads = lambda _: head_sample
-    session.learner.update = lambda *arguments: given.append(arguments)
-    session.learner.watch = lambda *_: None
+    session.learner.update = given.append
+    session.learner.record_losses = lambda _: None
     objective = train_step(session, batches).objective
     hook.remove()
-    _, gradient, losses, _, _ = given[0]
-    return {**found, "logits": gradient.double(), "objective": objective.double()}, losses
+    (result,) = given
+    gradient = result.logits_gradient.double()
+    return {**found, "logits": gradient, "objective": objective.double()}, result.losses
 
 
 def draw_of(pairs, baseline):
@@ -72,7 +74,7 @@ def draw_of(pairs, baseline):
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_mean_step_over_all_choices_is_the_step_of_all_heads(session, sampler, parts):
     """All 36 choices of two of four heads for two tasks are equally likely."""
-    own = session(f"grouping.sampler={sampler}", f"optim.accumulation={parts}")
+    own = session(f"grouping.sampler={sampler}", f"optim.gradient_accumulation_steps={parts}")
     expected, all_losses = step_of(own, None)
     baseline = torch.rand(N, K) + 0.4
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
@@ -101,7 +103,7 @@ def test_the_logits_of_a_task_without_a_baseline_stay(session):
 
 
 def test_the_mean_step_of_the_default_recipe(session):
-    own = session(recipe="default")
+    own = session(recipe="affinity")
     expected, _ = step_of(own, None)
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
     for pairs in itertools.product(PAIRS, repeat=N):
@@ -130,12 +132,12 @@ def test_a_branch_that_no_task_computes_has_a_gradient_of_zero(session):
 def learner(kind, rank=0, size=1, num_tasks=6, **sections):
     tree = {
         "run": {"out": "out", "steps": 100, "seed": 3},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 1},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": K},
         "grouping": {
-            "recipe": "default" if kind is AffinityGroups else "published", "sampled_heads": size,
+            "recipe": "affinity" if kind is AffinityGroups else "published", "sampled_heads": size,
         },
-        "pruning": {"start": 0.2, "finish": 0.6, "every": 5, "threshold": 0.1},
+        "pruning": {"begin": 0.2, "end": 0.6, "every": 5, "threshold": 0.1},
     }  # fmt: skip
     for name, values in sections.items():
         tree[name] |= values
@@ -152,8 +154,9 @@ def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
         assert not torch.equal(first.weights(step, 1), second.weights(step, 1))
         losses = torch.where(head_samples[0].factor > 0, gradient.abs() + step, torch.nan)
         for own, head_sample in zip((first, second), head_samples, strict=True):
-            own.watch(losses, head_sample)
-            own.update(step, gradient, losses, 1.0, head_sample)
+            result = LearnerInput(step, gradient, losses, 1.0, head_sample)
+            own.record_losses(result)
+            own.update(result)
         assert torch.equal(head_samples[0].baseline, head_samples[1].baseline)
 
 
@@ -195,7 +198,7 @@ def test_the_choice_follows_the_distributions():
 
 def test_averages_of_losses_that_are_seen_now_and_then():
     """What is not seen stays, and a head without any loss so far is as good as its task's mean."""
-    own = learner(AffinityGroups, pruning={"start": 0.9, "finish": 0.9})
+    own = learner(AffinityGroups, pruning={"begin": 0.9, "end": 0.9})
     warm = own.warmup_end
     with torch.no_grad():
         own.grouping.logits.zero_()
@@ -205,7 +208,7 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     head_sample = HeadSample(chosen, tuple(range(K)), factor, torch.zeros(6, K))
     losses = torch.where(factor > 0, torch.tensor([1.0, 0.0, 3.0, 0.0]), torch.nan)
     for step in range(warm, own._held_until + 3):
-        own.update(step, torch.zeros(6, K), losses, 1.0, head_sample)
+        own.update(LearnerInput(step, torch.zeros(6, K), losses, 1.0, head_sample))
     expected = torch.tensor([[1.0, torch.nan, 3.0, torch.nan]] * 6)
     torch.testing.assert_close(own.tensors()["average"], expected, equal_nan=True)
     temperature = own.temperature(own._held_until + 3)
@@ -236,7 +239,7 @@ def train_planted(tmp_path, forget_accelerate):
 
     def run(name, *overrides, recipe="published"):
         forget_accelerate()
-        options = ("pruning.start=0.3", "pruning.finish=0.7", "pruning.every=2", *overrides)
+        options = ("pruning.begin=0.3", "pruning.end=0.7", "pruning.every=2", *overrides)
         config = planted_config(tmp_path / name, 5, 3, recipe, 30, 32, (*options, "log.every=1"))
         data = PlantedData(PlantedProblem(8, 2, seed=3), config)
         return train_run(config, make_accelerator(config), data)[0]
@@ -244,7 +247,7 @@ def train_planted(tmp_path, forget_accelerate):
     return run
 
 
-@pytest.mark.parametrize("recipe", ["published", "default"])
+@pytest.mark.parametrize("recipe", ["published", "affinity"])
 def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, recipe):
     plain = files(train_planted("plain", recipe=recipe))
     sampled = files(train_planted("sampled", "grouping.sampled_heads=5", recipe=recipe))
@@ -254,8 +257,8 @@ def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, r
 
 
 RUNS = {
-    "published": ("published", "grouping.sampled_heads=2", "optim.accumulation=2"),
-    "default": ("default", "grouping.sampled_heads=2", "grouping.affinity.warmup=0.4"),
+    "published": ("published", "grouping.sampled_heads=2", "optim.gradient_accumulation_steps=2"),
+    "affinity": ("affinity", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
     "one": ("published", "grouping.sampled_heads=1", "grouping.noise=shared"),
     "every sample": (
         "published", "grouping.sampled_heads=1", "grouping.sampler=gumbel_per_sample",
@@ -290,7 +293,7 @@ def test_an_interrupted_run_ends_as_the_whole_one(train_planted, name):
 
 
 def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
-    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=default")
+    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=affinity")
 
     def train(*options):
         return train_here(rooms_config(*options))
@@ -298,13 +301,6 @@ def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
     assert_resumes(train, options, steps=(6,))
 
 
-@pytest.mark.usefixtures("forget_accelerate")
-def test_given_groups_are_as_without_the_key(tmp_path):
-    """There is nothing to choose from."""
-    problem = PlantedProblem(8, 2, seed=3)
-    found = []
-    for name, options in (("plain", []), ("sampled", ["grouping.sampled_heads=1"])):
-        config = planted_config(tmp_path / name, 2, 3, "random", 6, 32, options)
-        session, metrics = train_run(config, make_accelerator(config), PlantedData(problem, config))
-        found.append((metrics, session.learner.tensors().keys()))
-    assert found[0] == found[1]
+def test_given_groups_have_no_heads_to_sample(tmp_path):
+    with pytest.raises(UserError, match="sampled_heads: unknown key of recipe 'random'"):
+        planted_config(tmp_path, 2, 3, "random", 6, 32, ["grouping.sampled_heads=1"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from trainer.recipes.mean_affinity import mean_affinity
-from trainer.recipes.tag import look_ahead_affinity, observe_look_ahead
+from trainer.recipes.searched import SearchSection
+from trainer.recipes.tag import TagGroups, look_ahead_affinity
 
 RATE = 0.005
 RESNET = (
@@ -72,8 +73,8 @@ def test_a_task_without_labels_is_left_out(multitask_session, batches_of):
     expected[lost] = expected[:, lost] = False
     assert valid.equal(expected)
     for each in (bare, batch):
-        observe_look_ahead(session, [each])
-    rate = session.config.optim.lr / session.config.optim.warmup  # of the first step
+        TagGroups.observe(SearchSection(recipe="tag"), session, [each])
+    rate = session.config.optim.lr / session.config.optim.warmup_steps  # of the first step
     full, _ = look_ahead_affinity(session, batch, rate)
     partial, _ = look_ahead_affinity(session, bare, rate)
     mean = torch.where(expected, (full + partial) / 2, full)
@@ -81,9 +82,9 @@ def test_a_task_without_labels_is_left_out(multitask_session, batches_of):
 
 
 def test_only_every_nth_step_is_observed(multitask_session, batches_of):
-    session = multitask_session("grouping.search.every=4")
+    section, session = SearchSection(recipe="tag", search_every=4), multitask_session()
     micro_batches = batches_of(session, 1)
     for session.step in range(9):
-        observe_look_ahead(session, micro_batches)
+        TagGroups.observe(section, session, micro_batches)
     assert session.observed["pairs"].eq(3).all()
     assert session.observed["affinity"].dtype == torch.float64

@@ -5,11 +5,13 @@ from typer.testing import CliRunner
 
 from model.bundle import save_bundle
 from model.subset import subset
-from trainer.build import build_network, open_manifest, resolve_tasks
+from trainer.build import build_network
 from trainer.commands.app import app
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.errors import UserError
+from trainer.run_data import open_manifest
 from trainer.scoring.scores import score_model
+from trainer.tasks import resolve_tasks
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,10 @@ def test_the_script_of_a_comparison(slurm, rooms_yaml):
     ("options", "message"),
     [
         (("run.step=1",), r"run\.step: unknown key"),
-        (("--nodes", "3"), r"global_batch is 8; .* x optim\.accumulation = 3 x 1 x 1"),
+        (
+            ("--nodes", "3"),
+            r"global_batch is 8; .* x optim\.gradient_accumulation_steps = 3 x 1 x 1",
+        ),
         (("--gpus-per-node", "3"), r"= 1 x 3 x 1"),
         (("--accelerate-config", "no.yaml"), r"--accelerate-config no\.yaml: no such file"),
         (("--compare", "x", "--recipes", "best"), r"--recipes: found 'best'"),

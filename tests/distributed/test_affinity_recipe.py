@@ -1,4 +1,4 @@
-"""The default recipe finds in two processes, under DDP and ZeRO 2, what one process finds."""
+"""The recipe `affinity` finds in two processes, under DDP and ZeRO 2, what one process finds."""
 
 import json
 from pathlib import Path
@@ -20,9 +20,9 @@ def runs(session_launcher, rooms_yaml, tmp_path_factory):
         folder = root / (engine or "plain")
         folder.mkdir()
         overrides = (
-            f"run.out={folder / 'run'}", "run.steps=20", "grouping.recipe=default",
-            "grouping.affinity.warmup=0.3", "model.branches=4", "pruning.threshold=0.1",
-            f"optim.accumulation={accumulation}",
+            f"run.out={folder / 'run'}", "run.steps=20", "grouping.recipe=affinity",
+            "grouping.warmup=0.3", "model.branches=4", "pruning.threshold=0.1",
+            f"optim.gradient_accumulation_steps={accumulation}",
         )  # fmt: skip
         end = session_launcher.start(
             str(folder), "--config", str(rooms_yaml), *overrides,

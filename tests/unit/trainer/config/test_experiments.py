@@ -1,4 +1,4 @@
-"""The recipes of experiments/: what they build, and the values of the paper."""
+"""The files of experiments/: what they build, and the values of the paper."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 
 from model.tasks.presets import PRESETS
 from trainer.build import build_network
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 
 ROOT = Path(__file__).resolve().parents[4]
 FACTS = ROOT / "tests" / "fixtures" / "reference" / "reference_facts.json"
-RECIPES = sorted(
+FILES = sorted(
     path
     for pattern in ("celeba*.yaml", "taskonomy5*.yaml", "taskonomy_full.yaml")
     for path in (ROOT / "experiments").glob(pattern)
@@ -36,8 +36,8 @@ def count(config):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_builds_and_has_a_folder_of_its_own(path):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_recipe_builds_and_has_its_folder(path):
     config = load_config(path)
     assert config.run.out == Path("runs") / path.stem and count(config) > 0
     lines = path.read_text().splitlines()
@@ -71,14 +71,18 @@ def test_celeba9_has_the_published_values():
         config = load(name)
         optim, grouping = config.optim, config.grouping
         assert (optim.name, optim.lr, grouping.lr) == ("adam", 8e-4, 8e-4)
-        assert [round(100 * share) for share in optim.milestones] == [15, 30, 45, 60, 75, 90]
-        assert (optim.schedule, optim.gamma, config.run.epochs) == ("multistep", 0.5, 100)
-        assert (config.data.global_batch, config.data.size) == (256, (64, 64))
-        assert (config.model.init, config.model.gradient_scale) == ("copies", "none")
-        assert (grouping.recipe, grouping.start, grouping.init) == ("published", "equal", 1.0)
-        assert grouping.temperature.start == grouping.temperature.end == 2.5
-        assert (config.pruning.start, config.pruning.finish) == (1.0, 1.0)
-        assert not (config.data.flip or optim.weight_decay or optim.warmup or optim.clip)
+        schedule = optim.schedule
+        assert [round(100 * m) for m in schedule.milestones] == [15, 30, 45, 60, 75, 90]
+        assert (schedule.name, schedule.gamma, config.run.epochs) == ("multistep", 0.5, 100)
+        assert (config.data.global_batch, config.data.image_size) == (256, (64, 64))
+        assert (config.model.branch_init, config.model.gradient_scale) == ("copies", "none")
+        assert (grouping.recipe, grouping.logits_init) == ("published", "equal")
+        assert grouping.logits_value == 1.0
+        assert grouping.temperature.initial == grouping.temperature.final == 2.5
+        assert (config.pruning.begin, config.pruning.end) == (1.0, 1.0)
+        assert not (
+            config.data.flip or optim.weight_decay or optim.warmup_steps or optim.max_grad_norm
+        )
 
 
 def test_taskonomy5_has_the_published_values():
@@ -86,11 +90,12 @@ def test_taskonomy5_has_the_published_values():
         config = load(name)
         optim, grouping = config.optim, config.grouping
         assert (optim.name, optim.lr, grouping.lr) == ("adam", 1e-3, 1e-3)
-        assert (optim.schedule, optim.gamma, optim.patience) == ("plateau", 0.5, 3)
-        assert (optim.threshold, optim.min_lr, config.run.epochs) == (0.1, 3e-5, 100)
-        assert (config.data.size, config.data.flip) == ((256, 256), True)
+        schedule = optim.schedule
+        assert (schedule.name, schedule.gamma, schedule.patience) == ("plateau", 0.5, 3)
+        assert (schedule.threshold, schedule.min_lr, config.run.epochs) == (0.1, 3e-5, 100)
+        assert (config.data.image_size, config.data.flip) == ((256, 256), True)
         assert (config.model.decoder, config.model.gradient_scale) == ("deconv", "paper")
-        assert (grouping.recipe, config.model.init) == ("published", "copies")
-        assert grouping.temperature.start == grouping.temperature.end == 4.0
+        assert (grouping.recipe, config.model.branch_init) == ("published", "copies")
+        assert grouping.temperature.initial == grouping.temperature.final == 4.0
         assert (config.finetune.order, config.finetune.freeze_trunk) == ("one_by_one", True)
         assert config.finetune.epochs > 0

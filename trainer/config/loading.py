@@ -1,0 +1,178 @@
+"""Configurations from YAML files with `base:`, and `section.key=value` overrides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dmtg.plugins import PluginError, load_plugins
+from trainer.config.config import Config
+from trainer.config.messages import error_lines
+from trainer.config.unions import CHOICES
+from trainer.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader for which `3e-4` is a number and `3:10` is none, as in YAML 1.2."""
+
+
+_INT = "tag:yaml.org,2002:int"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides and validate everything.
+
+    A file may name another one by `base: PATH`, relative to itself, and contain only what differs.
+    What chooses another recipe or schedule than the file below replaces that section as a whole.
+
+    Raises:
+        UserError: The file cannot be read, a plug-in cannot be imported, or keys or values are not
+            allowed; all errors are in one message, a line each.
+    """
+    tree = _read(path, ())
+    apply_overrides(tree, overrides)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], source: str) -> Config:
+    """Import the plug-ins that a tree of plain values names, and validate the tree.
+
+    Args:
+        source: Where it comes from, for the message.
+
+    Raises:
+        UserError: As `load_config`.
+    """
+    _load_plugins(tree, source)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = error_lines(error.errors())
+        listed = "\n".join(f"  {line}" for line in lines)
+        raise UserError(f"{source}: {len(lines)} error(s)\n{listed}") from None
+
+
+def load_plugins_of(path: Path, overrides: Iterable[str] = ()) -> None:
+    """Import the plug-ins that a YAML file and overrides name, and validate nothing else.
+
+    Raises:
+        UserError: The file cannot be read, or a plug-in cannot be imported.
+    """
+    tree = _read(path, ())
+    apply_overrides(tree, overrides)
+    _load_plugins(tree, str(path))
+
+
+def _load_plugins(tree: dict[str, Any], source: str) -> None:
+    plugins = tree.get("plugins", ())
+    is_list = isinstance(plugins, (list, tuple)) and all(isinstance(name, str) for name in plugins)
+    try:
+        load_plugins(plugins if is_list else ())  # anything else is an error of the validation
+    except PluginError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set in a tree of plain values what each `section.key=value` says.
+
+    The overrides that choose a recipe or a schedule are applied first: another choice than the
+    tree's drops the keys of that section which the tree has, not those of other overrides.
+
+    Raises:
+        UserError: One does not have that form, or names a value where a section is needed.
+    """
+    for override in sorted(overrides, key=lambda override: not _chooses(override)):
+        _apply(tree, override)
+
+
+def _chooses(override: str) -> bool:
+    path = override.partition("=")[0]
+    return path in CHOICES or path in {f"{union}.{key}" for union, (key, _) in CHOICES.items()}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    *sections, key = path.split(".")
+    if not equals or not (sections or key == "plugins"):
+        raise UserError(f"override {override!r}: expected section.key=value")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
+    place, union = tree, ""
+    for name in sections:
+        union = f"{union}.{name}" if union else name
+        inner = _expanded(union, place.get(name, {}))
+        if not isinstance(inner, dict):
+            raise UserError(f"override {override!r}: {name!r} is a value, not a section")
+        place[name] = inner
+        place = inner
+    if not _same_choice(union, place, {key: value}):
+        place.clear()
+    place[key] = value
+
+
+def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the values of a file and of its bases; `readers` are the files that led to it."""
+    chain = " -> ".join(map(str, (*readers, path)))
+    if path.resolve() in {reader.resolve() for reader in readers}:
+        raise UserError(f"--config {chain}: base leads back to a file that is being read")
+    try:
+        tree = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"--config {chain}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {chain} is not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {chain} holds {tree!r}; expected a mapping of sections")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise UserError(f"--config {chain}: base is {base!r}; allowed is the path of a YAML file")
+    return _merged(_read(path.parent / base, (*readers, path)), tree)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of both trees, where both have one that of `over`.
+
+    A union of sections is replaced as a whole if `over` chooses another of its sections.
+    """
+    both: dict[str, Any] = {}
+    for key, value in over.items():
+        path = f"{prefix}{key}"
+        below = _expanded(path, under.get(key, {}))
+        if isinstance(value, dict) and isinstance(below, dict) and _same_choice(path, below, value):
+            both[key] = _merged(below, value, f"{path}.")
+    return under | over | both
+
+
+def _expanded(path: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
+    """Return a schedule's section in place of the name that stands for it."""
+    return {"name": value} if path == "optim.schedule" and isinstance(value, str) else value
+
+
+def _same_choice(path: str, under: dict[str, Any], over: dict[str, Any]) -> bool:
+    if path not in CHOICES:
+        return True
+    key, default = CHOICES[path]
+    return key not in over or over[key] == under.get(key, default)

@@ -1,0 +1,46 @@
+"""The section `model` of a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from dmtg.plugins import DENSE_DECODERS
+from trainer.config.section import PositiveInt, Section
+
+
+class EncoderSection(Section):
+    """The encoder that is divided into trunk and branches."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    pretrained: Path | None = None
+
+
+class ModelSection(Section):
+    """Trunk, branches and heads.
+
+    `branch_init` gives the branches independent random weights or copies of the same ones.
+    `init_from` names exported models whose weights initialise the network: one for all branches,
+    or one for each. `decoder` names the decoder of dense tasks and `decoder_options` its options;
+    `dense_widths` are the channels of the decoder `resize`. With
+    `sync_batchnorm: auto`, batch statistics are those of all ranks where the device supports it
+    (several GPUs), else those of each rank. `compile` compiles trunk and branches in the first
+    step. `activation_checkpointing` saves memory: the backward pass computes each branch's forward
+    pass again.
+    """
+
+    encoder: EncoderSection
+    branches: PositiveInt
+    trunk_depth: Annotated[int, Field(ge=0)] = 0
+    branch_init: Literal["independent", "copies"] = "independent"
+    init_from: tuple[Path, ...] = ()
+    gradient_scale: Literal["none", "paper", "published_code"] = "none"
+    decoder: Annotated[str, AfterValidator(DENSE_DECODERS.check)] = "resize"
+    decoder_options: dict[str, Any] = Field(default_factory=dict)
+    dense_widths: tuple[PositiveInt, ...] = (64, 32)
+    sync_batchnorm: Literal["auto", "never"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False

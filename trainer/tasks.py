@@ -1,0 +1,72 @@
+"""The tasks of a run: from its configuration and the manifest of its data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.plugins import TASK_KINDS
+from model.kinds.kind import get_kind
+from model.tasks.presets import PRESETS, TASKONOMY
+from model.tasks.spec import TaskSpec
+from trainer.config.tasks import TasksSection
+from trainer.errors import UserError
+
+
+def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:
+    """Return the tasks of a run.
+
+    A task's description is, in this order: its entry in `tasks.define` over the preset's, over
+    the released Taskonomy domain of that name, over the manifest's description of its field.
+
+    Raises:
+        UserError: An unknown preset or task, or a definition that is not a task's.
+    """
+    if section.preset is not None and section.preset not in PRESETS:
+        allowed = ", ".join(PRESETS)
+        raise UserError(f"tasks.preset: found {section.preset!r}; allowed: {allowed}")
+    known = dict(TASKONOMY)
+    if section.preset is not None:
+        known |= {spec.name: spec for spec in PRESETS[section.preset]}
+        names = [spec.name for spec in PRESETS[section.preset]]
+    elif section.names is not None:
+        names = list(section.names)
+    else:
+        names = [name for name, field in manifest.fields.items() if field.kind != "image"]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"tasks.names: found {names}; allowed: one or more names, each once")
+    unused = sorted(set(section.define) - set(names))
+    if unused:
+        raise UserError(f"tasks.define: {', '.join(unused)} is not among the tasks of the run")
+    return tuple(_resolve(name, section, known, manifest) for name in names)
+
+
+def _resolve(
+    name: str, section: TasksSection, known: dict[str, TaskSpec], manifest: Manifest
+) -> TaskSpec:
+    definition = section.define.get(name, {})
+    field = manifest.fields.get(definition.get("field", name))
+    spec: dict[str, Any] = {}
+    if name in known:
+        classes = field.classes if field and len(field.classes) == known[name].channels else ()
+        spec = replace(known[name], classes=classes or known[name].classes).to_dict()
+    elif field is not None and field.kind != "image":
+        spec = _spec_of_field(name, str(definition.get("kind", field.kind)), field)
+    try:
+        return TaskSpec.from_dict({"name": name, **spec, **definition})
+    except (ValueError, TypeError) as error:
+        labels = ", ".join(sorted(n for n, f in manifest.fields.items() if f.kind != "image"))
+        hint = "" if spec or definition else f"; labels in {manifest.dataset}: {labels}"
+        raise UserError(f"tasks.define.{name}: {error}{hint}") from None
+
+
+def _spec_of_field(name: str, kind: str, field: Field) -> dict[str, Any]:
+    attributes = get_kind(kind).from_field(field) if kind in TASK_KINDS else {}
+    return {"name": name, "kind": kind, **attributes}
+
+
+def label_requests(tasks: tuple[TaskSpec, ...]) -> list[LabelRequest]:
+    """Return what the loader must read for the tasks."""
+    return [LabelRequest(t.name, t.field, get_kind(t.kind).stored_channels(t)) for t in tasks]
