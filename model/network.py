@@ -70,8 +70,8 @@ class MultiTaskNetwork(nn.Module):
         tasks: The N tasks.
         layout: Which stack and row holds each head.
         labels: Turns the labels of a batch into targets.
-        activation_checkpointing: Whether a training pass keeps only the input and output of a branch,
-            and the backward pass computes the rest again.
+        activation_checkpointing: Whether a training pass keeps only the input and output of a
+            branch, and the backward pass computes the rest again.
 
     Raises:
         ValueError: If there are no tasks, two of one name, a head that is out of range, a task
