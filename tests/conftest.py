@@ -1,6 +1,7 @@
 """Small data written once per session, a configuration for it, and real processes to train with."""
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -32,6 +33,7 @@ _SETTINGS = {
     "PYTHONPATH": str(ROOT),
     "PYTHONFAULTHANDLER": "1",
 }
+_POLL_SECONDS = 0.005  # between two looks at what a process has written
 # Tiny networks gain nothing from threads, and a run here is to equal one in a process below.
 torch.set_num_threads(1)
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -111,6 +113,30 @@ def rooms_config(rooms_yaml, tmp_path) -> Callable[..., Config]:
     return make
 
 
+@contextlib.contextmanager
+def _like_a_process() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        _forget_accelerate()
+        try:
+            yield
+        finally:
+            _forget_accelerate()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def like_a_process() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context that a command may use as if it had a process to itself, on the CPU.
+
+    It begins and ends without accelerate's state, and leaves logging as it was.
+    """
+    return _like_a_process
+
+
 @pytest.fixture
 def forget_accelerate(monkeypatch) -> Iterator[Callable[[], None]]:
     """Drops accelerate's process-wide state, so that a test may set its own, on the CPU."""
@@ -159,6 +185,21 @@ class Process:
         """The process that the launcher has given this rank."""
         return next(p for p in self.tree()[1:] if p.environ().get("RANK") == str(rank))
 
+    def wait_for(self, path: Path, seconds: float = 180, text: str = "") -> None:
+        """Wait until there is a file or folder, and a text in the file.
+
+        Fails when the process ends before that, or after so many seconds.
+        """
+        end = time.monotonic() + seconds
+        while not path.exists() or text not in (path.read_text() if text else ""):
+            if not self.running or time.monotonic() > end:
+                pytest.fail(f"{path} did not come: {text}\n{self._text(1)[-4000:]}")
+            time.sleep(_POLL_SECONDS)
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        """Wait until a run has logged a step."""
+        self.wait_for(run / "metrics.jsonl", text=f'"step": {step},')
+
     def send(self, number: signal.Signals) -> None:
         """A signal to the command itself."""
         self._popen.send_signal(number)
@@ -183,8 +224,9 @@ class Process:
         try:
             code = self._popen.wait(timeout)
         except subprocess.TimeoutExpired:
-            _send(signal.SIGABRT, self.tree()[::-1])  # Python's fault handler shows where they are
-            time.sleep(3)
+            tree = self.tree()[::-1]
+            _send(signal.SIGABRT, tree)  # Python's fault handler shows where they are
+            psutil.wait_procs(tree, timeout=3)
             self.kill()
             pytest.fail(f"no end after {timeout} s\n{self._text(1)[-8000:]}")
         return Finished(code, self._text(0), self._text(1))

@@ -87,6 +87,7 @@ def start(rooms_yaml, tmp_path):
 
 
 def wait_for(path: Path, machines: list[Machine], seconds: float = 180) -> None:
+    """Wait until a checkpoint is written; no machine may end before."""
     end = time.monotonic() + seconds
     while not path.exists():
         dead = [m.log.read_text()[-3000:] for m in machines if m.popen.poll() is not None]
