@@ -14,9 +14,6 @@ from model.tasks.spec import TaskSpec
 from model.tasks.targets import IGNORED, TargetBuilder, Targets
 
 PATH = Path(__file__).resolve().parents[3] / "fixtures" / "reference"
-needs_reference = pytest.mark.skipif(
-    not (PATH / "losses.npz").is_file(), reason=f"no reference numbers in {PATH}"
-)
 
 SPECS = {
     "bce": TaskSpec("t", "binary"),
@@ -53,7 +50,6 @@ def draw_batch(spec, num_tasks, batch, seed, share_valid=0.6):
     return prediction, TargetBuilder([spec] * num_tasks)(raw, valid)
 
 
-@needs_reference
 @pytest.mark.parametrize(
     ("name", "loss"),
     [
