@@ -36,6 +36,11 @@ def engine(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def run(engine, trained):
+    return trained(thirty_steps(engine))
+
+
 def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
     pruned = [record["step"] for record in records(one_process, "prune")]
     assert len(pruned) > 2 and min(pruned) < 12 and max(pruned) == 24
@@ -45,8 +50,7 @@ def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
     assert records(one_process, "train")[-1]["heads"] == 6
 
 
-def test_losses_equal_those_of_one_process(engine, one_process, trained):
-    run = trained(thirty_steps(engine))
+def test_losses_equal_those_of_one_process(engine, one_process, run):
     found, expected = records(run, "train"), records(one_process, "train")
     assert [r["step"] for r in found] == [r["step"] for r in expected] == list(range(1, 31))
     for now, then in zip(found, expected, strict=True):
@@ -57,10 +61,10 @@ def test_losses_equal_those_of_one_process(engine, one_process, trained):
         assert records(run, kind) == records(one_process, kind)
 
 
-def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_process, trained):
+def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_process, run):
     last = "checkpoints/step-000000030"
     for name in ("weights", "moments", "grouping"):
-        found = load_file(trained(thirty_steps(engine)) / last / f"{name}.safetensors")
+        found = load_file(run / last / f"{name}.safetensors")
         expected = load_file(one_process / last / f"{name}.safetensors")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
@@ -70,8 +74,8 @@ def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_proce
             assert error < 1e-2, (engine, name, key, error)
 
 
-def test_evaluation_equals_that_of_one_process(engine, one_process, trained):
-    (found,), (expected,) = (records(run, "eval") for run in (trained(thirty_steps(engine)), one_process))
+def test_evaluation_equals_that_of_one_process(one_process, run):
+    (found,), (expected,) = (records(r, "eval") for r in (run, one_process))
     assert found["metrics"].keys() == expected["metrics"].keys()
     for task, metrics in expected["metrics"].items():
         for name, value in metrics.items():

@@ -47,7 +47,7 @@ def cells(engine=None, **_):
 def test_killed_and_resumed_run_equals_the_uninterrupted_one(
     engine, workers, launcher, rooms_yaml, trained, tmp_path
 ):
-    """It is killed at any moment after a checkpoint, in one of the first two thirds of its steps."""
+    """Killed at any moment after a checkpoint, in one of the first two thirds of its steps."""
     cell = uninterrupted(engine)
     whole, step = trained(cell), random.SystemRandom().randrange(EVERY, 2 * NUM_STEPS // 3)
     for attempt in range(3):  # a busy machine may let the run end before the kill

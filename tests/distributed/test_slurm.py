@@ -75,9 +75,7 @@ def wait_until(condition, seconds, shown=lambda: ""):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_preempted_job_finishes_as_the_uninterrupted_run(
-    launcher, rooms_yaml, trained, tmp_path
-):
+def test_a_preempted_job_finishes_as_the_uninterrupted_run(launcher, rooms_yaml, trained, tmp_path):
     out, cwd = tmp_path / "run", tmp_path / "cwd"
     options = ("--nodes", "2", "--time", "30", "--submit", "--json")
     end = launcher.dmtg("slurm", str(rooms_yaml), f"run.out={out}", *RUN, *options)
