@@ -82,7 +82,7 @@ class Runs:
             end = self._launcher.start(
                 str(self._config), str(path), engine=launch.engine, script=SCRIPT,
                 flags=("--num_processes", str(launch.num_processes)),
-            ).finish(240 + 60 * len(jobs))  # fmt: skip
+            ).finish(600 + 60 * len(jobs))  # fmt: skip
         except pytest.fail.Exception as error:
             return str(error)
         return None if end.code == 0 else end.stderr[-4000:]
