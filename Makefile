@@ -38,8 +38,11 @@ demo: setup $(DEMO)/shards/manifest.json
 $(DEMO)/shards/manifest.json: | setup
 	$(BIN)/dmtg shards rooms --out $(DEMO)/shards --samples 3000 --size 64 --seed 0 --workers 2
 
+# Two processes for the unit tests; the others start two processes themselves.
+test test-slow: export OMP_NUM_THREADS := 1
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/distributed tests/integration -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow"

@@ -1,42 +1,45 @@
 """Under every engine, a network that is rebuilt without the heads that are off trains as before."""
 
 import json
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.distributed.cells import PLAIN, Cell, Launch
 
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS, HARD = 16, 12  # steps of a run, and the step after which every task has one head
 # All heads stay with the network up to the last decision, or none that is off.
-CELLS = {"whole": "pruning.compact=1", "small": "pruning.compact=0"}
+COMPACT = {"whole": "pruning.compact=1", "small": "pruning.compact=0"}
 OPTIONS = (
-    f"run.steps={NUM_STEPS} run.precision=fp32 run.checkpoint_every={HARD - 1} run.keep_last=9 "
-    "pruning.threshold=0.3 pruning.end=0.75 pruning.every=2 grouping.logits_noise=1.0"
-)
+    f"run.steps={NUM_STEPS}", "run.precision=fp32", f"run.checkpoint_every={HARD - 1}",
+    "run.keep_last=9", "pruning.threshold=0.3", "pruning.end=0.75", "pruning.every=2",
+    "grouping.logits_noise=1.0",
+)  # fmt: skip
 LAUNCHES = [
-    pytest.param(("zero3_cpu", 2), id="zero3_cpu-2"),
+    PLAIN,
+    Launch("zero3_cpu"),
     *(
-        pytest.param((e, 2), id=f"{e}-2", marks=pytest.mark.slow)
-        for e in ("ddp_cpu", "zero1_cpu", "zero2_cpu", "fsdp2_cpu", "zero3_offload_cpu")
+        pytest.param(Launch(engine), marks=pytest.mark.slow)
+        for engine in ("ddp_cpu", "zero1_cpu", "zero2_cpu", "fsdp2_cpu", "zero3_offload_cpu")
     ),
 ]
 
 
-@pytest.fixture(scope="module", params=[pytest.param((None, 1), id="plain"), *LAUNCHES])
-def runs(request, session_launcher, rooms_yaml, tmp_path_factory):
+def both(launch):
+    """Both runs by one engine."""
+    return {n: Cell(launch, f"compaction-{n}", (c, *OPTIONS)) for n, c in COMPACT.items()}
+
+
+def cells(runs):
+    return both(runs).values()
+
+
+@pytest.fixture(scope="module", params=LAUNCHES, ids=str)
+def runs(request, trained):
     """The folders of both runs by one engine."""
-    engine, num_processes = request.param
-    root = tmp_path_factory.mktemp(f"compaction-{engine}")
-    process = session_launcher.start(
-        str(rooms_yaml), str(root), *(f"{n} {cell} {OPTIONS}" for n, cell in CELLS.items()),
-        engine=engine, flags=("--num_processes", str(num_processes)),
-        script=Path(__file__).with_name("train_cells.py"),
-    )  # fmt: skip
-    end = process.finish(600)
-    assert end.code == 0, end.stderr[-4000:]
-    return {name: root / name for name in CELLS}
+    return {name: trained(cell) for name, cell in both(request.param).items()}
 
 
 def records(run, kind):

@@ -2,9 +2,10 @@
 
 import re
 import signal
-import time
 
 import pytest
+
+from tests.distributed.cells import Cell, Launch
 
 pytestmark = pytest.mark.distributed
 
@@ -17,16 +18,20 @@ SAME_FILES = (
 RUN = (f"run.steps={NUM_STEPS}", f"run.checkpoint_every={EVERY}", "run.resume=auto")
 
 
+WHOLE = Cell(Launch("ddp_cpu"), "elastic", RUN)
+
+
+def cells():
+    return [WHOLE]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp_cpu"])
-def test_killed_workers_are_started_again(engine, launcher, rooms_yaml, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    end = launcher.train(rooms_yaml, f"run.out={whole}", *RUN, engine=engine).finish()
-    assert end.code == 0, end.stderr[-4000:]
+def test_killed_workers_are_started_again(trained, launcher, rooms_yaml, tmp_path):
+    whole, out = trained(WHOLE), tmp_path / "run"
     flags = ("--max_restarts", "2")
-    process = launcher.train(rooms_yaml, f"run.out={out}", *RUN, engine=engine, flags=flags)
+    process = launcher.train(rooms_yaml, f"run.out={out}", *RUN, engine="ddp_cpu", flags=flags)
     for rank, step in ((1, EVERY), (0, 5 * EVERY)):
-        wait_for_step(out / "checkpoints", step, process)
+        process.wait_for(out / f"checkpoints/step-{step:09d}")
         process.worker(rank).send_signal(signal.SIGKILL)
     end = process.finish()
     assert end.code == 0, end.stderr[-4000:]
@@ -34,10 +39,3 @@ def test_killed_workers_are_started_again(engine, launcher, rooms_yaml, tmp_path
     assert len(found) == 2 and EVERY <= int(found[0]) < 5 * EVERY <= int(found[1]) < NUM_STEPS
     for name in SAME_FILES:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
-
-
-def wait_for_step(checkpoints, step, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not (checkpoints / f"step-{step:09d}").exists():
-        assert process.running and time.monotonic() < end, f"step {step} did not come"
-        time.sleep(0.002)

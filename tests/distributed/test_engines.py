@@ -6,10 +6,15 @@ import math
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.cells import thirty_steps
+
 pytestmark = pytest.mark.distributed
 
-# Half the cases cut the global batch into two micro-batches more.
-CASES = {"ddp_cpu": 1, "zero1_cpu": 2, "zero2_cpu": 1, "zero3_cpu": 2}
+ENGINES = ("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu")
+
+
+def cells(engine=None):
+    return [thirty_steps(None), *([thirty_steps(engine)] if engine else [])]
 
 
 def records(run, kind):
@@ -22,13 +27,18 @@ def closeness(found, expected):
 
 
 @pytest.fixture(scope="module")
-def one_process(engine_runs):
-    return engine_runs(None)
+def one_process(trained):
+    return trained(thirty_steps(None))
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def run(engine, trained):
+    return trained(thirty_steps(engine))
 
 
 def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
@@ -40,8 +50,7 @@ def test_one_process_prunes_and_drops_a_branch_before_the_end(one_process):
     assert records(one_process, "train")[-1]["heads"] == 6
 
 
-def test_losses_equal_those_of_one_process(engine, one_process, engine_runs):
-    run = engine_runs(engine)
+def test_losses_equal_those_of_one_process(engine, one_process, run):
     found, expected = records(run, "train"), records(one_process, "train")
     assert [r["step"] for r in found] == [r["step"] for r in expected] == list(range(1, 31))
     for now, then in zip(found, expected, strict=True):
@@ -52,10 +61,10 @@ def test_losses_equal_those_of_one_process(engine, one_process, engine_runs):
         assert records(run, kind) == records(one_process, kind)
 
 
-def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_process, engine_runs):
+def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_process, run):
     last = "checkpoints/step-000000030"
     for name in ("weights", "moments", "grouping"):
-        found = load_file(engine_runs(engine) / last / f"{name}.safetensors")
+        found = load_file(run / last / f"{name}.safetensors")
         expected = load_file(one_process / last / f"{name}.safetensors")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
@@ -65,8 +74,8 @@ def test_weights_moments_and_logits_equal_those_of_one_process(engine, one_proce
             assert error < 1e-2, (engine, name, key, error)
 
 
-def test_evaluation_equals_that_of_one_process(engine, one_process, engine_runs):
-    (found,), (expected,) = (records(run, "eval") for run in (engine_runs(engine), one_process))
+def test_evaluation_equals_that_of_one_process(one_process, run):
+    (found,), (expected,) = (records(r, "eval") for r in (run, one_process))
     assert found["metrics"].keys() == expected["metrics"].keys()
     for task, metrics in expected["metrics"].items():
         for name, value in metrics.items():

@@ -12,9 +12,14 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, jaccard_
 
 from data_pipelines.shards.manifest import Manifest
 from model.network import MultiTaskNetwork
+from tests.distributed.cells import thirty_steps
 from trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.distributed
+
+
+def cells():
+    return [thirty_steps("ddp_cpu")]
 
 
 def samples(root, split):
@@ -40,8 +45,8 @@ def split(rooms):
 
 
 @pytest.fixture(scope="module")
-def run(engine_runs):
-    return engine_runs("ddp_cpu")
+def run(trained):
+    return trained(thirty_steps("ddp_cpu"))
 
 
 @pytest.fixture(scope="module")

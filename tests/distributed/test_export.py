@@ -7,6 +7,7 @@ from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
 from model.bundle import load_pruned
 from model.network import MultiTaskNetwork
+from tests.distributed.cells import thirty_steps
 from trainer.checkpoints.checkpoint import load_checkpoint
 from trainer.export import export_run
 from trainer.tasks import label_requests
@@ -14,9 +15,13 @@ from trainer.tasks import label_requests
 pytestmark = pytest.mark.distributed
 
 
+def cells(engine=None):
+    return [thirty_steps(name) for name in ([engine] if engine else ["ddp_cpu", "zero3_cpu"])]
+
+
 @pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu", "zero3_cpu"])
-def test_the_exported_model_is_the_run_s(engine, engine_runs, rooms, tmp_path):
-    run = engine_runs(engine)
+def test_the_exported_model_is_the_run_s(engine, trained, rooms, tmp_path):
+    run = trained(thirty_steps(engine))
     report = export_run(run, tmp_path / "model.safetensors")
     assert (report.step, report.tasks) == (30, 6)
     assert 0 <= report.max_abs_diff <= 1e-4 and report.bytes > 4 * report.parameters
@@ -43,11 +48,11 @@ def test_the_exported_model_is_the_run_s(engine, engine_runs, rooms, tmp_path):
                 torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 
 
-def test_engines_export_the_same_model(engine_runs, tmp_path):
+def test_engines_export_the_same_model(trained, tmp_path):
     models = []
     for engine in ("ddp_cpu", "zero3_cpu"):
         path = tmp_path / f"{engine}.safetensors"
-        export_run(engine_runs(engine), path)
+        export_run(trained(thirty_steps(engine)), path)
         models.append(load_pruned(path))
     assert models[0].groups == models[1].groups
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)

@@ -1,14 +1,16 @@
 """Fine-tuning by two processes under every engine equals that of one process, also resumed."""
 
 import json
-import shutil
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.cells import PLAIN, Cell, Launch
+
 pytestmark = pytest.mark.distributed
 
 SEARCH, FINETUNE = 12, 4
+WITHIN = SEARCH + FINETUNE + 2  # a step of the second phase
 RUN = (
     f"run.steps={SEARCH}", f"finetune.steps={FINETUNE}", "run.checkpoint_every=1",
     "run.keep_last=100", "model.trunk_depth=1", "pruning.end=0.5", "run.seed=7",
@@ -27,21 +29,24 @@ def records(run, kind):
     return [record for line in lines if (record := json.loads(line))["kind"] == kind]
 
 
+def whole(engine):
+    return Cell(Launch(engine) if engine else PLAIN, "finetune", RUN)
+
+
+def resumed(engine):
+    """A run that was killed within the second phase, with all its checkpoints."""
+    options = (*RUN, "run.resume=auto")
+    steps = tuple(range(1, WITHIN + 1))
+    return Cell(Launch(engine), "finetune-resumed", options, whole(engine), steps)
+
+
+def cells(engine=None):
+    return [whole(None), *([whole(engine), resumed(engine)] if engine else [])]
+
+
 @pytest.fixture(scope="module")
-def runs(session_launcher, rooms_yaml, tmp_path_factory):
-    root = tmp_path_factory.mktemp("finetune")
-    finished = {}
-
-    def get(engine):
-        if engine not in finished:
-            out = root / (engine or "plain")
-            process = session_launcher.train(rooms_yaml, f"run.out={out}", *RUN, engine=engine)
-            end = process.finish()
-            assert end.code == 0, end.stderr[-4000:]
-            finished[engine] = out
-        return finished[engine]
-
-    return get
+def runs(trained):
+    return lambda engine: trained(whole(engine))
 
 
 def last(run):
@@ -90,19 +95,11 @@ def test_what_a_phase_does_not_train_stays_to_the_bit(engine, runs):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_resumed_within_a_phase_is_the_same_to_the_bit(
-    engine, runs, launcher, rooms_yaml, tmp_path
-):
-    whole, out = runs(engine), tmp_path / "run"
-    shutil.copytree(whole, out)
-    step = records(whole, "finetune")[1]["step"] + 2
-    for path in (out / "checkpoints").glob("step-*"):
-        if path.name > f"step-{step:09d}":
-            shutil.rmtree(path)
-    overrides = (f"run.out={out}", "run.resume=auto", *RUN)
-    end = launcher.train(rooms_yaml, *overrides, engine=engine).finish()
-    assert end.code == 0, end.stderr[-4000:]
-    assert f"continuing from {out / 'checkpoints'}/step-{step:09d}" in end.stderr
-    names = [f"checkpoints/{last(whole)}/{n}.safetensors" for n in ("weights", "moments")]
+def test_a_run_resumed_within_a_phase_is_the_same_to_the_bit(engine, runs, trained):
+    run, out = runs(engine), trained(resumed(engine))
+    assert records(run, "finetune")[1]["step"] < WITHIN < records(run, "finetune")[1]["until"]
+    log = (out / "logs" / "rank-0.log").read_text()
+    assert f"continuing from {out / 'checkpoints'}/step-{WITHIN:09d}" in log
+    names = [f"checkpoints/{last(run)}/{n}.safetensors" for n in ("weights", "moments")]
     for name in (*names, "metrics.jsonl"):
-        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (out / name).read_bytes() == (run / name).read_bytes(), name

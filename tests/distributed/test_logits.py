@@ -1,12 +1,12 @@
 """The logits keep fp32 arithmetic under bf16 ZeRO, and every rank holds the same ones."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.distributed.cells import Cell, Launch
 from trainer.config.optim import OptimSection
 from trainer.engines.schedules import learning_rate_factor
 
@@ -31,26 +31,27 @@ def adam(start, gradients, factors, dtype):
     return np.stack(history)
 
 
+RUN = (
+    f"run.steps={NUM_STEPS}", "run.precision=bf16",
+    "tasks.names=[normal, has_sphere, num_solids]", "tasks.define={}",
+    "grouping.noise=per_rank", f"grouping.lr={LR}", "grouping.logits_noise=0.5",
+    # The heads fall after the last update, so that its logits have all their columns.
+    "pruning.begin=1.0", "pruning.end=1.0", "log.every=50",
+)  # fmt: skip
+CELL = Cell(Launch("zero2_cpu"), "logits", RUN, record_updates=True)
+
+
+def cells():
+    return [CELL]
+
+
 @pytest.fixture(scope="module")
-def recorded(session_launcher, rooms_yaml, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("logits")
-    overrides = [
-        f"run.out={folder / 'run'}", f"run.steps={NUM_STEPS}", "run.precision=bf16",
-        "tasks.names=[normal, has_sphere, num_solids]", "tasks.define={}",
-        "grouping.noise=per_rank", f"grouping.lr={LR}", "grouping.logits_noise=0.5",
-        # The heads fall after the last update, so that its logits have all their columns.
-        "pruning.begin=1.0", "pruning.end=1.0", "log.every=50",
-    ]  # fmt: skip
-    end = session_launcher.start(
-        str(folder), "--config", str(rooms_yaml), *overrides,
-        engine="zero2_cpu", script=Path(__file__).with_name("record_logits.py"),
-    ).finish()  # fmt: skip
-    assert end.code == 0, end.stderr[-4000:]
-    return folder
+def recorded(trained):
+    return trained(CELL)
 
 
 def test_logits_follow_fp32_arithmetic_for_200_steps(recorded):
-    record = np.load(recorded / "0.npz")
+    record = np.load(recorded / "updates-0.npz")
     optim = OptimSection(warmup_steps=3)
     expected = [learning_rate_factor(optim, step, NUM_STEPS) for step in range(NUM_STEPS)]
     np.testing.assert_allclose(record["factors"], expected, rtol=1e-12)
@@ -63,21 +64,21 @@ def test_logits_follow_fp32_arithmetic_for_200_steps(recorded):
 
 def test_bf16_logits_would_not_pass(recorded):
     """The tolerance tells fp32 from a logit that lives in bf16."""
-    record = np.load(recorded / "0.npz")
+    record = np.load(recorded / "updates-0.npz")
     bits = record["logits"].astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     assert np.abs(bits.view(np.float32) - record["logits"]).max() > 1e-4
 
 
 def test_every_rank_has_the_same_logits(recorded):
-    first, second = (np.load(recorded / f"{rank}.npz") for rank in (0, 1))
+    first, second = (np.load(recorded / f"updates-{rank}.npz") for rank in (0, 1))
     for name in ("gradients", "logits"):
         np.testing.assert_array_equal(first[name], second[name])
 
 
 def test_checkpoint_holds_the_fp32_logits(recorded):
-    record = np.load(recorded / "0.npz")
-    lines = (recorded / "run" / "metrics.jsonl").read_text().splitlines()
+    record = np.load(recorded / "updates-0.npz")
+    lines = (recorded / "metrics.jsonl").read_text().splitlines()
     (kept,) = [r["branches"] for line in lines if (r := json.loads(line))["kind"] == "compact"]
-    saved = load_file(recorded / f"run/checkpoints/step-{NUM_STEPS:09d}/grouping.safetensors")
+    saved = load_file(recorded / f"checkpoints/step-{NUM_STEPS:09d}/grouping.safetensors")
     np.testing.assert_array_equal(saved["logits"], record["logits"][-1][:, kept])
     assert saved["alive"].sum(axis=1).tolist() == [1, 1, 1]

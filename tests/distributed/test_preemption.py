@@ -2,12 +2,11 @@
 
 import re
 import signal
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.distributed.cells import Cell, Launch
 
 pytestmark = pytest.mark.distributed
 
@@ -24,25 +23,12 @@ RUN = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(session_launcher, rooms_yaml, tmp_path_factory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("uninterrupted")
-
-    def get(engine: str) -> Path:
-        out = root / engine
-        if not out.exists():
-            end = session_launcher.train(rooms_yaml, f"run.out={out}", *RUN, engine=engine).finish()
-            assert end.code == 0, end.stderr[-4000:]
-        return out
-
-    return get
+def uninterrupted(engine: str) -> Cell:
+    return Cell(Launch(engine), "preemption", RUN)
 
 
-def wait_for_step(metrics: Path, step: int, process, seconds=120):
-    end = time.monotonic() + seconds
-    while not metrics.exists() or f'"step": {step},' not in metrics.read_text():
-        assert process.running and time.monotonic() < end, f"step {step} did not come"
-        time.sleep(0.005)
+def cells(engine=None, **_):
+    return [uninterrupted(engine)] if engine else ()
 
 
 def preempted_at(stderr: str, cause: str) -> int:
@@ -51,12 +37,12 @@ def preempted_at(stderr: str, cause: str) -> int:
 
 @pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
-    engine, launcher, rooms_yaml, uninterrupted, tmp_path
+    engine, launcher, rooms_yaml, trained, tmp_path
 ):
     out = tmp_path / "run"
     arguments = (f"run.out={out}", *RUN)
     process = launcher.train(rooms_yaml, *arguments, engine=engine)
-    wait_for_step(out / "metrics.jsonl", 5, process)
+    process.wait_for_step(out, 5)
     process.worker(1).send_signal(signal.SIGUSR1)
     end = process.finish()
     assert end.code == 0, end.stderr[-4000:]
@@ -65,8 +51,9 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     assert (out / "checkpoints" / "latest").read_text() == f"step-{step:09d}"
     end = launcher.train(rooms_yaml, *arguments, engine=engine).finish()
     assert end.code == 0 and f"continuing from {out}/checkpoints/step-{step:09d}" in end.stderr
+    whole = trained(uninterrupted(engine))
     for name in SAME_FILES:
-        assert (out / name).read_bytes() == (uninterrupted(engine) / name).read_bytes(), name
+        assert (out / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_sigterm_to_every_process_as_slurm_sends_it(launcher, rooms_yaml, tmp_path):
@@ -74,7 +61,7 @@ def test_sigterm_to_every_process_as_slurm_sends_it(launcher, rooms_yaml, tmp_pa
     out = tmp_path / "run"
     arguments = (f"run.out={out}", *RUN, "data.workers=2")
     process = launcher.train(rooms_yaml, *arguments)
-    wait_for_step(out / "metrics.jsonl", 5, process)
+    process.wait_for_step(out, 5)
     for child in process.tree():
         child.send_signal(signal.SIGTERM)
     end = process.finish()
@@ -92,7 +79,7 @@ def test_a_signal_to_the_launcher_reaches_the_workers(
     monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGUSR1,SIGTERM,SIGINT,SIGHUP,SIGQUIT")
     out = tmp_path / "run"
     process = launcher.train(rooms_yaml, f"run.out={out}", *RUN, engine="ddp_cpu")
-    wait_for_step(out / "metrics.jsonl", 5, process)
+    process.wait_for_step(out, 5)
     workers = [process.worker(rank) for rank in (0, 1)]
     process.send(number)
     end = process.finish()

@@ -1,13 +1,12 @@
 """A run may go on under another engine and with another number of processes at any checkpoint."""
 
 import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.cells import PLAIN, Cell, Launch
 from trainer.checkpoints.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.distributed
@@ -15,72 +14,56 @@ pytestmark = pytest.mark.distributed
 NUM_STEPS = 16
 RECIPES = ("published", "affinity")
 OPTIONS = (
-    f"run.steps={NUM_STEPS} run.checkpoint_every=4 run.keep_last=100 run.resume=auto "
-    "pruning.end=0.5"
-)
-KEYS = {"published": "", "affinity": " grouping.warmup=0.2"}
+    f"run.steps={NUM_STEPS}", "run.checkpoint_every=4", "run.keep_last=100", "run.resume=auto",
+    "pruning.end=0.5",
+)  # fmt: skip
+KEYS = {"published": (), "affinity": ("grouping.warmup=0.2",)}
 BEFORE, AFTER, LATE = 4, 8, 12  # the compaction, which step 8 ends with
 LOSS = 1e-4  # relative
 MOMENTS, WEIGHTS = 1e-3, 1e-5  # relative to the largest of a tensor, and absolute
 
-
-@dataclass(frozen=True)
-class Launch:
-    """A way to start: a file of accelerate_configs/ or None, and the number of processes."""
-
-    engine: str | None
-    num_processes: int
-
-    def __str__(self) -> str:
-        return f"{self.engine or 'plain'}-{self.num_processes}"
+PAIR, ZERO3 = Launch("ddp_cpu"), Launch("zero3_cpu")
+ZERO2, ZERO2_ALONE = Launch("zero2_cpu"), Launch("zero2_cpu", 1)
+ALL = (PLAIN, PAIR, Launch("zero1_cpu"), ZERO2, ZERO3, Launch("fsdp2_cpu"), ZERO2_ALONE)
 
 
-PLAIN, PAIR = Launch(None, 1), Launch("ddp_cpu", 2)
-ZERO2, ZERO2_ALONE, ZERO3 = Launch("zero2_cpu", 2), Launch("zero2_cpu", 1), Launch("zero3_cpu", 2)
-ALL = (PLAIN, PAIR, Launch("zero1_cpu", 2), ZERO2, ZERO3, Launch("fsdp2_cpu", 2), ZERO2_ALONE)
+def fresh(launch: Launch, recipe: str) -> Cell:
+    """An uninterrupted run; those of one process are the reference."""
+    return Cell(launch, f"resume-{recipe}", (f"grouping.recipe={recipe}", *KEYS[recipe], *OPTIONS))
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return tmp_path_factory.mktemp("matrix")
+def continued(launch: Launch, source: Cell, *steps: int, torn: bool = False) -> Cell:
+    """What a launch makes of a run that was killed some steps after these checkpoints."""
+    name = f"{source.name}-{source.launch}-{steps[-1]}"
+    return Cell(launch, name, source.overrides, source, steps, torn)
 
 
-@pytest.fixture(scope="module")
-def go_on(session_launcher, rooms_yaml, root):
-    """Starts or continues runs, by the names of their folders, and returns what was logged."""
+# ZeRO 2, ZeRO 3, DDP, one process; and ZeRO 2 with two, with one, DDP with two.
+FIRST, SECOND = fresh(ZERO2, "published"), fresh(ZERO2, "affinity")
+ON_ZERO3 = continued(ZERO3, FIRST, BEFORE, AFTER, torn=True)
+ON_DDP = continued(PAIR, ON_ZERO3, AFTER)
+ON_PLAIN = continued(PLAIN, ON_DDP, LATE)
+ALONE = continued(ZERO2_ALONE, SECOND, BEFORE)
+ON_PAIR = continued(PAIR, ALONE, AFTER)
 
-    def launch(how: Launch, names: list[str]) -> str:
-        recipes = [name.split("-")[0] for name in names]
-        cells = [
-            f"{name} grouping.recipe={recipe} {OPTIONS}{KEYS[recipe]}"
-            for name, recipe in zip(names, recipes, strict=True)
-        ]
-        flags = ("--num_processes", str(how.num_processes))
-        script = Path(__file__).with_name("train_cells.py")
-        arguments = (str(rooms_yaml), str(root), *cells)
-        process = session_launcher.start(*arguments, engine=how.engine, flags=flags, script=script)
-        end = process.finish(900)
-        assert end.code == 0, end.stderr[-4000:]
-        return end.stderr
 
-    return launch
+def all_to(target: Launch) -> list[Cell]:
+    """What a launch makes of the runs of all others, before and after the compaction."""
+    sources = [fresh(launch, recipe) for launch in ALL if launch != target for recipe in RECIPES]
+    return [continued(target, source, step) for source in sources for step in (BEFORE, AFTER)]
+
+
+def cells(target=None, recipe=None, cell=None, **_):
+    references = [fresh(PLAIN, recipe) for recipe in RECIPES]
+    if target is not None:
+        return [*references, *all_to(target)]
+    return references if recipe else [*references, cell or ON_PLAIN, ON_PAIR]
 
 
 @pytest.fixture(scope="module")
-def reference(go_on, root):
+def reference(trained):
     """The uninterrupted runs of one process."""
-    names = {recipe: f"{recipe}-reference" for recipe in RECIPES}
-    go_on(PLAIN, list(names.values()))
-    return {recipe: root / name for recipe, name in names.items()}
-
-
-def cut(source: Path, target: Path, *steps: int) -> None:
-    """The folder of a run that was killed when it had these checkpoints, and a few steps later."""
-    for step in steps:
-        name = f"checkpoints/step-{step:09d}"
-        shutil.copytree(source / name, target / name)
-    for name in ("config.yaml", "metrics.jsonl"):
-        shutil.copy(source / name, target)
+    return {recipe: trained(fresh(PLAIN, recipe)) for recipe in RECIPES}
 
 
 def records(run, kind):
@@ -112,8 +95,9 @@ def assert_continues(run: Path, expected: Path) -> None:
     assert ends[0].logits_updates == ends[1].logits_updates
 
 
-def assert_goes_on_from(run: Path, source: Path, step: int, log: str) -> None:
+def assert_goes_on_from(run: Path, source: Path, step: int) -> None:
     """What the source had written up to the step is still there, and was not computed again."""
+    log = (run / "logs" / "rank-0.log").read_text()
     assert f"continuing from {run / f'checkpoints/step-{step:09d}'}" in log
     kept = load_checkpoint(source / f"checkpoints/step-{step:09d}").progress.metrics_bytes
     contents = [(r / "metrics.jsonl").read_bytes()[:kept] for r in (run, source)]
@@ -131,64 +115,35 @@ def test_the_network_gets_smaller_between_the_checkpoints(recipe, reference):
     assert records(reference[recipe], "compact")
 
 
-def test_from_engine_to_engine_and_two_processes_to_one_to_two(go_on, reference, root):
-    """ZeRO 2, ZeRO 3, DDP, one process; and ZeRO 2 with two, with one, DDP with two."""
-    first, second = "published-zero2", "affinity-zero2"
-    go_on(ZERO2, [first, second])
-
-    cut(root / first, root / "published-zero3", BEFORE, AFTER)
-    torn = root / f"published-zero3/checkpoints/step-{AFTER:09d}/weights.safetensors"
-    torn.write_bytes(torn.read_bytes()[:1000])
-    log = go_on(ZERO3, ["published-zero3"])
-    assert_goes_on_from(root / "published-zero3", root / first, BEFORE, log)
-    # Rank 0 alone looks at all of them, and every rank takes the one that it chose.
-    assert log.count(f"passing over checkpoint {torn.parent}: weights.safetensors has 1000 ") == 1
-    assert log.count("continuing from") == ZERO3.num_processes
-
-    cut(root / second, root / "affinity-alone", BEFORE)
-    log = go_on(ZERO2_ALONE, ["affinity-alone"])
-    assert_goes_on_from(root / "affinity-alone", root / second, BEFORE, log)
-
-    cut(root / "published-zero3", root / "published-ddp", AFTER)
-    cut(root / "affinity-alone", root / "affinity-pair", AFTER)
-    log = go_on(PAIR, ["published-ddp", "affinity-pair"])
-    assert_goes_on_from(root / "published-ddp", root / "published-zero3", AFTER, log)
-    assert_goes_on_from(root / "affinity-pair", root / "affinity-alone", AFTER, log)
-
-    cut(root / "published-ddp", root / "published-end", LATE)
-    log = go_on(PLAIN, ["published-end"])
-    assert_goes_on_from(root / "published-end", root / "published-ddp", LATE, log)
-
-    assert_continues(root / "published-end", reference["published"])
-    assert_continues(root / "affinity-pair", reference["affinity"])
+@pytest.mark.parametrize(
+    ("cell", "step"), [(ON_ZERO3, BEFORE), (ALONE, BEFORE), (ON_DDP, AFTER), (ON_PAIR, AFTER),
+    (ON_PLAIN, LATE)], ids=lambda value: str(getattr(value, "launch", value))
+)  # fmt: skip
+def test_a_launch_goes_on_from_what_another_left(cell, step, trained):
+    assert_goes_on_from(trained(cell), trained(cell.source), step)
 
 
-@pytest.fixture(scope="module")
-def sources(go_on):
-    """Uninterrupted runs of a way to start, made when they are first asked for."""
-    made = {}
+def test_a_torn_checkpoint_is_passed_over_on_all_ranks(trained):
+    """Rank 0 alone looks at all of them, and every rank takes the one that it chose."""
+    run = trained(ON_ZERO3)
+    logs = [(run / "logs" / f"rank-{rank}.log").read_text() for rank in (0, 1)]
+    torn = run / f"checkpoints/step-{AFTER:09d}"
+    told = f"passing over checkpoint {torn}: weights.safetensors has 1000 "
+    assert [log.count(told) for log in logs] == [1, 0]
+    assert [log.count("continuing from") for log in logs] == [1, 1]
 
-    def get(how: Launch) -> dict[str, str]:
-        if how not in made:
-            made[how] = {recipe: f"{recipe}-from-{how}" for recipe in RECIPES}
-            go_on(how, list(made[how].values()))
-        return made[how]
 
-    return get
+def test_from_engine_to_engine_and_two_processes_to_one_to_two(trained, reference):
+    assert_continues(trained(ON_PLAIN), reference["published"])
+    assert_continues(trained(ON_PAIR), reference["affinity"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ALL, ids=str)
-def test_any_to_any(target, sources, go_on, reference, root):
+def test_any_to_any(target, trained, reference):
     """All ways to start but this one hand a run over to it, before and after the compaction."""
-    runs = []
-    for source in ALL:
-        if source != target:
-            for recipe, name in sources(source).items():
-                for step in (BEFORE, AFTER):
-                    runs.append((recipe, root / name, step, f"{name}-{step}-to-{target}"))
-                    cut(root / name, root / runs[-1][3], step)
-    log = go_on(target, [name for *_, name in runs])
-    for recipe, source, step, name in runs:
-        assert_goes_on_from(root / name, source, step, log)
-        assert_continues(root / name, reference[recipe])
+    for cell in all_to(target):
+        run = trained(cell)
+        assert_goes_on_from(run, trained(cell.source), cell.steps[-1])
+        (recipe,) = (name for name in RECIPES if f"grouping.recipe={name}" in cell.overrides)
+        assert_continues(run, reference[recipe])

@@ -5,6 +5,8 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.cells import PLAIN, Cell, Launch
+
 pytestmark = pytest.mark.distributed
 
 # Micro-batches; with six tasks on five branches most steps leave a branch without a task.
@@ -12,24 +14,16 @@ CASES = {None: 1, "ddp_cpu": 2, "zero1_cpu": 1, "zero2_cpu": 2, "zero3_cpu": 1}
 STEPS = 20
 
 
-@pytest.fixture(scope="module")
-def runs(session_launcher, rooms_yaml, tmp_path_factory):
-    root, finished = tmp_path_factory.mktemp("sampled"), {}
+def cell(engine):
+    overrides = (
+        f"run.steps={STEPS}", "grouping.sampled_heads=1", "model.branches=5",
+        "pruning.threshold=0.1", "pruning.end=0.9", f"optim.gradient_accumulation_steps={CASES[engine]}",
+    )  # fmt: skip
+    return Cell(Launch(engine) if engine else PLAIN, "sampled-heads", overrides)
 
-    def get(engine):
-        if engine not in finished:
-            out = root / (engine or "plain")
-            overrides = (
-                f"run.out={out}", f"run.steps={STEPS}", "grouping.sampled_heads=1",
-                "model.branches=5", "pruning.threshold=0.1", "pruning.end=0.9",
-                f"optim.gradient_accumulation_steps={CASES[engine]}",
-            )  # fmt: skip
-            end = session_launcher.train(rooms_yaml, *overrides, engine=engine).finish()
-            assert end.code == 0, end.stderr[-4000:]
-            finished[engine] = out
-        return finished[engine]
 
-    return get
+def cells(engine):
+    return [cell(None), cell(engine)]
 
 
 def records(run, kind):
@@ -51,8 +45,8 @@ def state(run, name):
         ),
     ],
 )
-def test_losses_and_state_equal_those_of_one_process(engine, runs):
-    run, plain = runs(engine), runs(None)
+def test_losses_and_state_equal_those_of_one_process(engine, trained):
+    run, plain = trained(cell(engine)), trained(cell(None))
     found, expected = records(run, "train"), records(plain, "train")
     assert len(found) == len(expected) == STEPS
     for now, then in zip(found, expected, strict=True):

@@ -5,21 +5,30 @@ import json
 import numpy as np
 import pytest
 
+from tests.distributed.cells import PLAIN, Cell, Launch
+
 pytestmark = pytest.mark.distributed
 
 SHORT = ("run.steps=6", "grouping.search_every=2")
 
 
+def both(recipe):
+    """The search of one process and that of two."""
+    overrides = (f"grouping.recipe={recipe}", *SHORT)
+    return {n: Cell(n, f"search-{recipe}", overrides) for n in (PLAIN, Launch("ddp_cpu"))}
+
+
+def cells(recipe=None):
+    return both(recipe).values() if recipe else ()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["tag", "grad_tag"])
-def test_two_processes_find_what_one_finds(recipe, launcher, rooms_yaml, tmp_path):
+def test_two_processes_find_what_one_finds(recipe, trained):
     found = {}
-    for engine in (None, "ddp_cpu"):
-        out = tmp_path / (engine or "plain")
-        overrides = (f"run.out={out}", f"grouping.recipe={recipe}", *SHORT)
-        end = launcher.train(rooms_yaml, *overrides, engine=engine).finish()
-        assert end.code == 0, end.stderr[-4000:]
-        found[engine] = json.loads((out / "search" / "groups.json").read_text())
+    for launch, cell in both(recipe).items():
+        out = trained(cell)
+        found[launch.engine] = json.loads((out / "search" / "groups.json").read_text())
         last = (out / "metrics.jsonl").read_text().splitlines()[-1]
         assert json.loads(last)["kind"] == "eval", "the groups were trained too"
     one, two = (np.array(found[engine]["affinity"]) for engine in (None, "ddp_cpu"))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.cells import Cell, Launch
 from trainer.monitoring.status import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,10 +24,18 @@ SAME_FILES = (
 RUN = (f"run.steps={NUM_STEPS}", "run.checkpoint_every=1000", "grouping.noise=per_rank")
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.distributed,
     pytest.mark.skipif(not CLUSTER.exists(), reason="needs ../shared/slurm/two_nodes.sh"),
     pytest.mark.skipif(os.geteuid() != 0, reason="a Slurm of one's own needs root"),
 ]
+
+
+WHOLE = Cell(Launch("ddp_cpu"), "slurm", RUN)
+
+
+def cells():
+    return [WHOLE]
 
 
 @pytest.fixture
@@ -66,8 +75,8 @@ def wait_until(condition, seconds, shown=lambda: ""):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_preempted_job_finishes_as_the_uninterrupted_run(launcher, rooms_yaml, tmp_path):
-    whole, out, cwd = tmp_path / "whole", tmp_path / "run", tmp_path / "cwd"
+def test_a_preempted_job_finishes_as_the_uninterrupted_run(launcher, rooms_yaml, trained, tmp_path):
+    out, cwd = tmp_path / "run", tmp_path / "cwd"
     options = ("--nodes", "2", "--time", "30", "--submit", "--json")
     end = launcher.dmtg("slurm", str(rooms_yaml), f"run.out={out}", *RUN, *options)
     assert end.code == 0, end.stderr
@@ -109,7 +118,6 @@ def test_a_preempted_job_finishes_as_the_uninterrupted_run(launcher, rooms_yaml,
     wait_until(lambda: "JobState=COMPLETED" in job(), 60, job)
     assert "Restarts=1" in job() and "ExitCode=0:0" in job()
 
-    end = launcher.train(rooms_yaml, f"run.out={whole}", *RUN, engine="ddp_cpu").finish()
-    assert end.code == 0, end.stderr[-4000:]
+    whole = trained(WHOLE)
     for name in SAME_FILES:
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name

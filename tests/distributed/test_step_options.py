@@ -3,7 +3,8 @@
 import json
 
 import pytest
-import yaml
+
+from tests.distributed.cells import Cell, Launch
 
 pytestmark = pytest.mark.distributed
 
@@ -21,35 +22,28 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def losses(session_launcher, rooms_yaml, tmp_path_factory):
-    """Losses of six steps with batch statistics, two processes."""
-    root = tmp_path_factory.mktemp("options")
-    tree = yaml.safe_load(rooms_yaml.read_text())
-    tree["model"]["encoder"] = {"name": "residual64", "options": {"channels": 8}}
-    tree["run"]["steps"] = 6
-    config = root / "residual.yaml"
-    config.write_text(yaml.safe_dump(tree))
-
-    def get(engine, checkpoint):
-        out = root / f"{engine}-{checkpoint}"
-        overrides = (f"run.out={out}", f"model.activation_checkpointing={str(checkpoint).lower()}")
-        end = session_launcher.train(config, *overrides, engine=engine).finish()
-        assert end.code == 0, end.stderr[-4000:]
-        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
-        return [r["losses"] for r in lines if r["kind"] == "train"]
-
-    return get
+def cell(engine, checkpoint):
+    """Six steps with batch statistics, two processes."""
+    overrides = (
+        "run.steps=6", "model.encoder.name=residual64", "model.encoder.options={channels: 8}",
+        f"model.activation_checkpointing={str(checkpoint).lower()}",
+    )  # fmt: skip
+    return Cell(Launch(engine), f"step-options-{checkpoint}", overrides)
 
 
-@pytest.fixture(scope="module")
-def expected(losses):
-    return losses("ddp_cpu", False)
+def cells(engine, checkpoint):
+    return [cell("ddp_cpu", False), cell(engine, checkpoint)]
+
+
+def losses(run):
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [r["losses"] for r in lines if r["kind"] == "train"]
 
 
 @pytest.mark.parametrize(("engine", "checkpoint"), CASES)
-def test_losses_equal_those_of_plain_ddp(losses, expected, engine, checkpoint):
-    found = losses(engine, checkpoint)
+def test_losses_equal_those_of_plain_ddp(trained, engine, checkpoint):
+    expected = losses(trained(cell("ddp_cpu", False)))
+    found = losses(trained(cell(engine, checkpoint)))
     assert len(found) == len(expected) == 6
     for step, (own, other) in enumerate(zip(found, expected, strict=True)):
         assert own == pytest.approx(other, rel=1e-4), step

@@ -5,10 +5,20 @@ import json
 import pytest
 from safetensors.torch import load_file
 
+from tests.distributed.cells import Cell, Launch
+
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS = 8
 FINAL = f"checkpoints/step-{NUM_STEPS:09d}"
+
+
+def one_machine(engine):
+    return Cell(Launch(engine), "one-machine", (f"run.steps={NUM_STEPS}",))
+
+
+def cells(engine):
+    return [one_machine(engine)]
 
 
 def start_machine(launcher, rooms_yaml, out, engine, rank, port):
@@ -29,11 +39,8 @@ def train_losses(run):
 
 
 @pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
-def test_two_machines_equal_one(engine, launcher, rooms_yaml, tmp_path, free_port):
-    one, two = tmp_path / "one", tmp_path / "two"
-    alone = launcher.train(rooms_yaml, f"run.out={one}", f"run.steps={NUM_STEPS}", engine=engine)
-    end = alone.finish()
-    assert end.code == 0, end.stderr[-4000:]
+def test_two_machines_equal_one(engine, trained, launcher, rooms_yaml, tmp_path, free_port):
+    one, two = trained(one_machine(engine)), tmp_path / "two"
     port = free_port()
     machines = [start_machine(launcher, rooms_yaml, two, engine, rank, port) for rank in (0, 1)]
     ends = [machine.finish() for machine in machines]

@@ -1,26 +1,100 @@
-"""Trains several runs one after the other in the same processes, which start only once.
+"""Train several runs one after the other in the same processes, which start only once.
 
-Usage: train_cells.py CONFIG OUT 'NAME section.key=value ...' ['NAME ...'] ...
+Usage: train_cells.py CONFIG JOBS, where JOBS is a JSON file with a list of `Cell.job`.
 """
 
+import contextlib
+import json
+import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.monitoring.logs import setup_logging
+from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
 
+TORN_BYTES = 1000  # that are left of the weights in a torn checkpoint
 
-def main(config_file: str, out: str, *cells: str) -> None:
-    setup_logging(0, 1)
-    for cell in cells:
-        name, *overrides = cell.split()
-        config = load_config(Path(config_file), [f"run.out={Path(out) / name}", *overrides])
-        accelerator = make_accelerator(config)
-        train_run(config, accelerator)
+
+class UpdateRecorder(contextlib.AbstractContextManager):
+    """Keeps the arguments of every `PublishedGroups.update`, and the logits after it."""
+
+    def __enter__(self) -> "UpdateRecorder":
+        self.gradients, self.factors, self.logits = [], [], []
+        recorder, self._update = self, PublishedGroups.update
+
+        def update(learner, inputs):
+            recorder.gradients.append(inputs.logits_gradient.detach().cpu().numpy().copy())
+            recorder.factors.append(inputs.lr_factor)
+            recorder._update(learner, inputs)
+            logits = learner.grouping.logits.detach()
+            assert str(logits.dtype) == "torch.float32"
+            recorder.logits.append(logits.cpu().numpy().copy())
+
+        PublishedGroups.update = update
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        PublishedGroups.update = self._update
+
+    def save(self, path: Path) -> None:
+        np.savez(
+            path,
+            factors=self.factors,
+            gradients=np.stack(self.gradients),
+            logits=np.stack(self.logits),
+        )
+
+
+def copy_checkpoints(job: dict[str, Any]) -> None:
+    """Make the folder of a run that was killed some steps after the last of its checkpoints."""
+    source, out = Path(job["source"]), Path(job["out"])
+    for step in job["steps"]:
+        name = f"checkpoints/step-{step:09d}"
+        shutil.copytree(source / name, out / name)
+    for name in ("config.yaml", "metrics.jsonl"):
+        shutil.copy(source / name, out)
+    if job["torn"]:
+        weights = out / f"checkpoints/step-{max(job['steps']):09d}/weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:TORN_BYTES])
+
+
+def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
+    """Train one run, and write beside its other files what each rank has in the end."""
+    rank, out = int(os.environ.get("RANK", "0")), Path(job["out"])
+    config = load_config(config_file, [f"run.out={out}", *job["overrides"]])
+    accelerator = make_accelerator(config)
+    if job["source"] is not None:
+        with accelerator.main_process_first():
+            if rank == 0:
+                copy_checkpoints(job)
+    with UpdateRecorder() if job["record_updates"] else contextlib.nullcontext() as recorder:
+        session, metrics = train_run(config, accelerator)
+    if recorder is not None:
+        recorder.save(out / f"updates-{rank}.npz")
+    average = session.learner.tensors().get("average")
+    record = {
+        "heads": session.learner.chosen_heads(),
+        "average": None if average is None else average.tolist(),
+        "metrics": metrics,
+    }
+    (out / f"record-{rank}.json").write_text(json.dumps(record))
+    return accelerator
+
+
+def main(config_file: str, jobs: str) -> None:
+    for job in json.loads(Path(jobs).read_text()):
+        setup_logging(0, 1)
+        accelerator = train_job(Path(config_file), job)
+        accelerator.wait_for_everyone()
         for state in (AcceleratorState, GradientState):
             state._reset_state()
     accelerator.end_training()

@@ -3,18 +3,17 @@
 import contextlib
 import io
 import json
-import logging
 import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.processes import ROOT, SETTINGS
 from trainer.commands import app as cli
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -26,45 +25,47 @@ class Ended:
     stderr: str
 
 
-def _ended(command: Callable[[], object]) -> Ended:
-    stdout, stderr = io.StringIO(), io.StringIO()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    code = 0
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            command()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        finally:
-            root.handlers[:] = handlers
-            root.setLevel(level)
-    return Ended(code, stdout.getvalue(), stderr.getvalue())
+@pytest.fixture(scope="session")
+def in_this_process(like_a_process) -> Callable[[list[str], Callable[[], object]], Ended]:
+    """Call a command's function with the arguments that it finds in `sys.argv`."""
+
+    def run(argv: list[str], command: Callable[[], object]) -> Ended:
+        stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+        with (
+            like_a_process(),
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            patch.setattr(sys, "argv", argv)
+            patch.setattr(sys, "path", list(sys.path))
+            for name, value in SETTINGS.items():  # of the processes that the command starts
+                patch.setenv(name, value)
+            try:
+                command()
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        return Ended(code, stdout.getvalue(), stderr.getvalue())
+
+    return run
 
 
-@pytest.fixture
-def main_script(monkeypatch, forget_accelerate) -> Callable[..., Ended]:
+@pytest.fixture(scope="session")
+def main_script(in_this_process) -> Callable[..., Ended]:
     """`python trainer/main.py ARGUMENTS`."""
+    script = str(ROOT / "trainer" / "main.py")
 
-    def run(*arguments: str) -> Ended:
-        forget_accelerate()
-        script = ROOT / "trainer" / "main.py"
-        monkeypatch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        return _ended(lambda: runpy.run_path(str(script), run_name="__main__"))
+    def run(*arguments: object) -> Ended:
+        command = partial(runpy.run_path, script, run_name="__main__")
+        return in_this_process([script, *map(str, arguments)], command)
 
     return run
 
 
-@pytest.fixture
-def dmtg(monkeypatch) -> Callable[..., Ended]:
+@pytest.fixture(scope="session")
+def dmtg(in_this_process) -> Callable[..., Ended]:
     """`dmtg ARGUMENTS`."""
-
-    def run(*arguments: str) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["dmtg", *map(str, arguments)])
-        return _ended(cli.main)
-
-    return run
+    return lambda *arguments: in_this_process(["dmtg", *map(str, arguments)], cli.main)
 
 
 @pytest.fixture
@@ -78,14 +79,14 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
 
 
 @pytest.fixture(scope="session")
-def run(session_launcher, rooms_yaml, tmp_path_factory):
-    """A run with everything that is shown on, as a user starts it; every checkpoint is kept."""
+def run(main_script, rooms_yaml, tmp_path_factory):
+    """A run with everything that is shown on; every checkpoint is kept."""
     out = tmp_path_factory.mktemp("end_to_end") / "run"
     overrides = (
         f"run.out={out}", "run.steps=40", "run.checkpoint_every=10", "run.keep_last=9",
         "log.tensorboard=true", "log.progress=true", "log.every=2", "eval.every=20",
     )  # fmt: skip
-    end = session_launcher.train(rooms_yaml, *overrides).finish()
+    end = main_script("--config", rooms_yaml, *overrides)
     assert end.code == 0, end.stderr
     return out, end
 
@@ -96,8 +97,8 @@ def records(run):
 
 
 @pytest.fixture(scope="session")
-def model(run, session_launcher):
+def model(run, dmtg):
     path = run[0] / "exported" / "model.safetensors"
-    end = session_launcher.dmtg("export", str(run[0]), "--out", str(path), "--json")
+    end = dmtg("export", run[0], "--out", path, "--json")
     assert end.code == 0, end.stderr
     return path, json.loads(end.stdout.splitlines()[-1])

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from PIL import Image
 
+from trainer.run_folder import RunFolder
+
 
 @pytest.fixture
 def fails(main_script, rooms_yaml, tmp_path, snapshot):
@@ -111,10 +113,18 @@ def test_truncated_shard(fails, copied_rooms):
     assert f"{shard}: truncated shard: {size - 512} bytes, manifest says {size}" in message
 
 
+@pytest.fixture(scope="module")
+def finished_run(main_script, rooms_yaml, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    options = ("run.steps=2", "run.checkpoint_every=1")
+    assert main_script("--config", rooms_yaml, f"run.out={out}", *options).code == 0
+    return out
+
+
 @pytest.fixture
-def a_run(rooms_config, train_here):
+def a_run(finished_run, tmp_path):
     """A run of two steps, finished."""
-    return train_here(rooms_config("run.steps=2", "run.checkpoint_every=1")).folder
+    return RunFolder(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def test_folder_that_holds_a_run(fails, a_run):

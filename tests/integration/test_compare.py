@@ -1,4 +1,4 @@
-"""`dmtg compare` as a user runs it: real trainings in processes of their own."""
+"""`dmtg compare` as a user runs it: real trainings, each in a process of its own."""
 
 import json
 from pathlib import Path
@@ -12,11 +12,11 @@ RECIPES = ("tag", "single_task")
 
 
 @pytest.fixture(scope="module")
-def comparison(session_launcher, rooms_yaml, tmp_path_factory):
+def comparison(dmtg, rooms_yaml, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
     arguments = [str(rooms_yaml), "run.steps=6", "run.checkpoint_every=3", "--seeds", "2"]
     arguments += ["--recipes", ",".join(RECIPES), "--seed-base", "4", "--out", str(out), "--json"]
-    return out, arguments, session_launcher.dmtg("compare", *arguments)
+    return out, arguments, dmtg("compare", *arguments)
 
 
 def folders(out):
@@ -58,18 +58,18 @@ def test_the_table_holds_what_the_runs_have(comparison):
     assert (folders(out)["tag", 4] / "search" / "groups.json").exists()
 
 
-def test_finished_runs_are_not_trained_again(comparison, session_launcher):
+def test_finished_runs_are_not_trained_again(comparison, dmtg):
     out, arguments, first = comparison
     logs = {run: run.joinpath("cell.log").read_bytes() for run in folders(out).values()}
-    again = session_launcher.dmtg("compare", *arguments)
+    again = dmtg("compare", *arguments)
     assert again.code == 0
     assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert all(run.joinpath("cell.log").read_bytes() == text for run, text in logs.items())
 
 
-def test_a_run_that_fails_is_reported(session_launcher, rooms_yaml, tmp_path):
+def test_a_run_that_fails_is_reported(dmtg, rooms_yaml, tmp_path):
     options = ["tasks.names=[no_such]", "tasks.define={}", "--recipes", "random", "--seeds", "1"]
-    finished = session_launcher.dmtg("compare", str(rooms_yaml), *options, "--out", str(tmp_path))
+    finished = dmtg("compare", str(rooms_yaml), *options, "--out", str(tmp_path))
     assert finished.code == 1
     assert "cell 0 (random, seed 0) ended with exit code 2" in finished.stderr
     assert "error: tasks.define.no_such: " in finished.stderr

@@ -2,12 +2,14 @@
 
 import logging
 import re
+import shutil
 
 import pytest
 import torch
 
 from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.errors import NonFiniteLossError, UserError
+from trainer.run_folder import RunFolder
 
 OPTIONS = ("run.steps=9", "run.checkpoint_every=2", "run.keep_last=2")
 
@@ -54,6 +56,7 @@ def test_divergence_after_good_checkpoints(rooms_config, train_here, monkeypatch
     assert all(bool(value.isfinite().all()) for value in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_divergence_ends_the_process_with_code_1(launcher, rooms_yaml, tmp_path):
     options = ("optim.lr=1e30", "optim.max_grad_norm=null", "optim.warmup_steps=0")
@@ -62,9 +65,17 @@ def test_divergence_ends_the_process_with_code_1(launcher, rooms_yaml, tmp_path)
     assert re.search(r"the loss became NaN or infinite in step \d+: \['", end.stderr)
 
 
+@pytest.fixture(scope="module")
+def finished_run(main_script, rooms_yaml, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main_script("--config", rooms_yaml, f"run.out={out}", *OPTIONS).code == 0
+    return out
+
+
 @pytest.fixture
-def whole(rooms_config, train_here, tmp_path):
-    return train_here(rooms_config(*OPTIONS, f"run.out={tmp_path / 'whole'}")).folder
+def whole(finished_run, tmp_path):
+    """A run that ended; a test may damage it."""
+    return RunFolder(shutil.copytree(finished_run, tmp_path / "whole"))
 
 
 def test_a_truncated_checkpoint_is_passed_over(whole, rooms_config, train_here, caplog, tmp_path):

@@ -14,12 +14,11 @@ def records(run, name):
 
 
 @pytest.fixture(scope="module")
-def whole(session_launcher, rooms_yaml, tmp_path_factory):
+def whole(main_script, rooms_yaml, tmp_path_factory):
     """A finished run of twelve steps, with a trace of two."""
     out = tmp_path_factory.mktemp("monitoring") / "run"
-    end = session_launcher.train(
-        rooms_yaml, f"run.out={out}", *RUN, "run.profile=3:5", "log.peak_tflops=0.5"
-    ).finish()
+    shown = ("run.profile=3:5", "log.peak_tflops=0.5")
+    end = main_script("--config", rooms_yaml, f"run.out={out}", *RUN, *shown)
     assert end.code == 0, end.stderr
     return out
 

@@ -64,6 +64,7 @@ def test_the_results_are_of_the_plan_as_it_is(benchmark):
         assert abs(found["peak"] / recorded["measured"]["peak"] - 1) < 0.15
 
 
+@pytest.mark.slow
 def test_a_real_step_takes_what_the_plan_says(benchmark):
     measured = benchmark.measure("digits", "cpu", "fp32", 1)
     predicted = benchmark.predict("digits", "cpu", "fp32", 1)

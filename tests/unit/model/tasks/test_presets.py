@@ -1,3 +1,5 @@
+"""The presets against the published implementation's numbers and released labels."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,37 +12,40 @@ from model.tasks.decode import natural_values
 from model.tasks.presets import PRESETS, TASKONOMY
 from model.tasks.targets import TargetBuilder
 
-SAMPLE = Path(__file__).resolve().parents[4] / ".." / "shared" / "data" / "taskonomy_sample"
+ROOT = Path(__file__).resolve().parents[4]
+REFERENCE = ROOT / "tests" / "fixtures" / "reference"
+SAMPLE = ROOT / ".." / "shared" / "data" / "taskonomy_sample"
 
 
-def test_sizes():
-    sizes = {name: len(specs) for name, specs in PRESETS.items()}
-    assert sizes == {"taskonomy5": 5, "taskonomy": 10, "celeba9": 9, "celeba40": 40}
-    assert [spec.channels for spec in PRESETS["taskonomy5"]] == [1, 3, 18, 1, 1]
+@pytest.fixture(scope="module")
+def published():
+    """Loss of the published recipe to the shape of its prediction."""
+    with np.load(REFERENCE / "losses.npz") as arrays:
+        return {k.removesuffix("/pred"): arrays[k].shape for k in arrays if k.endswith("/pred")}
 
 
-def test_the_published_losses_of_taskonomy5_alone():
-    assert {spec.name: spec.loss for spec in PRESETS["taskonomy5"]} == {
-        "depth_zbuffer": "l1_shift",
-        "normal": "l1_shift",
-        "segment_semantic": "cross_entropy",
-        "keypoints2d": "l1",
-        "edge_texture": "l1",
-    }
+def test_taskonomy5_has_the_published_losses_and_channels(published):
+    """Depth and normals have a loss over shifts, which no other preset has."""
     for spec in PRESETS["taskonomy5"]:
+        shifted = f"{spec.name}_rotate" in published
+        name = f"{spec.name}_rotate" if shifted else spec.name
+        assert spec.outputs == published[name][1]
+        expected = "cross_entropy" if spec.name == "segment_semantic" else "l1"
+        assert spec.loss == ("l1_shift" if shifted else expected)
         assert TASKONOMY[spec.name] == replace(spec, loss="")
     assert "l1_shift" not in {spec.loss for spec in TASKONOMY.values()}
 
 
-def test_responses_alone_have_positive_pixels():
-    names = {spec.name for spec in TASKONOMY.values() if spec.positive_above is not None}
-    assert names == {"edge_texture", "edge_occlusion", "keypoints2d", "keypoints3d"}
-    assert TASKONOMY["edge_texture"].positive_above == pytest.approx(1788.5 / 65535)
+def test_celeba_heads_are_two_way_as_in_the_published_step():
+    with np.load(REFERENCE / "celeba_step_k2_n3.npz") as arrays:
+        ((_, outputs),) = {arrays[name].shape for name in arrays if name.startswith("logits/")}
+    for preset in ("celeba9", "celeba40"):
+        assert {spec.signature for spec in PRESETS[preset]} == {("binary", 2, "cross_entropy")}
+        assert {spec.outputs for spec in PRESETS[preset]} == {outputs}
 
 
-def test_celeba9_is_part_of_celeba40_and_two_way():
+def test_celeba9_is_part_of_the_40_attributes():
     assert set(PRESETS["celeba9"]) < set(PRESETS["celeba40"])
-    assert {spec.signature for spec in PRESETS["celeba40"]} == {("binary", 2, "cross_entropy")}
     assert len({spec.name for spec in PRESETS["celeba40"]}) == 40
 
 
@@ -52,6 +57,7 @@ def test_celeba9_is_part_of_celeba40_and_two_way():
         ("normal", 0, -1.0),
         ("keypoints2d", 250, 2.0),
         ("edge_texture", 718 + 1070, 1.0),
+        ("edge_occlusion", 1000, (1000 - 56.0248) / 239.1265),
         ("reshading", 255, (1 - 0.4962) / 0.2846),
         ("principal_curvature", 127, (127 / 255 - 0.5175) / 0.1373),
     ],
@@ -61,6 +67,14 @@ def test_published_scales(name, raw, scaled):
     labels = torch.full((1, spec.channels, 2, 2), raw)
     targets = TargetBuilder([spec])([labels], torch.ones(1, 1, dtype=torch.bool))
     assert float(targets.target[0, 0, 0, 0, 0]) == pytest.approx(scaled, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["depth_zbuffer", "depth_euclidean"])
+def test_a_depth_without_a_reading_is_invalid(name):
+    """The published recipe takes 2^13 and more, released files 65535, for no reading."""
+    labels = torch.tensor([0, 2**13 - 1, 2**13, 65535]).reshape(1, 1, 2, 2)
+    targets = TargetBuilder([TASKONOMY[name]])([labels], torch.ones(1, 1, dtype=torch.bool))
+    assert targets.mask.flatten().tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +88,20 @@ def test_natural_units(name, raw, value):
     assert float(natural_values(spec, targets.target[0])[0, 0, 0, 0]) == pytest.approx(
         value, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("name", sorted(TASKONOMY))
+def test_edges_and_keypoints_alone_have_positive_pixels(name):
+    """A stored value is positive when it is scaled to more than one."""
+    spec = TASKONOMY[name]
+    if not name.startswith(("edge_", "keypoints")):
+        assert spec.positive_above is None
+        return
+    stored = torch.arange(65536, dtype=torch.int32).reshape(1, 1, 256, 256)
+    targets = TargetBuilder([spec])([stored], torch.ones(1, 1, dtype=torch.bool))
+    positive = natural_values(spec, targets.target[0]) > spec.positive_above
+    assert torch.equal(positive, targets.target[0] > 1.0 + 1e-6)
+    assert positive.any() and not positive.all()
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no released views at {SAMPLE}")

@@ -1,11 +1,11 @@
 import logging
 import threading
-import time
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from trainer import loop
 from trainer.checkpoints import writer as checkpoint_writer
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, load_checkpoint
 from trainer.checkpoints.files import checkpoints
@@ -131,20 +131,30 @@ def test_a_failed_write_does_not_hide_what_ended_the_training(writer_of, caplog)
 def test_a_snapshot_is_not_changed_by_the_steps_that_follow(
     recipe, rooms_config, train_here, tmp_path, monkeypatch
 ):
-    """Slow writes beside the training leave what writes within it do."""
+    """Writes that end after a later step leave what writes before it do."""
     options = (
         f"grouping.recipe={recipe}", "run.steps=5", "run.checkpoint_every=1", "run.keep_last=9",
         "pruning.end=0.8",
     )  # fmt: skip
     options += ("grouping.warmup=0.3",) if recipe == "affinity" else ()
     train_here(rooms_config(*options, "run.async_checkpoint=false", f"run.out={tmp_path / 'one'}"))
-    save = checkpoint_writer.save_checkpoint
+    save, step = checkpoint_writer.save_checkpoint, loop.train_step
+    steps_made = []
+    later_step = threading.Semaphore(0)
 
     def slow(*arguments, **keep):
-        time.sleep(0.1)
+        later_step.acquire(timeout=0.5)  # the last one is followed by none
         return save(*arguments, **keep)
 
+    def step_and_tell(*arguments):
+        result = step(*arguments)
+        if steps_made:
+            later_step.release()
+        steps_made.append(result)
+        return result
+
     monkeypatch.setattr(checkpoint_writer, "save_checkpoint", slow)
+    monkeypatch.setattr(loop, "train_step", step_and_tell)
     train_here(rooms_config(*options, f"run.out={tmp_path / 'two'}"))
     for path in checkpoints(tmp_path / "one" / "checkpoints"):
         for file in path.iterdir():

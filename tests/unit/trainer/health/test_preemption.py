@@ -61,8 +61,7 @@ def test_signals_are_noted_while_listening_and_only_then():
         os.kill(os.getpid(), signal.SIGUSR1)
         assert preemption._received == {"SIGTERM", "SIGUSR1"}
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+            signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)] == before
     with listening():
         assert not preemption._received, "those of an earlier run"

@@ -3,6 +3,7 @@
 import faulthandler
 import logging
 import os
+import threading
 import time
 
 import pytest
@@ -12,8 +13,35 @@ from trainer.health import watchdog
 from trainer.health.watchdog import Watchdog, doing, first_line, note
 
 
+class Clock:
+    """A clock that only moves when it is told to, and the times that a watchdog has looked."""
+
+    def __init__(self) -> None:
+        self.now, self.looks = 1000.0, 0
+
+    def monotonic(self):
+        return self.now
+
+    def look(self):
+        """Let the watchdog look from begin to end."""
+        before = self.looks
+        wait_until(lambda: self.looks >= before + 2)
+
+
 @pytest.fixture
-def started(monkeypatch):
+def clock(monkeypatch):
+    clock = Clock()
+
+    def begin_look(*_, **__):
+        clock.looks += 1
+
+    monkeypatch.setattr(watchdog, "time", clock)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", begin_look)
+    return clock
+
+
+@pytest.fixture
+def started(clock, monkeypatch):  # noqa: ARG001 - time must not pass by itself
     """A watchdog that beats fast, and the messages of its failures."""
     monkeypatch.setattr(watchdog, "BEAT", 0.02)
     messages, dogs = [], []
@@ -37,30 +65,32 @@ def wait_until(condition, seconds=20):
         time.sleep(0.01)
 
 
-def test_progress_keeps_a_process_alive(started):
+def test_progress_keeps_a_process_alive(started, clock):
     _, messages = started(0.5)
-    end = time.monotonic() + 1.0
-    while time.monotonic() < end:
+    for _ in range(3):
         note("step 3, training")
-        time.sleep(0.01)
+        clock.now += 0.4
+        clock.look()
     assert messages == [] and doing() == "step 3, training"
+    clock.now += 0.2
     wait_until(lambda: messages)
     assert messages[0] == (
         "no progress for 0.5 s (run.stall_seconds) at step 3, training; the stacks are above"
     )
 
 
-def test_the_stacks_are_shown(started, capfd):
+def test_the_stacks_are_shown(started, clock, capfd):
     _, messages = started(0.1)
+    clock.now += 0.2
     wait_until(lambda: messages)
     assert "in test_the_stacks_are_shown" in capfd.readouterr().err
 
 
-def test_a_launcher_that_is_gone(started, monkeypatch):
+def test_a_launcher_that_is_gone(started, clock, monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)
     _, messages = started(60.0)
-    time.sleep(0.1)
+    clock.look()
     assert messages == []
     parent = os.getppid()
     monkeypatch.setattr(os, "getppid", lambda: 1)
@@ -72,7 +102,7 @@ class Fake:
     failed_since = None
 
     def __init__(self):
-        self.told, self.error = [], None
+        self.told, self.error, self.beats = [], None, 0
 
     def find_missing(self):
         if self.error is not None:
@@ -80,6 +110,7 @@ class Fake:
         return "no sign of life from rank 1"
 
     def beat(self, what):
+        self.beats += 1
         if self.error is not None:
             raise self.error
         self.told.append(what)
@@ -92,14 +123,16 @@ def test_it_tells_the_others_what_is_done(started):
     wait_until(lambda: "step 9, training" in peers.told)
 
 
-def test_another_rank_has_failed(started, monkeypatch):
+def test_another_rank_has_failed(started, clock, monkeypatch):
     """There is time to end by oneself, and no more."""
     monkeypatch.setattr(watchdog, "_GRACE", 0.3)
     peers = Fake()
     _, messages = started(60.0, peers)
-    peers.failed_since = time.monotonic()
-    time.sleep(0.1)
+    peers.failed_since = clock.now
+    clock.now += 0.2
+    clock.look()
     assert messages == []
+    clock.now += 0.2
     wait_until(lambda: messages)
     assert messages[0] == "another rank has failed"
 
@@ -111,12 +144,15 @@ def test_another_rank_has_failed(started, monkeypatch):
         (dist.DistNetworkError("gone"), "the rendezvous host does not answer either, gone"),
     ],
 )
-def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started):
+def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started, clock):
     peers = Fake()
     peers.error = error
     note("step 4, training")
     _, messages = started(60.0, peers, speaks_after=0.2)
     note("step 4, training")
+    clock.look()
+    assert messages == []
+    clock.now += 0.3
     wait_until(lambda: messages)
     assert messages[0] == f"lost contact with other ranks at step 4, training: {cause}"
 
@@ -126,8 +162,7 @@ def test_a_store_that_does_not_answer_ends_nothing(started, caplog):
     peers.error = dist.DistNetworkError("Broken pipe\nand a stack")
     with caplog.at_level(logging.WARNING):
         _, messages = started(60.0, peers)
-        wait_until(lambda: caplog.records)
-        time.sleep(0.1)
+        wait_until(lambda: peers.beats > 3)
         peers.error = None
         wait_until(lambda: peers.told)
     assert [r.getMessage() for r in caplog.records] == [
@@ -136,16 +171,19 @@ def test_a_store_that_does_not_answer_ends_nothing(started, caplog):
     assert messages == []
 
 
-def test_after_the_stop_nothing_ends_the_process(started, monkeypatch):
+def test_after_the_stop_nothing_ends_the_process(started, clock, monkeypatch):
     cancelled = []
     cancel = faulthandler.cancel_dump_traceback_later
     monkeypatch.setattr(
         faulthandler, "cancel_dump_traceback_later", lambda: cancelled.append(cancel())
     )
+    before = threading.active_count()
     dog, messages = started(0.2)
+    assert threading.active_count() > before
     dog.stop()
     assert cancelled
-    time.sleep(0.4)
+    wait_until(lambda: threading.active_count() == before)
+    clock.now += 60.0
     assert messages == []
 
 

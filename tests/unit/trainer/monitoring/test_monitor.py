@@ -23,7 +23,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     for module in ("monitor", "timing_file"):
-        monkeypatch.setattr(f"trainer.{module}.time.monotonic", clock)
+        monkeypatch.setattr(f"trainer.monitoring.{module}.time.monotonic", clock)
     return clock
 
 

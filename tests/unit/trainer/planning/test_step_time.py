@@ -1,6 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.build import build_network
 from trainer.config.loading import parse_config
@@ -35,7 +40,39 @@ def test_the_update_on_the_host():
     assert offload_seconds(4_000_000_000, 4) == pytest.approx(9e9 / 20e9)
 
 
-def measured(batch):
+@pytest.fixture
+def measured(monkeypatch):
+    """Measure a network on a machine of a given speed: of the clock, only passes and updates count.
+
+    Returns the measurement and the sizes of the batches that passed through the network.
+    """
+    clock, sizes = SimpleNamespace(now=0.0), []
+    timer = SimpleNamespace(perf_counter=lambda: clock.now)
+    monkeypatch.setattr("trainer.planning.step_time.time", timer)
+
+    def measure(batch, seconds_per_sample, seconds_per_update=0.0):
+        def before_forward(module, arguments):
+            if isinstance(module, MultiTaskNetwork):
+                sizes.append(len(arguments[0]))
+                clock.now += seconds_per_sample * sizes[-1]
+
+        def after_update(*_):
+            clock.now += seconds_per_update
+
+        hooks = (
+            register_module_forward_pre_hook(before_forward),
+            register_optimizer_step_post_hook(after_update),
+        )
+        try:
+            return measure_network(batch), sizes
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return measure
+
+
+def measure_network(batch):
     tree = {
         "run": {"out": "x", "steps": 1},
         "data": {"shards": "x", "image_size": [32, 32], "global_batch": 4},
@@ -47,19 +84,13 @@ def measured(batch):
     return measure_time(network, network.heads, batch, "fp32", config.optim, torch.device("cpu"))
 
 
-def test_a_time_is_measured_and_grows_with_the_batch():
-    small, large = measured(1), measured(32)
-    assert 0 < small.micro_batch < large.micro_batch
-    assert 0 < small.update < 1
+def test_passes_of_the_whole_batch_and_updates_are_measured(measured):
+    time, sizes = measured(32, 0.01, 0.05)
+    assert time.micro_batch == pytest.approx(0.32) and time.update == pytest.approx(0.05)
+    assert sizes[-1] == max(sizes) == 32
 
 
-def test_what_would_take_too_long_is_inferred_from_less(monkeypatch):
-    sizes = []
-
-    def seconds(*arguments):
-        sizes.append(arguments[2])
-        return 0.3 * arguments[2]
-
-    monkeypatch.setattr("trainer.planning.step_time._pass_seconds", seconds)
-    assert measured(100).micro_batch == pytest.approx(0.3 * 100, rel=1e-6)
+def test_what_would_take_too_long_is_inferred_from_less(measured):
+    time, sizes = measured(100, 0.3)
+    assert time.micro_batch == pytest.approx(0.3 * 100, rel=1e-6)
     assert max(sizes) == 4, "two seconds are enough"

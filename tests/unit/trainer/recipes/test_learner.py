@@ -26,9 +26,14 @@ def learner(logits=None, sampler="gumbel"):
     return PublishedGroups(grouping, parse_config(tree, "test"), STEPS, torch.device("cpu"), 0)
 
 
-def test_a_way_of_learning_must_say_how():
-    with pytest.raises(TypeError, match=r"temperature.*update.*weights"):
-        GroupLearner(None, None, STEPS, torch.device("cpu"), 0)
+@pytest.mark.parametrize("missing", ["temperature", "update", "weights"])
+def test_a_learner_without_one_of_its_methods_cannot_be_made(missing):
+    """The error names what the author of a recipe has left out."""
+    methods = {"temperature", "update", "weights"} - {missing}
+    members = {name: getattr(PublishedGroups, name) for name in methods}
+    incomplete = type("Incomplete", (GroupLearner,), members)
+    with pytest.raises(TypeError, match=missing):
+        incomplete(Grouping(N, K), None, STEPS, torch.device("cpu"), 0)
 
 
 def test_signals_are_only_for_those_that_ask():

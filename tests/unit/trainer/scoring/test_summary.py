@@ -49,7 +49,6 @@ def test_published_example():
     assert found.normalized_gain == pytest.approx(100 * (1 / 6 - 1 / 9 + 1 / 6) / 3)
 
 
-@pytest.mark.skipif(not FACTS.is_file(), reason=f"no reference numbers at {FACTS}")
 def test_numbers_of_the_published_implementation():
     example = json.loads(FACTS.read_text())["metrics"]
     metrics, reference = of_accuracies(example["acc"]), of_accuracies(example["ref"])

@@ -287,15 +287,15 @@ def wait_for(path):
         time.sleep(0.01)
 
 
-SAVES = "for i in {1..600}; do sleep 0.05; done"
+READY = 'echo $$ > "$OUT/ready"'  # once the trap of a command is set
+SAVES = f"{READY}; for i in {{1..600}}; do sleep 0.05; done"
 
 
-def test_the_signal_reaches_the_run_which_is_queued_again(job):
-    process, calls, step = job(
+def test_the_signal_reaches_the_run_which_is_queued_again(job, tmp_path):
+    process, calls, _ = job(
         "train", f"save() {{ {says('preempted')}; exit 1; }}; trap save USR1; {SAVES}"
     )
-    wait_for(step)
-    time.sleep(0.3)
+    wait_for(tmp_path / "run" / "ready")
     process.send_signal(signal.SIGUSR1)
     code, lines = ended(process)
     assert code == 0
@@ -311,12 +311,11 @@ def test_the_signal_reaches_the_run_which_is_queued_again(job):
     ]
 
 
-def test_a_run_that_does_not_save_in_time_is_queued_all_the_same(job):
-    process, calls, step = job(
-        "train", f"trap '' USR1; {says('running')}; sleep 3", SAVE_SECONDS="1"
+def test_a_run_that_does_not_save_in_time_is_queued_all_the_same(job, tmp_path):
+    process, calls, _ = job(
+        "train", f"trap '' USR1; {says('running')}; {READY}; sleep 3", SAVE_SECONDS="1"
     )
-    wait_for(step)
-    time.sleep(0.3)
+    wait_for(tmp_path / "run" / "ready")
     process.send_signal(signal.SIGUSR1)
     code, lines = ended(process)
     assert code == 0 and "job 7: not saved within 1 s of SIGUSR1" in lines
@@ -335,10 +334,9 @@ def test_when_a_run_of_a_comparison_is_queued_again(launch, code, requeued, job)
     assert ("scontrol requeue 7_3" in lines) == requeued
 
 
-def test_the_signal_reaches_a_run_of_a_comparison(job):
-    process, calls, step = job("compare", f"trap 'exit 75' USR1; {SAVES}", COMPARE="x")
-    wait_for(step)
-    time.sleep(0.3)
+def test_the_signal_reaches_a_run_of_a_comparison(job, tmp_path):
+    process, calls, _ = job("compare", f"trap 'exit 75' USR1; {SAVES}", COMPARE="x")
+    wait_for(tmp_path / "run" / "ready")
     process.send_signal(signal.SIGUSR1)
     code, lines = ended(process)
     assert code == 0
