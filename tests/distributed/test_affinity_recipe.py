@@ -17,7 +17,8 @@ def cell(engine):
     launch = Launch(engine) if engine else PLAIN
     overrides = (
         "run.steps=20", "grouping.recipe=affinity", "grouping.warmup=0.3",
-        "model.branches=4", "pruning.threshold=0.1", f"optim.gradient_accumulation_steps={ACCUMULATION[engine]}",
+        "model.branches=4", "pruning.threshold=0.1",
+        f"optim.gradient_accumulation_steps={ACCUMULATION[engine]}",
     )  # fmt: skip
     return Cell(launch, "affinity-recipe", overrides)
 

@@ -32,7 +32,8 @@ class Case:
     def cell(self, launch: Launch) -> Cell:
         overrides = (
             f"run.steps={NUM_STEPS}", f"run.precision={self.precision}",
-            f"optim.gradient_accumulation_steps={self.accumulation}", f"grouping.recipe={self.recipe}",
+            f"optim.gradient_accumulation_steps={self.accumulation}",
+            f"grouping.recipe={self.recipe}",
         )  # fmt: skip
         return Cell(launch, f"matrix-{self}", overrides)
 

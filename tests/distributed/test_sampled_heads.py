@@ -17,7 +17,8 @@ STEPS = 20
 def cell(engine):
     overrides = (
         f"run.steps={STEPS}", "grouping.sampled_heads=1", "model.branches=5",
-        "pruning.threshold=0.1", "pruning.end=0.9", f"optim.gradient_accumulation_steps={CASES[engine]}",
+        "pruning.threshold=0.1", "pruning.end=0.9",
+        f"optim.gradient_accumulation_steps={CASES[engine]}",
     )  # fmt: skip
     return Cell(Launch(engine) if engine else PLAIN, "sampled-heads", overrides)
 
