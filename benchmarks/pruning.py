@@ -77,7 +77,7 @@ def settings(shards: Path, out: Path, steps: int) -> Config:
         },
         "pruning": {"start": 0.15, "finish": 0.4, "every": 10},
         "optim": {"lr": 1e-3, "warmup": 20, "clip": 5.0},
-        "log": {"every": 1, "tensorboard": False},
+        "log": {"every": 1, "trackers": []},
     }
     return parse_config(tree, "benchmarks/pruning.py")
 

@@ -179,5 +179,5 @@ def _evaluate(session: Session) -> Metrics:
     faults.check(min(samples, session.config.eval.limit or samples))
     session.log.write(session.step, "eval", metrics=metrics, **faults.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
-    session.log.scalars(session.step, flat)
+    session.log.scalars(session.step, flat, kind="eval")
     return metrics

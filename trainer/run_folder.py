@@ -51,7 +51,6 @@ class RunFolder:
         self.config = out / "config.yaml"
         self.metrics = out / "metrics.jsonl"
         self.checkpoints = out / "checkpoints"
-        self.tensorboard = out / "tensorboard"
         self.logs = out / "logs"
         self._lock: BaseFileLock | None = None
 

@@ -25,6 +25,7 @@ from trainer.health.loss_guard import LossGuard
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
+from trainer.monitoring.trackers import check_trackers
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
 from trainer.recipes.groups import given_groups
 from trainer.recipes.learner import GroupLearner
@@ -127,6 +128,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     data = data or ShardData(config)
     tasks = data.tasks
     folder.check(config)
+    check_trackers(config.log)
     checkpoint = resume_checkpoint(config, folder, data, accelerator)
     _check_loaders(config, accelerator, data)
     steps, own_steps = num_steps(config, data), finetune_steps(config, data)
@@ -151,6 +153,8 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         start_step=step,
         num_steps=phases[-1].end,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
+        run_ids=checkpoint.progress.trackers if checkpoint else {},
+        settings=config.model_dump(mode="json"),
     )
     epoch = None if data.train_samples is None else data.steps_per_epoch()
     monitor = Monitor(config, accelerator, epoch)
@@ -232,6 +236,7 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         replaced=session.faults.total,
         skipped=session.guard.total,
         plateau=plateau.state() if plateau is not None else {},
+        trackers=session.log.run_ids,
     )
     observed = {f"{_OBSERVED}{name}": value for name, value in session.observed.items()}
     grouping = session.learner.tensors() | observed

@@ -165,7 +165,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
         "grouping": {"recipe": "published", "temperature": {"start": TAU, "end": TAU}},
         "pruning": {"threshold": 0.5 / case.branches, "start": 1.0, "finish": 1.0},
         "optim": {"name": "adam", "schedule": "constant"},
-        "log": {"tensorboard": False, "progress": False},
+        "log": {"trackers": [], "progress": False},
     }
     return parse_config(tree, "dmtg bench step")
 

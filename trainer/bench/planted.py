@@ -170,7 +170,7 @@ def planted_config(
         "grouping": {"recipe": recipe},
         "pruning": {"threshold": min(0.05, 0.5 / num_branches)},
         "optim": {"name": "adam", "schedule": "constant"},
-        "log": {"every": steps, "tensorboard": False, "progress": False},
+        "log": {"every": steps, "trackers": [], "progress": False},
     }
     if recipe == "published":  # as published, nothing is pruned before the end
         tree["pruning"] |= {"start": 1.0, "finish": 1.0}
