@@ -10,10 +10,10 @@ from torch import Tensor
 from data_pipelines.reading.collate import Batch
 from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate
-from trainer.health.damaged_samples import FaultCounter
+from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import StopVote
-from trainer.health.watchdog import note
+from trainer.health.watchdog import report_progress
 from trainer.rebuild import compact, enter_phase, should_compact
 from trainer.session import Session, save_session
 from trainer.step import train_step
@@ -52,7 +52,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
     for micro_batches in _batches(session):
         session.profile.before_step(session.step)
         vote.cast()
-        label_guard.watch(micro_batches)
+        label_guard.update(micro_batches)
         if observe is not None:
             observe(session, micro_batches)
         objective = train_step(session, micro_batches)[1]
@@ -65,7 +65,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         saves = last or cause is not None or step % config.run.checkpoint_every == 0
         if logs or prunes or evaluates or saves:
             session.guard.check()
-            session.faults.check(step * config.data.global_batch)
+            session.damaged_samples.check(step * config.data.global_batch)
             session.writer.check()
         session.monitor.timer.end_step()  # on a GPU it was waited for if this step logs
         session.profile.after_step(step, last=last or cause is not None)
@@ -80,7 +80,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         if evaluates:
             _evaluate(session)
         if saves:
-            note(f"step {step}, saving")
+            report_progress(f"step {step}, saving")
             save_session(session)
         if cause is not None:
             session.writer.wait()
@@ -102,13 +102,13 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        batches = session.faults.watch(loader)
-        note(f"step {session.step}, reading data")
+        batches = session.damaged_samples.count(loader)
+        report_progress(f"step {session.step}, reading data")
         timer, accumulation = session.monitor.timer, session.config.optim.accumulation
         while micro_batches := timer.next_step(batches, accumulation):
-            note(f"step {session.step}, training")
+            report_progress(f"step {session.step}, training")
             yield [batch.to(accelerator.device) for batch in micro_batches]
-            note(f"step {session.step}, reading data")
+            report_progress(f"step {session.step}, reading data")
 
 
 def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -> None:
@@ -122,7 +122,7 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
         "heads": int(grouping.alive.sum()),
         "branches": int(grouping.alive.any(dim=0).sum()),
         "lr": session.config.optim.lr * session.learning_rate_factor(step - 1),
-        **session.faults.record(),
+        **session.damaged_samples.record(),
         **session.guard.record(),
     }
     network = (session.engine.module, session.selection, micro_batches)
@@ -160,10 +160,10 @@ def _prune(session: Session) -> None:
 
 def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
     """The batches, each of which is progress."""
-    note(doing)
+    report_progress(doing)
     for batch in batches:
         yield batch
-        note(doing)
+        report_progress(doing)
 
 
 def _evaluate(session: Session) -> Metrics:
@@ -172,12 +172,12 @@ def _evaluate(session: Session) -> Metrics:
         rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     samples = session.data.eval_samples
-    faults = FaultCounter(accelerator, session.config.data, samples)
-    watched = _noted(faults.watch(loader), f"step {session.step}, evaluating")
+    damaged = DamagedSampleCounter(accelerator, session.config.data, samples)
+    watched = _noted(damaged.count(loader), f"step {session.step}, evaluating")
     with session.monitor.evaluating(session.step):
         metrics = evaluate(session.engine, watched, session.learner.chosen_heads())
-    faults.check(min(samples, session.config.eval.limit or samples))
-    session.log.write(session.step, "eval", metrics=metrics, **faults.record())
+    damaged.check(min(samples, session.config.eval.limit or samples))
+    session.log.write(session.step, "eval", metrics=metrics, **damaged.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
     session.log.scalars(session.step, flat, kind="eval")
     return metrics

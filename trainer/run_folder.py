@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whether a start may use it."""
+"""The folder of a run: its paths, its lock, and whether a start may use it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.config.config import Config, parse_config
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
-# A resumed run may change these; anything else would make it another run.
+# Keys that a resumed run may change; a change of any other makes it another run.
 _FREE = (
     "run.out",
     "run.resume",
@@ -55,17 +55,17 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
 
     def load_config(self) -> Config:
-        """The configuration that the run was started with.
+        """Return the configuration that the run was started with.
 
         Raises:
             UserError: The folder holds no run.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.out}: holds no run (config.yaml is missing)")
+            raise UserError(f"{self.out} holds no run (config.yaml is missing)")
         return parse_config(yaml.safe_load(self.config.read_text()), str(self.config))
 
     def check(self, config: Config) -> None:
-        """Refuse a folder that this run must not write into.
+        """Refuse a folder that this run must not write to.
 
         Raises:
             UserError: It holds another run, or this one while `run.resume` is `never`.
@@ -85,10 +85,10 @@ class RunFolder:
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Make the folder, keep other starts out of it, and save the resolved configuration.
+        """Make the folder, lock it, and save the resolved configuration.
 
         Raises:
-            UserError: A start that has not ended works in it.
+            UserError: Another process uses it.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.out / "lock")
@@ -96,7 +96,7 @@ class RunFolder:
             file.write(config.to_yaml())
 
     def release(self) -> None:
-        """Let other starts into the folder again."""
+        """Release the lock of the folder."""
         if self._lock is not None:
             self._lock.release(force=True)
             self._lock = None

@@ -20,7 +20,7 @@ from trainer.config.config import Config
 from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor
-from trainer.health.damaged_samples import FaultCounter
+from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
@@ -62,7 +62,7 @@ class Session:
     monitor: Monitor
     profile: ProfileWindow
     writer: CheckpointWriter
-    faults: FaultCounter
+    damaged_samples: DamagedSampleCounter
     guard: LossGuard
     step: int
     search_steps: int
@@ -170,7 +170,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         monitor,
         profile,
         CheckpointWriter(accelerator, folder.checkpoints, config.run),
-        FaultCounter(
+        DamagedSampleCounter(
             accelerator,
             config.data,
             data.train_samples,
@@ -233,7 +233,7 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         dataset=session.data.dataset,
         metrics_bytes=session.log.metrics_bytes,
         loss_scale=scaler.state_dict() if scaler is not None else {},
-        replaced=session.faults.total,
+        replaced=session.damaged_samples.total,
         skipped=session.guard.total,
         plateau=plateau.state() if plateau is not None else {},
         trackers=session.log.run_ids,

@@ -61,7 +61,7 @@ def train_step(session: Session, micro_batches: list[Batch]) -> tuple[Tensor, Te
         for value, old in zip(buffers, before, strict=True):
             value.copy_(old)
         return losses, objective.sum(dim=1)
-    guard.watch(session.step, losses, own)
+    guard.update(session.step, losses, own)
     for collected in statistics:
         learner.collect(collected, module.residual_tasks)
     known = torch.where(labelled[:, None] > 0, losses, torch.nan)

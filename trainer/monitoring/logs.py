@@ -23,7 +23,7 @@ from trainer.run_folder import RunFolder
 
 
 class _Early(logging.Handler):
-    """Keeps the last records of the time before the run's folder may be written into."""
+    """Keeps the last records from before the run's folder may be written to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class _Early(logging.Handler):
 def setup_logging(rank: int, world_size: int) -> None:
     """Log to standard error; with several processes every line names its rank.
 
-    Rank 0 shows what it does, the others only warnings; `open_rank_log` takes all of it.
+    Rank 0 shows information, the others only warnings; `open_rank_log` writes all records.
     """
     who = f" [rank {rank}]" if world_size > 1 else ""
     shown = logging.StreamHandler()
@@ -47,13 +47,13 @@ def setup_logging(rank: int, world_size: int) -> None:
         handlers=[shown, _Early()],
         force=True,
     )
-    # Both announce every collective and kernel build at INFO.
+    # Both log every collective and kernel build at INFO.
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_rank_log(folder: RunFolder, rank: int) -> logging.Handler:
-    """Append this process's lines to `logs/rank-R.log` from here on, after those from before."""
+    """Append the records of this process to `logs/rank-R.log`, beginning with the earlier ones."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder.logs / f"rank-{rank}.log", encoding="utf-8")
     host = socket.gethostname().replace("%", "%%")
@@ -129,7 +129,7 @@ class RunLog:
 
     @property
     def metrics_bytes(self) -> int:
-        """Length of `metrics.jsonl`, all of it on the disk."""
+        """Length of `metrics.jsonl`, all of which is on the disk."""
         if not self._main:
             return 0
         os.fsync(self._file.fileno())
@@ -167,7 +167,7 @@ class RunLog:
             self._bar.update(step - self._bar.n)
 
     def expect(self, num_steps: int) -> None:
-        """Let the bar end at this step."""
+        """Set the last step of the bar."""
         if self._main:
             self._bar.total = num_steps
 

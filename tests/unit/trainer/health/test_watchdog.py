@@ -9,20 +9,20 @@ import pytest
 import torch.distributed as dist
 
 from trainer.health import watchdog
-from trainer.health.watchdog import Watchdog, doing, first_line, note
+from trainer.health.watchdog import Watchdog, current_activity, first_line, report_progress
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """A watchdog that beats fast, and the messages of its failures."""
-    monkeypatch.setattr(watchdog, "BEAT", 0.02)
+    """A watchdog with fast heartbeats, and the messages of its failures."""
+    monkeypatch.setattr(watchdog, "HEARTBEAT_SECONDS", 0.02)
     messages, dogs = [], []
 
-    def run(stall_seconds, peers=None, speaks_after=None):
+    def run(stall_seconds, peers=None, report_after=None):
         dog = Watchdog(messages.append)
         dog.peers = peers
         dogs.append(dog)
-        dog.start(stall_seconds, speaks_after)
+        dog.start(stall_seconds, report_after)
         return dog, messages
 
     yield run
@@ -41,9 +41,9 @@ def test_progress_keeps_a_process_alive(started):
     _, messages = started(0.5)
     end = time.monotonic() + 1.0
     while time.monotonic() < end:
-        note("step 3, training")
+        report_progress("step 3, training")
         time.sleep(0.01)
-    assert messages == [] and doing() == "step 3, training"
+    assert messages == [] and current_activity() == "step 3, training"
     wait_until(lambda: messages)
     assert messages[0] == (
         "no progress for 0.5 s (run.stall_seconds) at step 3, training; the stacks are above"
@@ -65,7 +65,7 @@ def test_a_launcher_that_is_gone(started, monkeypatch):
     parent = os.getppid()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     wait_until(lambda: messages)
-    assert messages[0] == f"the launcher, process {parent}, is gone"
+    assert messages[0] == f"the launcher (process {parent}) has ended"
 
 
 class Fake:
@@ -77,18 +77,18 @@ class Fake:
     def find_missing(self):
         if self.error is not None:
             raise self.error
-        return "no sign of life from rank 1"
+        return "no heartbeat from rank 1"
 
-    def beat(self, what):
+    def send_heartbeat(self, what):
         if self.error is not None:
             raise self.error
         self.told.append(what)
 
 
-def test_it_tells_the_others_what_is_done(started):
+def test_a_heartbeat_holds_the_activity(started):
     peers = Fake()
     started(60.0, peers)
-    note("step 9, training")
+    report_progress("step 9, training")
     wait_until(lambda: "step 9, training" in peers.told)
 
 
@@ -107,16 +107,16 @@ def test_another_rank_has_failed(started, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (None, "no sign of life from rank 1"),
+        (None, "no heartbeat from rank 1"),
         (dist.DistNetworkError("gone"), "the rendezvous host does not answer either, gone"),
     ],
 )
-def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started):
+def test_it_reports_before_the_process_is_ended_by_others(error, cause, started):
     peers = Fake()
     peers.error = error
-    note("step 4, training")
-    _, messages = started(60.0, peers, speaks_after=0.2)
-    note("step 4, training")
+    report_progress("step 4, training")
+    _, messages = started(60.0, peers, report_after=0.2)
+    report_progress("step 4, training")
     wait_until(lambda: messages)
     assert messages[0] == f"lost contact with other ranks at step 4, training: {cause}"
 
