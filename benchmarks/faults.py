@@ -146,7 +146,7 @@ def settings(run: Run, background: bool) -> dict[str, Any]:
             "branches": 3, "dense_widths": [8], "encoder": {"name": "backbone", "options": options},
         },
         "eval": {"limit": 4},
-        "log": {"every": 1, "tensorboard": False, "progress": False},
+        "log": {"every": 1, "trackers": [], "progress": False},
     }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def case_config(model: str, precision: str, accumulation: int = 1) -> Config:
         },
         "model": MODELS[model],
         "optim": {"gradient_accumulation_steps": accumulation},
-        "log": {"tensorboard": False, "progress": False},
+        "log": {"trackers": [], "progress": False},
     }
     return parse_config(tree, model)
 

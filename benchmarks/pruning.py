@@ -78,7 +78,7 @@ def settings(shards: Path, out: Path, steps: int) -> Config:
         },
         "pruning": {"begin": 0.15, "end": 0.4, "every": 10},
         "optim": {"lr": 1e-3, "warmup_steps": 20, "max_grad_norm": 5.0},
-        "log": {"every": 1, "tensorboard": False},
+        "log": {"every": 1, "trackers": []},
     }
     return parse_config(tree, "benchmarks/pruning.py")
 

@@ -81,7 +81,7 @@ def rooms_yaml(rooms, tmp_path_factory) -> Path:
         # About half of the steps are clipped, so the scale of the gradient shows in the moments.
         "optim": {"lr": 3e-4, "max_grad_norm": 12.0, "warmup_steps": 3, "weight_decay": 0.01},
         "eval": {"batch_size": 5},
-        "log": {"every": 1, "tensorboard": False, "progress": False},
+        "log": {"every": 1, "trackers": [], "progress": False},
     }
     path = tmp_path_factory.mktemp("config") / "rooms.yaml"
     path.write_text(yaml.safe_dump(tree))

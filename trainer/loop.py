@@ -12,10 +12,10 @@ from data_pipelines.reading.collate import Batch
 from trainer.compaction import compact, should_compact
 from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate
-from trainer.health.damaged_samples import FaultCounter
+from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import StopVote
-from trainer.health.watchdog import note
+from trainer.health.watchdog import report_progress
 from trainer.phase_change import enter_phase
 from trainer.session import Session
 from trainer.snapshot import save_session
@@ -82,7 +82,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
     for micro_batches in _batches(session):
         session.profile.before_step(session.step)
         vote.cast()
-        label_guard.watch(micro_batches)
+        label_guard.update(micro_batches)
         if observe is not None:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
@@ -105,7 +105,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         if due.evaluates:
             _evaluate(session)
         if due.saves:
-            note(f"step {session.step}, saving")
+            report_progress(f"step {session.step}, saving")
             save_session(session)
         if cause is not None:
             session.writer.wait()
@@ -118,7 +118,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
 def _check_health(session: Session) -> None:
     """Raise if a loss was not finite, too many samples are damaged, or a save has failed."""
     session.guard.check()
-    session.faults.check(session.step * session.config.data.global_batch)
+    session.damaged_samples.check(session.step * session.config.data.global_batch)
     session.writer.check()
 
 
@@ -133,16 +133,16 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        batches = session.faults.watch(loader)
-        note(f"step {session.step}, reading data")
+        batches = session.damaged_samples.count(loader)
+        report_progress(f"step {session.step}, reading data")
         timer, accumulation = (
             session.monitor.timer,
             session.config.optim.gradient_accumulation_steps,
         )
         while micro_batches := timer.next_step(batches, accumulation):
-            note(f"step {session.step}, training")
+            report_progress(f"step {session.step}, training")
             yield [batch.to(accelerator.device) for batch in micro_batches]
-            note(f"step {session.step}, reading data")
+            report_progress(f"step {session.step}, reading data")
 
 
 def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -> None:
@@ -156,7 +156,7 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
         "heads": int(grouping.alive.sum()),
         "branches": int(grouping.alive.any(dim=0).sum()),
         "lr": session.config.optim.lr * session.learning_rate_factor(step - 1),
-        **session.faults.record(),
+        **session.damaged_samples.record(),
         **session.guard.record(),
     }
     network = (session.engine.module, session.selection, micro_batches)
@@ -194,10 +194,10 @@ def _prune(session: Session) -> None:
 
 def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
     """Yield the batches, and report each of them to the watchdog as progress."""
-    note(doing)
+    report_progress(doing)
     for batch in batches:
         yield batch
-        note(doing)
+        report_progress(doing)
 
 
 def _evaluate(session: Session) -> Metrics:
@@ -206,12 +206,12 @@ def _evaluate(session: Session) -> Metrics:
         rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     samples = session.data.eval_samples
-    faults = FaultCounter(accelerator, session.config.data, samples)
-    batches = _noted(faults.watch(loader), f"step {session.step}, evaluating")
+    damaged = DamagedSampleCounter(accelerator, session.config.data, samples)
+    batches = _noted(damaged.count(loader), f"step {session.step}, evaluating")
     with session.monitor.evaluating(session.step):
         metrics = evaluate(session.engine, batches, session.learner.chosen_heads())
-    faults.check(min(samples, session.config.eval.limit or samples))
-    session.log.write(session.step, "eval", metrics=metrics, **faults.record())
+    damaged.check(min(samples, session.config.eval.limit or samples))
+    session.log.write(session.step, "eval", metrics=metrics, **damaged.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
-    session.log.scalars(session.step, flat)
+    session.log.scalars(session.step, flat, kind="eval")
     return metrics

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, and whether a start may use it."""
+"""The folder of a run: its paths, its lock, and whether a start may use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
-# A resumed run may change these; anything else would make it another run.
+# Keys that a resumed run may change; a change of any other makes it another run.
 _FREE = (
     "run.out",
     "run.resume",
@@ -54,7 +54,6 @@ class RunFolder:
         self.config = out / "config.yaml"
         self.metrics = out / "metrics.jsonl"
         self.checkpoints = out / "checkpoints"
-        self.tensorboard = out / "tensorboard"
         self.logs = out / "logs"
         self._lock: BaseFileLock | None = None
 
@@ -65,14 +64,14 @@ class RunFolder:
             UserError: The folder holds no run.
         """
         if not self.config.is_file():
-            raise UserError(f"{self.out}: holds no run (config.yaml is missing)")
+            raise UserError(f"{self.out} holds no run (config.yaml is missing)")
         tree = yaml.safe_load(self.config.read_text())
         if "plugins" not in tree:
             tree = migrated(tree)
         return parse_config(tree, str(self.config))
 
     def check(self, config: Config) -> None:
-        """Refuse a folder that this run must not write into.
+        """Refuse a folder that this run must not write to.
 
         Raises:
             UserError: It holds another run, or this one while `run.resume` is `never`.
@@ -92,10 +91,10 @@ class RunFolder:
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Make the folder, keep other starts out of it, and save the resolved configuration.
+        """Make the folder, lock it, and save the resolved configuration.
 
         Raises:
-            UserError: A start that has not ended works in it.
+            UserError: Another process uses it.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.out / "lock")
@@ -103,7 +102,7 @@ class RunFolder:
             file.write(config.to_yaml())
 
     def release(self) -> None:
-        """Let other starts into the folder again."""
+        """Release the lock of the folder."""
         if self._lock is not None:
             self._lock.release(force=True)
             self._lock = None

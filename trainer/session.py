@@ -26,11 +26,12 @@ from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor
 from trainer.errors import Preempted
-from trainer.health.damaged_samples import FaultCounter
+from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
+from trainer.monitoring.trackers import check_trackers
 from trainer.phases import Phase, list_phases, phase_before, phase_lr
 from trainer.recipes.given import given_groups
 from trainer.recipes.learner import GroupLearner
@@ -55,7 +56,7 @@ class Session:
         monitor: Times and progress.
         profile: The steps that are profiled.
         writer: Writes checkpoints.
-        faults: Counts damaged samples.
+        damaged_samples: Counts damaged samples.
         guard: Checks that losses are finite.
         step: Optimizer steps done.
         search_steps: Optimizer steps until every task has one head.
@@ -79,7 +80,7 @@ class Session:
     monitor: Monitor
     profile: ProfileWindow
     writer: CheckpointWriter
-    faults: FaultCounter
+    damaged_samples: DamagedSampleCounter
     guard: LossGuard
     step: int
     search_steps: int
@@ -184,6 +185,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     folder = RunFolder(config.run.out)
     data = data or open_data(config)
     folder.check(config)
+    check_trackers(config.log)
     checkpoint = resume_checkpoint(config, folder, data, accelerator)
     _check_loaders(config, accelerator, data)
     search_steps, phase_steps = num_steps(config, data), finetune_steps(config, data)
@@ -195,7 +197,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     phase = phase_before(phases, step)
     engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
     plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
-    faults, guard = _build_guards(config, accelerator, data, checkpoint)
+    damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
     with ExitStack() as stack:
         stack.callback(folder.release)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
@@ -211,7 +213,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             monitor=_begin_monitor(config, accelerator, data, step, phases[-1].end),
             profile=ProfileWindow(config.run, accelerator.process_index, phases[-1].end),
             writer=CheckpointWriter(accelerator, folder.checkpoints, config.run),
-            faults=faults,
+            damaged_samples=damaged_samples,
             guard=guard,
             step=step,
             search_steps=search_steps,
@@ -227,13 +229,13 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
 
 def _build_guards(
     config: Config, accelerator: Accelerator, data: RunData, checkpoint: Checkpoint | None
-) -> tuple[FaultCounter, LossGuard]:
+) -> tuple[DamagedSampleCounter, LossGuard]:
     replaced, skipped = 0, 0
     if checkpoint is not None:
         replaced, skipped = checkpoint.progress.replaced, checkpoint.progress.skipped
     names = tuple(task.name for task in data.tasks)
     return (
-        FaultCounter(accelerator, config.data, data.train_samples, replaced),
+        DamagedSampleCounter(accelerator, config.data, data.train_samples, replaced),
         LossGuard(names, accelerator, config.optim.skip_nonfinite, skipped),
     )
 
@@ -259,6 +261,8 @@ def _open_folder(
         start_step=step,
         num_steps=num_steps,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
+        run_ids=checkpoint.progress.trackers if checkpoint else {},
+        settings=config.model_dump(mode="json"),
     )
 
 

@@ -33,9 +33,10 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         dataset=session.data.dataset,
         metrics_bytes=session.log.metrics_bytes,
         loss_scale=scaler.state_dict() if scaler is not None else {},
-        replaced=session.faults.total,
+        replaced=session.damaged_samples.total,
         skipped=session.guard.total,
         plateau=plateau.state() if plateau is not None else {},
+        trackers=session.log.run_ids,
     )
     observed = {f"{OBSERVED}{name}": value for name, value in session.observed.items()}
     grouping = session.learner.tensors() | observed

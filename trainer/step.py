@@ -78,7 +78,7 @@ def train_step(session: Session, micro_batches: list[Batch]) -> StepResult:
         learner.leave_out(step)
         statistics.restore()
     else:
-        session.guard.watch(step, losses, local)
+        session.guard.update(step, losses, local)
         labelled = torch.where(counts[:, None] > 0, losses, torch.nan)
         _update_grouping(session, gradient, labelled, collected, head_sample, learning_rate_factor)
         engine.average_buffers()

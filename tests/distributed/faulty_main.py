@@ -11,7 +11,7 @@ import torch
 
 import trainer.loop
 import trainer.step
-from trainer.health.damaged_samples import FaultCounter
+from trainer.health.damaged_samples import DamagedSampleCounter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,15 +63,15 @@ def in_losses(fault, rank: int, steps: range) -> None:
 
 def read_slowly(rank: int, steps: range) -> None:
     """The data of a rank stays away for ten minutes."""
-    original = FaultCounter.watch
+    original = DamagedSampleCounter.count
 
-    def watch(counter, batches):
+    def count(counter, batches):
         for step, batch in enumerate(original(counter, batches)):
             if step in steps and int(os.environ.get("RANK", "0")) == rank:
                 time.sleep(600)
             yield batch
 
-    FaultCounter.watch = watch
+    DamagedSampleCounter.count = count
 
 
 def skew_clock(rank: int) -> None:

@@ -190,7 +190,7 @@ def test_the_link_is_cut_in_the_middle_of_a_step(engine, start, network, tmp_pat
     network.switch("down")
     messages = [machine.end(TIMEOUT + SLACK) for machine in machines]
     host = re.escape(socket.gethostname())
-    assert re.search(rf"rank 0 of 2 on {host}: lost .* no sign of life from rank 1", messages[0])
+    assert re.search(rf"rank 0 of 2 on {host}: lost .* no heartbeat from rank 1", messages[0])
     assert re.search(rf"rank 1 of 2 on {host}: lost .* rendezvous host does not", messages[1])
     newest = newest_checkpoint(folder)
     network.switch("up")

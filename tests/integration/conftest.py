@@ -84,7 +84,7 @@ def run(main_script, rooms_yaml, tmp_path_factory):
     out = tmp_path_factory.mktemp("end_to_end") / "run"
     overrides = (
         f"run.out={out}", "run.steps=40", "run.checkpoint_every=10", "run.keep_last=9",
-        "log.tensorboard=true", "log.progress=true", "log.every=2", "eval.every=20",
+        "log.trackers=[tensorboard]", "log.progress=true", "log.every=2", "eval.every=20",
     )  # fmt: skip
     end = main_script("--config", rooms_yaml, *overrides)
     assert end.code == 0, end.stderr

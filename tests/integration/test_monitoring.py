@@ -132,4 +132,4 @@ def test_a_window_after_the_end_leaves_no_folder(main_script, rooms_yaml, tmp_pa
 
 def test_status_of_a_folder_without_a_run(dmtg, tmp_path):
     end = dmtg("status", tmp_path)
-    assert end.code == 2 and "holds no status.json" in end.stderr
+    assert end.code == 2 and "has no status.json" in end.stderr

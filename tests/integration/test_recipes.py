@@ -16,7 +16,7 @@ RECIPE = Path(__file__).resolve().parents[2] / "experiments" / "celeba9_k2.yaml"
 NAMES = [task.name for task in PRESETS["celeba9"]]
 SHORT = (
     "run.epochs=null", "run.steps=4", "finetune.epochs=0", "finetune.steps=2", "log.every=1",
-    "data.global_batch=8", "data.workers=0", "log.progress=false", "log.tensorboard=false",
+    "data.global_batch=8", "data.workers=0", "log.progress=false", "log.trackers=[]",
 )  # fmt: skip
 
 

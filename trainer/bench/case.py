@@ -166,7 +166,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
         "grouping": {"recipe": "published", "temperature": {"initial": TAU, "final": TAU}},
         "pruning": {"threshold": 0.5 / case.branches, "begin": 1.0, "end": 1.0},
         "optim": {"name": "adam", "schedule": "constant"},
-        "log": {"tensorboard": False, "progress": False},
+        "log": {"trackers": [], "progress": False},
     }
     return parse_config(tree, "dmtg bench step")
 

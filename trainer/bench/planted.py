@@ -172,7 +172,7 @@ def planted_config(
         "grouping": {"recipe": recipe},
         "pruning": {"threshold": min(0.05, 0.5 / num_branches)},
         "optim": {"name": "adam", "schedule": "constant"},
-        "log": {"every": steps, "tensorboard": False, "progress": False},
+        "log": {"every": steps, "trackers": [], "progress": False},
     }
     if recipe in RECIPES and RECIPES[recipe].benchmark_pruning is not None:
         begin, end = RECIPES[recipe].benchmark_pruning

@@ -52,6 +52,7 @@ class Progress:
         skipped: Steps that were left out so far.
         plateau: State of the schedule `plateau`, empty for others.
         dataset: Name and size of the data set, for messages.
+        trackers: Ids of the tracker runs, by name of the tracker.
     """
 
     step: int
@@ -65,6 +66,7 @@ class Progress:
     skipped: int = 0
     plateau: dict[str, float | None] = field(default_factory=dict)
     dataset: str = ""
+    trackers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ RENAMED = {
     "data.streams": "data.num_streams",
     "model.start": "model.init_from",
     "model.init": "model.branch_init",
-    "model.activation_checkpointing": "model.activation_checkpointing",
+    "model.checkpoint_branches": "model.activation_checkpointing",
     "grouping.start": "grouping.logits_init",
     "grouping.init": "grouping.logits_value",
     "grouping.init_noise": "grouping.logits_noise",
@@ -40,7 +40,9 @@ RENAMED = {
     "optim.clip": "optim.max_grad_norm",
     "optim.accumulation": "optim.gradient_accumulation_steps",
     "eval.batch": "eval.batch_size",
+    "log.tensorboard": "log.trackers",
 }
+_CONVERTED = {"log.tensorboard": lambda value: ["tensorboard"] if value else []}
 RENAMED_RECIPES = {"default": "affinity"}
 
 
@@ -83,8 +85,13 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
 def _renamed(name: str, section: Any) -> Any:  # noqa: ANN401 - a YAML value
     if not isinstance(section, Mapping):
         return section
-    renamed = {key: RENAMED.get(f"{name}.{key}", f"{name}.{key}") for key in section}
-    return {renamed[key].partition(".")[2]: value for key, value in section.items()}
+    result = {}
+    for key, value in section.items():
+        old = f"{name}.{key}"
+        convert = _CONVERTED.get(old)
+        new = RENAMED.get(old, old).partition(".")[2]
+        result[new] = value if convert is None else convert(value)
+    return result
 
 
 def _chosen(name: str, section: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:

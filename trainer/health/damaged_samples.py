@@ -1,4 +1,4 @@
-"""Counts the damaged samples that were replaced, and stops a run that has too many."""
+"""Count the damaged samples that were replaced, and stop a run that has too many."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from trainer.config.data import DataSection
 
 logger = logging.getLogger(__name__)
 
-MAX_WARNINGS = 20  # of a process; further faults are only counted
-SURE_SAMPLES = 10_000  # below so many, chance alone may exceed the allowed share
+MAX_WARNINGS = 20  # of a process; further damaged samples are only counted
+SURE_SAMPLES = 10_000  # with fewer, the fraction may exceed the allowed one by chance
 
 
-class FaultCounter:
+class DamagedSampleCounter:
     """The same count on every rank; without `data.on_error=replace` it does nothing.
 
     Args:
@@ -40,14 +40,14 @@ class FaultCounter:
         self._allowed = section.max_bad_fraction
         self._least = min(SURE_SAMPLES, split_samples or SURE_SAMPLES)
         self._accelerator = accelerator
-        self._seen = self._own = 0
+        self._logged = self._local_count = 0  # of this process: in total, and since `check`
         self._last = "on another rank"
 
-    def watch(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, whose faults are noted as they pass."""
+    def count(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and count the damaged samples that were replaced in each."""
         for batch in batches:
-            for damage in batch.damage:
-                self._note(damage)
+            for message in batch.damage:
+                self._add(message)
             yield batch
 
     def check(self, samples: int) -> None:
@@ -57,28 +57,28 @@ class FaultCounter:
             samples: Samples read so far over all ranks.
 
         Raises:
-            DataError: On every rank: more than the allowed share was bad.
+            DataError: On every rank: more than the allowed fraction was damaged.
         """
         if not self._active:
             return
-        own = torch.tensor(float(self._own), device=self._accelerator.device)
-        self.total += round(float(self._accelerator.reduce(own, reduction="sum")))
-        self._own = 0
+        local_count = torch.tensor(float(self._local_count), device=self._accelerator.device)
+        self.total += round(float(self._accelerator.reduce(local_count, reduction="sum")))
+        self._local_count = 0
         if self.total > self._allowed * max(samples, self._least):
             raise DataError(
                 f"data.max_bad_fraction: {self.total} of {samples} samples were damaged, allowed "
-                f"is a share of {self._allowed}; the last: {self._last}"
+                f"is a fraction of {self._allowed}; the last: {self._last}"
             )
 
     def record(self) -> dict[str, int]:
-        """What goes into a record of `metrics.jsonl`."""
+        """Return the entries of a record of `metrics.jsonl`."""
         return {"replaced": self.total} if self._active else {}
 
-    def _note(self, fault: str) -> None:
-        self._own += 1
-        self._seen += 1
-        self._last = fault
-        if self._seen <= MAX_WARNINGS:
-            logger.warning("replaced a damaged sample: %s", fault)
-        if self._seen == MAX_WARNINGS:
+    def _add(self, message: str) -> None:
+        self._local_count += 1
+        self._logged += 1
+        self._last = message
+        if self._logged <= MAX_WARNINGS:
+            logger.warning("replaced a damaged sample: %s", message)
+        if self._logged == MAX_WARNINGS:
             logger.warning("further damaged samples are only counted")

@@ -1,4 +1,4 @@
-"""How a run that failed ends: soon, with one message for all processes and a code above 0."""
+"""End a run that failed: soon, with one message for all processes and an exit code above 0."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from data_pipelines.errors import DataError
 from dmtg.plugins import PluginError
 from trainer.errors import NonFiniteLossError, SaveError, UserError
 from trainer.health.peers import Peers, place
-from trainer.health.watchdog import doing, first_line
+from trainer.health.watchdog import current_activity, first_line
 from trainer.monitoring.status import note_failure
 
 logger = logging.getLogger(__name__)
 
-_WAIT_FOR_CAUSE = 3.0  # seconds in which a process that failed will have said why
+_WAIT_FOR_CAUSE = 3.0  # seconds in which a process that failed registers its failure
 _LAST_SECONDS = 20.0  # that a process may take to close its files
 _INTERRUPTED = 130
-# How gloo, NCCL and the store speak of a process that is gone, late or out of reach.
+# Parts of the messages of gloo, NCCL and the store when a process has ended or is out of reach.
 _CONTACT = (
     "connection closed by peer",
     "connection reset by peer",
@@ -39,13 +39,11 @@ _CONTACT = (
 
 
 def report(error: BaseException, peers: Peers | None) -> int:
-    """Say once, of all processes, what happened.
+    """Print the reason of a failure once for all processes, and return the exit code.
 
-    A process whose partner has failed does not speak: its error is a consequence. If the partner
-    could not say why, because it was killed, stopped or cut off, whoever notices first does.
-
-    Returns:
-        The exit code.
+    The first process to fail prints it. A process that only lost contact prints nothing if another
+    has registered its failure, since its error is a consequence. If none has, because the process
+    was killed, stopped or cut off, the first that lost contact reports which processes are missing.
     """
     message, code, expected = _explain(error)
     lost = peers is not None and _lost_contact(error)
@@ -53,31 +51,32 @@ def report(error: BaseException, peers: Peers | None) -> int:
         cause = _cause_elsewhere(peers)
         if cause is None:
             return 1
-        message = f"lost contact with other ranks at {doing()}: {cause} ({first_line(error)})"
-    speaks = _claims(peers)
-    # Before the group is made nobody knows who failed first, and one GPU may have its own error.
-    speaks = speaks or (peers is None and not expected)
-    if speaks and not expected and not lost:
-        logger.error("this is not an error that the program expects", exc_info=error)
-    if speaks:
-        _say(message)
+        at = current_activity()
+        message = f"lost contact with other ranks at {at}: {cause} ({first_line(error)})"
+    # Before there is a group no process knows which failed first, and one GPU may have an error
+    # that the others do not have.
+    reports = _is_first_failure(peers) or (peers is None and not expected)
+    if reports and not expected and not lost:
+        logger.error("unexpected error", exc_info=error)
+    if reports:
+        _print_error(message)
     return code
 
 
 def fail(message: str, peers: Peers | None) -> None:
     """End this process from any of its threads."""
-    if _claims(peers):
-        _say(message)
+    if _is_first_failure(peers):
+        _print_error(message)
     _end(1)
 
 
 def leave(code: int) -> None:
-    """End this process, and the loader's workers, which do not listen to SIGTERM.
+    """End this process and the loader's workers, which ignore SIGTERM.
 
-    A process that failed as one of several does not return to the interpreter. What Python would
-    do at its end, the destruction of the engine's and the group's objects, can wait for a process
-    that is gone, and holds the interpreter's lock meanwhile, so that no thread could put an end to
-    it. The system closes the connections at once, and the others notice.
+    A process that failed as one of several does not return to the interpreter: the destructors of
+    the engine and the process group can wait for a process that has ended, and hold the
+    interpreter's lock meanwhile, so that no thread could end the process. `os._exit` closes the
+    connections at once, which the other processes detect.
     """
     if code and dist.is_available() and dist.is_initialized():
         _end(code)
@@ -86,7 +85,7 @@ def leave(code: int) -> None:
 
 
 def _explain(error: BaseException) -> tuple[str, int, bool]:
-    """Message, exit code, and whether the message says all."""
+    """Return message, exit code, and whether the error is expected, so needs no traceback."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", _INTERRUPTED, True
     if isinstance(error, UserError | DataError | PluginError):
@@ -98,12 +97,12 @@ def _explain(error: BaseException) -> tuple[str, int, bool]:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}", 1, True
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory at {doing()}: {first_line(error)}", 1, True
-    return f"{type(error).__name__} at {doing()}: {error}", 1, False
+        return f"out of memory at {current_activity()}: {first_line(error)}", 1, True
+    return f"{type(error).__name__} at {current_activity()}: {error}", 1, False
 
 
 def _lost_contact(error: BaseException) -> bool:
-    """Whether an error is a collective's, or the store's."""
+    """Return whether an error comes from a collective or from the store."""
     if isinstance(error, dist.DistError | ConnectionError):
         return True
     text = str(error).lower()
@@ -111,24 +110,24 @@ def _lost_contact(error: BaseException) -> bool:
 
 
 def _cause_elsewhere(peers: Peers) -> str | None:
-    """Why contact was lost; None if the process that failed says so itself."""
+    """Return why contact was lost; None if the process that failed reports it."""
     try:
         return None if peers.wait_for_failure(_WAIT_FOR_CAUSE) else peers.find_missing()
     except RuntimeError as error:
         return f"the rendezvous host does not answer either, {first_line(error)}"
 
 
-def _claims(peers: Peers | None) -> bool:
-    """Whether this process is the one that speaks; without contact each node's first does."""
+def _is_first_failure(peers: Peers | None) -> bool:
+    """Register the failure; without contact the first process of each node counts as the first."""
     if peers is not None:
         try:
-            return peers.claim()
+            return peers.first_failure()
         except RuntimeError:
             pass
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def _say(message: str) -> None:
+def _print_error(message: str) -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         message = f"{place()}: {message}"

@@ -1,4 +1,4 @@
-"""Looks at the labels of a run's first batches, before they have cost days."""
+"""Check the labels of a run's first batches, before days are trained on labels without content."""
 # Shapes: N tasks.
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from trainer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_SAMPLES = 64  # that a rank looks at
-_MAX_STEPS = 16  # in which it does, however small its batches are
-_ENOUGH = 8  # labels that are flat by no chance
+_SAMPLES = 64  # of each rank that are checked
+_MAX_STEPS = 16  # after which the check ends, however small the batches are
+_ENOUGH = 8  # constant labels that are no coincidence
 
 
 class LabelGuard:
-    """The quick form of the doctor; every rank must call it in every step.
+    """The short form of `dmtg doctor`; every rank must call it in every step.
 
     Args:
         tasks: The N tasks.
-        allow_flat: Only warn of labels that carry no information.
+        allow_flat: Only warn about labels that carry no information.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class LabelGuard:
         self._statistics: DataStatistics | None = DataStatistics([rule_of(t) for t in tasks])
         self._steps = self._samples = 0
 
-    def watch(self, micro_batches: list[Batch]) -> None:
-        """Take in a step's batches, and judge once enough have come.
+    def update(self, micro_batches: list[Batch]) -> None:
+        """Add the batches of a step, and check the labels once there are enough.
 
         Raises:
             UserError: On every rank, naming the tasks whose labels are flattened.
@@ -49,19 +49,20 @@ class LabelGuard:
             return
         for batch in micro_batches:
             self._statistics.update(batch.to("cpu", non_blocking=False))
-        # Counted by size, not by what was seen, so that all ranks judge in the same step
+        # Counted by the size of the batches, not by their labels, so that all ranks check in the
+        # same step.
         self._samples += sum(len(batch.images) for batch in micro_batches)
         self._steps += 1
         if self._samples >= _SAMPLES or self._steps == _MAX_STEPS:
             statistics, self._statistics = self._statistics, None
-            self._judge(statistics)
+            self._check(statistics)
 
-    def _judge(self, statistics: DataStatistics) -> None:
-        own = [
-            (float(is_flattened(seen)) * seen.present, float(seen.present))
-            for seen in statistics.labels.values()
+    def _check(self, statistics: DataStatistics) -> None:
+        local_counts = [
+            (float(is_flattened(label)) * label.present, float(label.present))
+            for label in statistics.labels.values()
         ]
-        sums = torch.tensor(own, device=self._accelerator.device)  # [N,2]
+        sums = torch.tensor(local_counts, device=self._accelerator.device)  # [N,2]
         counts = self._accelerator.reduce(sums, reduction="sum").tolist()
         flattened = [
             task.name
@@ -71,12 +72,12 @@ class LabelGuard:
         if flattened and not self._allow_flat:
             raise UserError(
                 f"labels of {', '.join(flattened)} hold one value throughout the first "
-                f"{self._steps} step(s), or one in each picture: they carry no information. Look "
-                "at them with `dmtg doctor`; data.allow_flat_labels=true trains all the same"
+                f"{self._steps} step(s), or one in each picture: they carry no information. Check "
+                "them with `dmtg doctor`; data.allow_flat_labels=true trains on them nevertheless"
             )
         if not self._accelerator.is_main_process:
             return
-        for name, seen in statistics.labels.items():
-            for finding in task_findings(seen, all_seen=False):
+        for name, label in statistics.labels.items():
+            for finding in task_findings(label, all_seen=False):
                 if LEVELS.index(finding.level) >= LEVELS.index("warning"):
                     logger.warning("labels of %s in the first steps: %s", name, finding.message)

@@ -1,4 +1,7 @@
-"""What the processes of a run tell each other outside the collectives, which may be what fails."""
+"""Heartbeats and the first failure of all processes, through the store of the process group.
+
+They do not use collectives, because a collective may be what fails.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +17,44 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-BEAT = 1.0  # seconds between two signs of life
-_SILENCE = 4 * BEAT  # without a beat for so long, a process is not alive or cannot be reached
-_STORE_SECONDS = 5.0  # a store that is there answers in milliseconds
-_FIRST = "failures/first"
+HEARTBEAT_SECONDS = 1.0  # between two heartbeats of a process
+# A process without a heartbeat for so long has ended, is stopped, or cannot be reached.
+_SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
+_STORE_SECONDS = 5.0  # a store that can be reached answers in milliseconds
+_FIRST_FAILURE = "failures/first"
 _Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
-class Life:
-    """A sign of life.
+class Heartbeat:
+    """The last heartbeat of a process.
 
     Attributes:
-        beat: Counts up; two equal ones, read some time apart, mean that there was none between.
+        number: Count of heartbeats; two equal numbers, read some time apart, mean that there was
+            no heartbeat between.
         host: Name of the node.
-        doing: What the process does, in words.
+        activity: What the process does, as in `step 5, training`.
     """
 
-    beat: int
+    number: int
     host: str
-    doing: str
+    activity: str
 
 
 def place() -> str:
-    """Rank and node of this process, for messages."""
+    """Return rank and node of this process, for messages."""
     rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     return f"rank {rank} of {world_size} on {socket.gethostname()}"
 
 
 class Peers:
-    """The processes of the group, seen through its store, which lies in a launcher.
+    """The processes of the group, through its store, which a launcher holds.
 
-    Nothing here depends on clocks that agree: beats are counted, and each process measures the
-    time between two looks by itself.
+    The clocks of the nodes need not agree: heartbeats are counted, and each process measures the
+    time between two reads with its local clock.
 
     Attributes:
-        failed_since: When this process learned that one has failed, on its own monotonic clock.
+        failed_since: When this process read that one has failed, on its monotonic clock.
 
     Raises:
         torch.distributed.DistError: The store cannot be reached; also raised by the methods.
@@ -58,65 +63,70 @@ class Peers:
     failed_since: float | None = None
 
     def __init__(self) -> None:
-        # Of its own, since a connection serves one call at a time, and waiting may be one.
+        # A separate connection: each serves one call at a time, and a call may wait.
         store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._host = socket.gethostname()
-        self._beat = 0
+        self._heartbeats = 0
 
-    def beat(self, doing: str) -> None:
-        """Give a sign of life, and look whether a process has failed; it may never return."""
-        self._beat += 1
-        life = asdict(Life(self._beat, self._host, doing))
-        self._store.set(f"life/{self._rank}", json.dumps(life))
-        if self.failed_since is None and self._store.check([_FIRST]):
+    def send_heartbeat(self, activity: str) -> None:
+        """Send a heartbeat, and read whether a process has failed; it may never return."""
+        self._heartbeats += 1
+        heartbeat = asdict(Heartbeat(self._heartbeats, self._host, activity))
+        self._store.set(_key(self._rank), json.dumps(heartbeat))
+        if self.failed_since is None and self._store.check([_FIRST_FAILURE]):
             self.failed_since = time.monotonic()
 
-    def claim(self) -> bool:
-        """Whether this process is the first of all to fail, and thus the one to say why."""
-        own = str(self._rank)
-        return _bounded(lambda: self._store.compare_set(_FIRST, "", own)).decode() == own
+    def first_failure(self) -> bool:
+        """Register a failure of this process; return whether it is the first of all processes."""
+        rank = str(self._rank)
+        first = _bounded(lambda: self._store.compare_set(_FIRST_FAILURE, "", rank))
+        return first.decode() == rank
 
     def wait_for_failure(self, seconds: float) -> bool:
-        """Whether a process has claimed its failure, at the latest after so many seconds."""
+        """Return whether a process registers a failure within so many seconds."""
         end = time.monotonic() + seconds
-        while not _bounded(lambda: self._store.check([_FIRST])):
+        while not _bounded(lambda: self._store.check([_FIRST_FAILURE])):
             if time.monotonic() >= end:
                 return False
             time.sleep(0.1)
         return True
 
     def find_missing(self) -> str:
-        """What is known, after some seconds, of the processes that cannot take part."""
-        before = _bounded(self._lives)
-        time.sleep(_SILENCE)
-        after = _bounded(self._lives)
+        """Describe the processes that send no heartbeats or do something else than this one."""
+        before = _bounded(self._read_heartbeats)
+        time.sleep(_SILENT_SECONDS)
+        after = _bounded(self._read_heartbeats)
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         silent = [rank for rank in others if before[rank] == after[rank]]
         if silent:
-            return "no sign of life from " + _listed(silent, after, "last seen at")
-        deeds = [None if life is None else life.doing for life in after]
-        elsewhere = [rank for rank in others if deeds[rank] != deeds[self._rank]]
+            return "no heartbeat from " + _listed(silent, after, "last seen at")
+        activities = [None if heartbeat is None else heartbeat.activity for heartbeat in after]
+        elsewhere = [rank for rank in others if activities[rank] != activities[self._rank]]
         if elsewhere:
-            return f"this rank was at {deeds[self._rank]}, " + _listed(elsewhere, after, "at")
-        return "all ranks give signs of life"
+            return f"this rank was at {activities[self._rank]}, " + _listed(elsewhere, after, "at")
+        return "all ranks send heartbeats"
 
-    def _lives(self) -> list[Life | None]:
-        keys = [f"life/{rank}" for rank in range(self._world_size)]
+    def _read_heartbeats(self) -> list[Heartbeat | None]:
+        keys = [_key(rank) for rank in range(self._world_size)]
         if self._store.check(keys):  # the usual case, in one call
-            return [Life(**json.loads(value)) for value in self._store.multi_get(keys)]
+            return [Heartbeat(**json.loads(value)) for value in self._store.multi_get(keys)]
         return [
-            Life(**json.loads(self._store.get(key))) if self._store.check([key]) else None
+            Heartbeat(**json.loads(self._store.get(key))) if self._store.check([key]) else None
             for key in keys
         ]
 
 
+def _key(rank: int) -> str:
+    return f"heartbeats/{rank}"
+
+
 def _bounded(ask: Callable[[], _Answer]) -> _Answer:
-    """The answer of the store, which has no limit of its own where the network swallows a request.
+    """Return the answer of the store, whose calls may wait without end if packets are dropped.
 
     Raises:
-        torch.distributed.DistError: There is none.
+        torch.distributed.DistError: There is no answer in time.
     """
     answers: SimpleQueue[_Answer | RuntimeError] = SimpleQueue()
 
@@ -136,11 +146,11 @@ def _bounded(ask: Callable[[], _Answer]) -> _Answer:
     return answer
 
 
-def _listed(ranks: list[int], lives: list[Life | None], at: str) -> str:
-    """Rank, node and whereabouts of some processes, the first few of many."""
+def _listed(ranks: list[int], heartbeats: list[Heartbeat | None], at: str) -> str:
+    """Return rank, node and activity of the first few of some processes."""
     shown = []
     for rank in ranks[:4]:
-        life = lives[rank]
-        shown.append(f"rank {rank} on {life.host} {at} {life.doing}" if life else f"rank {rank}")
+        last = heartbeats[rank]
+        shown.append(f"rank {rank} on {last.host} {at} {last.activity}" if last else f"rank {rank}")
     more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
     return ", ".join(shown) + more

@@ -1,4 +1,4 @@
-"""Stops a run early and whole, on a signal or after a time, at a step that all ranks agree on."""
+"""Stop a run early, on a signal or after a time, at a step that all ranks agree on."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 _TIME_LIMIT = "run.max_minutes"
 _CAUSES = (*(number.name for number in _SIGNALS), _TIME_LIMIT)  # a vote is an index plus one
 
-# Signals belong to the process, so what came of them does too.
+# Signals are sent to the process, so those received are kept for the process.
 _received: set[str] = set()
 _loaded = time.monotonic()
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Take note of SIGUSR1 and SIGTERM instead of dying of them; SIGINT stays what it is."""
+    """Record SIGUSR1 and SIGTERM, which would end the process; SIGINT is handled as before."""
     _received.clear()
-    earlier = {number: signal.signal(number, _take_note) for number in _SIGNALS}
+    earlier = {number: signal.signal(number, _record_signal) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -33,15 +33,15 @@ def listening() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _take_note(number: int, _frame: FrameType | None) -> None:
+def _record_signal(number: int, _frame: FrameType | None) -> None:
     _received.add(signal.Signals(number).name)
 
 
 class StopVote:
-    """Lets the ranks agree, once a step, whether to stop after it.
+    """Lets the ranks agree in every step whether to stop after it.
 
-    The votes travel before the work of the step and are read after it was handed to the device,
-    so that the host never waits for what the step computes.
+    The votes are reduced before the step and read after the step was submitted to the device, so
+    that the host does not wait for the results of the step.
 
     Args:
         accelerator: Of the run.
@@ -56,10 +56,10 @@ class StopVote:
         self._read: torch.cuda.Event | None = None
 
     def cast(self) -> None:
-        """Begin the vote of a step; every rank must call it."""
+        """Start the vote of a step; every rank must call it."""
         if self._alone:
             return
-        vote: Tensor = torch.full((), self._wish(), device=self._device)
+        vote: Tensor = torch.full((), self._local_vote(), device=self._device)
         torch.distributed.all_reduce(vote, op=torch.distributed.ReduceOp.MAX)
         self._vote = vote.to("cpu", non_blocking=True)
         if self._device.type == "cuda":
@@ -67,13 +67,13 @@ class StopVote:
             self._read.record()
 
     def result(self) -> str | None:
-        """Why all ranks stop after this step; None to go on. The same on every rank."""
+        """Return why all ranks stop after this step, the same on every rank; None to continue."""
         if self._read is not None:
             self._read.synchronize()
-        vote = self._wish() if self._alone else int(self._vote)
+        vote = self._local_vote() if self._alone else int(self._vote)
         return _CAUSES[vote - 1] if vote else None
 
-    def _wish(self) -> int:
+    def _local_vote(self) -> int:
         for index, cause in enumerate(_CAUSES):
             if cause in _received:
                 return index + 1

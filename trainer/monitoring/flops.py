@@ -1,4 +1,4 @@
-"""Counts floating-point operations, those of grouped convolutions as well."""
+"""Count floating-point operations, also of grouped convolutions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Shape = Sequence[int]
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter of all operations while it is open; a multiplication and an addition are two.
+    """Return a counter of all operations in its block; a multiplication and an addition are two.
 
-    Torch's own formula takes every gradient of a convolution's weights for one between all
-    channels, which is too much by the number of its groups.
+    Torch's formula for the gradient of a convolution's weights ignores its groups, so its count is
+    too large by the number of groups.
     """
     mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
     return FlopCounterMode(display=False, custom_mapping=mapping)
@@ -34,9 +34,9 @@ def _convolution_backward(
     _output_padding: object,
     _groups: object,
     wanted: Sequence[bool],
-    **_: Any,  # noqa: ANN401 - what the counter passes beside
+    **_: Any,  # noqa: ANN401 - other arguments of the counter
 ) -> int:
-    """As many operations as forward for each of the gradients of inputs and weights."""
+    """Return as many operations as forward for each of the gradients of inputs and weights."""
     places = (inputs if transposed else gradient)[2:]
     forward = 2 * inputs[0] * math.prod(places) * math.prod(weight)
     return forward * (int(wanted[0]) + int(wanted[1]))

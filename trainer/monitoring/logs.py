@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: log files, metrics.jsonl, TensorBoard and the bar."""
+"""The logs of a training run: log files, metrics.jsonl, trackers and the progress bar."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import logging
 import os
 import socket
 from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from trainer.config.log import LogSection
 from trainer.errors import UserError
+from trainer.monitoring.trackers import Kind, Trackers
 from trainer.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
 
 class _Early(logging.Handler):
-    """Keeps the last records of the time before the run's folder may be written into."""
+    """Keeps the last records from before the run's folder may be written to."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +38,7 @@ class _Early(logging.Handler):
 def setup_logging(rank: int, world_size: int) -> None:
     """Log to standard error; with several processes every line names its rank.
 
-    Rank 0 shows what it does, the others only warnings; `open_rank_log` takes all of it.
+    Rank 0 shows information, the others only warnings; `open_rank_log` writes all records.
     """
     who = f" [rank {rank}]" if world_size > 1 else ""
     shown = logging.StreamHandler()
@@ -46,13 +49,13 @@ def setup_logging(rank: int, world_size: int) -> None:
         handlers=[shown, _Early()],
         force=True,
     )
-    # Both announce every collective and kernel build at INFO.
+    # Both log every collective and kernel build at INFO.
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def open_rank_log(folder: RunFolder, rank: int) -> logging.Handler:
-    """Append this process's lines to `logs/rank-R.log` from here on, after those from before."""
+    """Append the records of this process to `logs/rank-R.log`, beginning with the earlier ones."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder.logs / f"rank-{rank}.log", encoding="utf-8")
     host = socket.gethostname().replace("%", "%%")
@@ -68,21 +71,24 @@ def open_rank_log(folder: RunFolder, rank: int) -> logging.Handler:
 
 
 class RunLog:
-    """Writes on the main process only, but for the log file that every process has.
+    """Writes on the main process only, except for the log file of every process.
 
-    `metrics.jsonl` holds what the run computed and no times, so that a resumed run writes the
-    same bytes as one that was never interrupted.
+    `metrics.jsonl` is written by this program and by no tracker of `accelerate`: it holds computed
+    values and no times, and is cut to its length in the checkpoint at a resume, so that a resumed
+    run writes the same bytes as one that was never interrupted.
 
     Args:
         folder: The run's folder.
         section: The `log` section.
-        rank: Of this process; 0 is the main one.
+        rank: Rank of this process; 0 is the main one.
         start_step: Steps done before.
         num_steps: Steps of the whole run.
-        metrics_bytes: Length of `metrics.jsonl` at `start_step`; what follows is cut off.
+        metrics_bytes: Length of `metrics.jsonl` at `start_step`; the rest is cut off.
+        run_ids: Ids of the tracker runs to continue, from the checkpoint.
+        settings: The configuration, which new tracker runs show.
 
     Raises:
-        UserError: The file is shorter than that.
+        UserError: `metrics.jsonl` is shorter than that, or a tracker cannot be started.
     """
 
     def __init__(
@@ -94,9 +100,11 @@ class RunLog:
         start_step: int,
         num_steps: int,
         metrics_bytes: int,
+        run_ids: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._main = rank == 0
-        self._writer: SummaryWriter | None = None
+        self._trackers: Trackers | None = None
         self._lines = open_rank_log(folder, rank)
         if not self._main:
             return
@@ -106,42 +114,53 @@ class RunLog:
             raise UserError(
                 f"{folder.metrics}: has {size} bytes, the checkpoint was written at {metrics_bytes}"
             )
+        logged = _last_steps(folder.metrics, metrics_bytes, start_step)
+        self._trackers = Trackers(
+            section,
+            folder.out,
+            start_step=start_step,
+            run_ids=run_ids or {},
+            logged=logged,
+            settings=settings or {},
+        )
         self._file.truncate(metrics_bytes)
         self._file.seek(0, os.SEEK_END)
-        if section.tensorboard:
-            self._writer = SummaryWriter(str(folder.tensorboard), purge_step=start_step)
         self._bar = tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not section.progress
         )
 
     @property
     def metrics_bytes(self) -> int:
-        """Length of `metrics.jsonl`, all of it on the disk."""
+        """Length of `metrics.jsonl`, all of which is on the disk."""
         if not self._main:
             return 0
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """Ids of the tracker runs, for the checkpoint; empty on all but the main process."""
+        return {} if self._trackers is None else dict(self._trackers.run_ids)
 
     def write(self, step: int, kind: str, **values: object) -> None:
         """Append one record to `metrics.jsonl`."""
         if self._main:
             record = {"step": step, "kind": kind, **values}
             self._file.write(json.dumps(record).encode() + b"\n")
-            self._file.flush()  # whoever follows the file sees whole lines
+            self._file.flush()  # a reader that follows the file gets whole lines
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Draw values in TensorBoard."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+    def scalars(self, step: int, values: dict[str, float], kind: Kind = "train") -> None:
+        """Log values to the trackers."""
+        if self._trackers is not None:
+            self._trackers.log(step, values, kind)
 
     def probabilities(self, step: int, probabilities: Tensor) -> None:
-        """Draw the probabilities [N,K] as an image, a bright cell for a likely branch."""
-        if self._writer is not None:
+        """Log the probabilities [N,K] as an image, a bright cell for a likely branch."""
+        if self._trackers is not None:
             cells = probabilities.float().cpu().numpy()
             side = max(1, min(16, 1024 // max(cells.shape)))
-            image = np.kron(cells, np.ones((side, side), np.float32))
-            self._writer.add_image("grouping/probabilities", image, step, dataformats="HW")
+            image = np.kron(cells, np.full((side, side), 255, np.float32))
+            self._trackers.log_image(step, "grouping/probabilities", image.astype(np.uint8))
 
     def advance(self, step: int, shown: dict[str, Any]) -> None:
         """Move the bar to the step of a log record, and show values."""
@@ -150,15 +169,15 @@ class RunLog:
             self._bar.update(step - self._bar.n)
 
     def expect(self, num_steps: int) -> None:
-        """Let the bar end at this step."""
+        """Set the last step of the bar."""
         if self._main:
             self._bar.total = num_steps
 
     def close(self, error: BaseException | None = None) -> None:
-        """Close all files.
+        """Close all files and finish the tracker runs.
 
         Args:
-            error: What ended the run; this rank's log file gets its traceback.
+            error: The error that ended the run; this rank's log file gets its traceback.
         """
         if error is not None:
             trace = (type(error), error, error.__traceback__)
@@ -173,5 +192,27 @@ class RunLog:
             return
         self._bar.close()
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._trackers is not None:
+            self._trackers.close()
+
+
+def _last_steps(path: Path, metrics_bytes: int, start_step: int) -> dict[Kind, int]:
+    """Return the last steps of `metrics.jsonl` that were logged before, by kind of record.
+
+    Steps up to the checkpoint are never made again; only the last evaluation follows the checkpoint
+    of its step.
+
+    Args:
+        path: The file, before it is cut off.
+        metrics_bytes: Its length at the checkpoint.
+        start_step: Step of the checkpoint.
+    """
+    last: dict[Kind, int] = {"train": start_step, "eval": start_step - 1}
+    with open(path, "rb") as file:
+        file.seek(metrics_bytes)
+        for line in file:
+            with suppress(ValueError):  # a line that was cut off by the end of the process
+                record = json.loads(line)
+                if record["kind"] in last:
+                    last[record["kind"]] = max(last[record["kind"]], record["step"])
+    return last

@@ -1,4 +1,4 @@
-"""Watches how a run goes: times of all ranks, progress, `timing.jsonl` and `status.json`."""
+"""Measure a run: times of all ranks, progress, `timing.jsonl` and `status.json`."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from trainer.monitoring.timing_file import TimingFile
 logger = logging.getLogger(__name__)
 
 _STATUS_SECONDS = 1.0  # between two writes of a status that differs only in numbers
-_STRETCHES = 20  # between two writes, from which the time left is estimated
+_INTERVALS = 20  # between two writes, from which the time left is estimated
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the last steps were, over all ranks.
+    """The speed of the last steps over all ranks.
 
     Attributes:
-        record: What `timing.jsonl` has of them. A step's time is without evaluations, checkpoints
+        record: Their record in `timing.jsonl`. The time of a step excludes evaluations, checkpoints
             and other pauses.
     """
 
@@ -42,13 +42,13 @@ class Pace:
 
     @property
     def samples_per_second(self) -> float:
-        """Samples of all ranks."""
+        """Samples of all ranks per second."""
         return self.record["samples_per_second"]
 
     def scalars(self) -> dict[str, float]:
-        """What is drawn in TensorBoard."""
+        """Return the values for the trackers."""
         record = self.record
-        drawn = {
+        values = {
             "speed/samples_per_second": record["samples_per_second"],
             "speed/samples_per_second_per_process": record["samples_per_second_per_process"],
             "speed/step_seconds": record["step_seconds"],
@@ -58,20 +58,20 @@ class Pace:
             "memory/device_gib": record["device_gib"]["max"],
         }
         if record["slowest"] is not None:
-            drawn["speed/slowest_rank"] = record["slowest"]["rank"]
-        return {name: value for name, value in drawn.items() if value is not None}
+            values["speed/slowest_rank"] = record["slowest"]["rank"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Monitor:
-    """The times and the status of a run; every rank makes one and calls it in the same places.
+    """The times and the status of a run; every rank has one and makes the same calls.
 
     Args:
-        config: Of the run.
-        accelerator: Of the run.
-        steps_per_epoch: None where the data has no end.
+        config: Configuration of the run.
+        accelerator: Accelerator of the run.
+        steps_per_epoch: None if the data has no end.
 
     Attributes:
-        timer: What the loop tells where a step begins and ends.
+        timer: Timer that the loop calls where a step begins and ends.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class Monitor:
         )
         self._status = StatusFile(config.run.out)
         self._timing = TimingFile(config.run.out) if accelerator.is_main_process else None
-        self._stretches: deque[tuple[float, int]] = deque(maxlen=_STRETCHES)
+        self._writes: deque[tuple[float, int]] = deque(maxlen=_INTERVALS)
         self._written = 0.0
 
     def begin(self, step: int, num_steps: int) -> None:
-        """Note the start, from so many steps done."""
+        """Record a start of the run after `step` steps."""
         if self._timing is not None:
             self._timing.append(step, "start", {"hosts": self._hosts})
             self._status.write("starting", step=step, num_steps=num_steps, **self.progress(step))
 
     def progress(self, step: int) -> dict[str, int | float]:
-        """How far a run of so many steps is, the same at every start of it."""
+        """Return the samples and epochs of `step` steps, the same at every start of the run."""
         progress: dict[str, int | float] = {"samples": step * self._global_batch}
         if self._steps_per_epoch is not None:
             progress["epoch"] = round(step / self._steps_per_epoch, 4)
@@ -116,16 +116,16 @@ class Monitor:
         Args:
             step: Steps done.
             num_steps: Steps of the whole run.
-            network: What made the step: the module, the selection and the micro-batches.
-            shown: What else goes into `status.json`.
+            network: The module, the selection and the micro-batches of the step.
+            shown: Other values for `status.json`.
 
         Returns:
             The pace; None on all but the main process.
         """
-        own = self.timer.take()
-        # On every rank, or all would wait for the main process within their next step.
+        local_times = self.timer.take()
+        # On every rank, or the others would wait for the main process within their next step.
         flops = self._flops.of(*network)
-        times = gather_times(self._accelerator, own)
+        times = gather_times(self._accelerator, local_times)
         if self._timing is None:
             return None
         record = self.progress(step) | summarize(times, self._hosts)
@@ -142,16 +142,16 @@ class Monitor:
         return Pace(record)
 
     def _arithmetic(self, flops: int | None, seconds: float) -> dict[str, float | None]:
-        """Speed of a process that needs so many seconds for so many operations; None: unknown."""
+        """Return the speed of a process that does `flops` operations in `seconds` seconds."""
         if flops is None:
             return {"tflops_per_process": None, "share_of_peak": None}
         speed = flops / seconds / 1e12
-        share = None if self._peak is None else rounded(speed / self._peak)
-        return {"tflops_per_process": rounded(speed), "share_of_peak": share}
+        fraction = None if self._peak is None else rounded(speed / self._peak)
+        return {"tflops_per_process": rounded(speed), "share_of_peak": fraction}
 
     @contextmanager
     def evaluating(self, step: int) -> Iterator[None]:
-        """Note that the run evaluates, after so many steps."""
+        """Set the status to `evaluating` within the block, after `step` steps."""
         if self._timing is not None:
             self._status.write("evaluating", step=step)
         yield
@@ -160,8 +160,8 @@ class Monitor:
 
     def _update(self, step: int, num_steps: int, values: dict[str, Any]) -> None:
         self._written = time.monotonic()
-        self._stretches.append((self._written, step))
-        (since, first), count = self._stretches[0], len(self._stretches) - 1
+        self._writes.append((self._written, step))
+        (since, first), count = self._writes[0], len(self._writes) - 1
         seconds = self._written - since
         self._status.write(
             "running",

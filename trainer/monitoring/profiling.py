@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, schedule
 
+from dmtg.files import atomic_path
 from trainer.config.run import RunSection
 from trainer.errors import UserError
 
@@ -19,7 +19,7 @@ class ProfileWindow:
 
     Args:
         section: The `run` section.
-        rank: Of this process.
+        rank: Rank of this process.
         num_steps: Steps of the whole run.
 
     Raises:
@@ -33,37 +33,61 @@ class ProfileWindow:
                 f"run.profile: {section.profile} begins at step {self._start}, the run has only "
                 f"{num_steps}; allowed are START:END with START below that"
             )
-        self._active = rank == 0 or section.profile_ranks == "all"
+        enabled = rank == 0 or section.profile_ranks == "all"
+        self._waiting = enabled and self._start < self._end
         name = f"rank-{rank}-steps-{self._start}-{self._end}.json"
         self._path = section.out / "profile" / name
         self._profile: profile | None = None
+        self._steps_done = 0
 
     def before_step(self, step: int) -> None:
-        """Begin with the window; a run that is continued within it makes no trace.
+        """Start the profiler in the first step of this start of the run.
+
+        A run that is resumed within the window makes no trace.
 
         Args:
             step: Steps done so far.
         """
-        if self._active and step == self._start < self._end:
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities)
-            self._profile.start()
+        if not self._waiting:
+            return
+        self._waiting = False
+        if step > self._start:
+            return
+        # One more than the steps done, so that a window from the very first step needs no special
+        # case: it has no step in which the profiler could warm up.
+        window = schedule(
+            skip_first=self._start, wait=0, warmup=1, active=self._end - self._start, repeat=1
+        )
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(
+            activities=activities,
+            schedule=lambda since_start: window(step + since_start + 1),
+            on_trace_ready=self._write,
+        )
+        self._profile.start()
 
     def after_step(self, step: int, *, last: bool) -> None:
-        """Write the trace if the window or the run ends.
+        """Advance the profiler; the trace is written when the window or the run ends.
 
         Args:
             step: Steps done so far.
             last: Whether this start of the run makes no other step.
         """
-        if self._profile is None or not (last or step >= self._end):
+        if self._profile is None:
             return
-        self._profile.stop()
+        self._steps_done = step
+        if last or step >= self._end:
+            self._profile.stop()
+            self._profile = None
+        else:
+            self._profile.step()
+
+    def _write(self, finished: profile) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{self._path}.partial")
-        self._profile.export_chrome_trace(str(partial))
-        partial.replace(self._path)
-        logger.info("the trace of steps %d to %d is in %s", self._start, step, self._path)
-        self._profile = None
+        with atomic_path(self._path, sync=False) as partial:
+            finished.export_chrome_trace(str(partial))
+        logger.info(
+            "the trace of steps %d to %d is in %s", self._start, self._steps_done, self._path
+        )

@@ -1,4 +1,4 @@
-"""`status.json` of a run: one small file that a monitor can read at any moment."""
+"""`status.json` of a run: one small file that a monitor can read at any time."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ State = Literal["starting", "running", "evaluating", "finished", "preempted", "f
 ENDED = ("finished", "preempted", "failed")
 
 _NAME = "status.json"
-_PATIENCE = 300.0  # seconds without an update that are no sign of trouble
+_ALLOWED_SECONDS = 300.0  # without an update, before a status is stale
 
-_runs: list[Path] = []  # that this process is in: one, and within it perhaps a search
+_runs: list[Path] = []  # of this process: one, and perhaps its search
 
 
 class StatusFile:
-    """Replaced as a whole at every write, so that a reader never sees half of it.
+    """A file that is replaced atomically at every write.
 
-    A fault in writing it is logged and never ends the run.
+    An error in writing it is logged and never ends the run.
 
     Args:
-        out: Folder of the run; nothing is written while there is no such folder.
+        out: Folder of the run; nothing is written while it does not exist.
     """
 
     def __init__(self, out: Path) -> None:
@@ -45,7 +45,7 @@ class StatusFile:
         """Set some values and keep the others; for the main process.
 
         Args:
-            state: What the run is doing.
+            state: State of the run.
             values: Anything that JSON can hold; a number that is not finite becomes null.
         """
         of_this_start = {
@@ -59,7 +59,7 @@ class StatusFile:
         self._replace({"state": state, **of_this_start, **values})
 
     def fail(self, message: str) -> None:
-        """Note why the run ended; for any process, of which the first is heard."""
+        """Set the state to `failed`; any process may call it, and the first message is kept."""
         if self._read().get("state") not in ENDED:
             self._replace({"state": "failed", "error": message})
 
@@ -70,7 +70,7 @@ class StatusFile:
             return {}
 
     def _checkpoint(self) -> str | None:
-        """The name of the newest checkpoint."""
+        """Return the name of the newest checkpoint."""
         try:
             return (self._path.parent / "checkpoints" / "latest").read_text(encoding="utf-8")
         except OSError:
@@ -95,13 +95,13 @@ class StatusFile:
 
 @contextmanager
 def reported(out: Path, *, main: bool) -> Iterator[None]:
-    """Keep the status of a run when it starts and when it ends.
+    """Write the status of a run when it starts and when it ends.
 
-    An error leaves it as it is: what is the cause, and not a consequence, is found by whoever
-    catches it, to be given to `note_failure`.
+    An error in the block leaves the status unchanged: `trainer.health.failures` finds out whether
+    it is the cause or a consequence, and calls `note_failure` with the cause.
 
     Args:
-        out: Folder of the run, which this process may write into.
+        out: Folder of the run, which this process may write to.
         main: Whether this is the main process.
     """
     _runs.append(out)
@@ -120,19 +120,17 @@ def reported(out: Path, *, main: bool) -> Iterator[None]:
 
 
 def note_failure(message: str) -> None:
-    """Note in the status of the runs that this process has not ended why they failed."""
+    """Write why the run of this process failed into its status, and into that of its search."""
     for out in _runs:
         StatusFile(out).fail(message)
 
 
 def read_status(out: Path) -> dict[str, Any]:
-    """What `status.json` of a run says, and how old it is.
-
-    While the run searches its groups, this is the status of the search.
+    """Read `status.json` of a run, or of its search while that runs.
 
     Returns:
-        The values of the file with `age_seconds`, and with `stale`: why nobody may be writing it
-        any more, or None.
+        The values of the file with `age_seconds`, and with `stale`: why the run may have ended
+        without a status, or None.
 
     Raises:
         UserError: There is no status, or it cannot be read.
@@ -143,7 +141,7 @@ def read_status(out: Path) -> dict[str, Any]:
         if search is not None and search["state"] not in ENDED:
             status = search
     if status is None:
-        raise UserError(f"{out}: holds no {_NAME}; no run has been started in this folder")
+        raise UserError(f"{out} has no {_NAME}: no run has been started in this folder")
     updated = datetime.fromisoformat(status["updated"])
     age = (datetime.now(timezone.utc) - updated).total_seconds()
     return {**status, "age_seconds": round(age, 1), "stale": _stale(status, age)}
@@ -162,9 +160,9 @@ def _stale(status: dict[str, Any], age: float) -> str | None:
     if status["state"] in ENDED:
         return None
     if status["host"] == socket.gethostname() and not _alive(status["pid"]):
-        return f"process {status['pid']} is gone"
-    # Evaluation and saving take longer than a stretch of steps.
-    allowed = max(_PATIENCE, 10 * (status.get("interval_seconds") or 0.0))
+        return f"process {status['pid']} has ended"
+    # Evaluation and saving take longer than the steps between two updates.
+    allowed = max(_ALLOWED_SECONDS, 10 * (status.get("interval_seconds") or 0.0))
     return f"no update for {age:.0f} s, expected within {allowed:.0f} s" if age > allowed else None
 
 
@@ -179,7 +177,7 @@ def _alive(pid: int) -> bool:
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold
-    """The value with null in place of every number that JSON does not know."""
+    """Replace every number that JSON cannot hold by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

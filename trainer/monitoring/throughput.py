@@ -1,4 +1,4 @@
-"""The arithmetic of a step, and the share of the device's peak that a run reaches."""
+"""Floating-point operations of a step, and the fraction of the device's peak that a run reaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.monitoring.flops import flop_counter
 logger = logging.getLogger(__name__)
 
 # Dense bf16 and fp16 matrix products with fp32 sums, TFLOP/s, from the makers' data sheets. A name
-# comes before those that are part of it.
+# comes before the names that it contains.
 _PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -37,10 +37,10 @@ _PEAK_TFLOPS = {
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:
-    """The peak of a device; None where it is not known.
+    """Return the peak of a device in TFLOP/s; None if it is not known.
 
     Args:
-        precision: Of accelerate: `bf16` or `fp16`; the peak in others depends on settings.
+        precision: As accelerate names it; the peak is known for `bf16` and `fp16` only.
     """
     if device.type != "cuda" or precision not in ("bf16", "fp16"):
         return None
@@ -48,13 +48,13 @@ def peak_tflops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_of_name(name: str) -> float | None:
-    """The peak in TFLOP/s of a device of this name; None if it is not in the table."""
+    """Return the peak in TFLOP/s of a device of this name; None if it is not in the table."""
     words = name.replace("-", " ")
     return next((peak for part, peak in _PEAK_TFLOPS.items() if f" {part} " in f" {words} "), None)
 
 
 class StepFlops:
-    """Counts the floating-point operations of a step, anew when they may have changed."""
+    """Counts the floating-point operations of a step, again when they may have changed."""
 
     def __init__(self) -> None:
         self._counted: tuple[object, ...] | None = None
@@ -63,7 +63,7 @@ class StepFlops:
     def of(
         self, module: MultiTaskNetwork, selection: HeadSelection, micro_batches: Sequence[Batch]
     ) -> int | None:
-        """Operations of this process in a step, or None where they cannot be counted.
+        """Return the operations of this process in a step, or None if they cannot be counted.
 
         Args:
             module: The network.
@@ -78,22 +78,22 @@ class StepFlops:
             self._counted = counted
             try:
                 self._count = len(micro_batches) * count_flops(module, selection, micro_batches[0])
-            except Exception as error:  # an encoder of any library, and only a number is at stake
+            except Exception as error:  # of any library's encoder; the run needs no such number
                 logger.info("the operations of a step cannot be counted: %s", error)
                 self._count = None
         return self._count
 
 
 def count_flops(module: MultiTaskNetwork, selection: HeadSelection, batch: Batch) -> int:
-    """Operations of a forward and a backward pass, of which a multiplication and addition are two.
+    """Return the operations of a forward and a backward pass; a multiply-add counts as two.
 
-    They are counted on a copy without storage: nothing is computed, and neither the weights, which
-    an engine may have cut into parts, nor the random numbers of the run are touched.
+    They are counted on a copy on the `meta` device: nothing is computed, and neither the weights,
+    which an engine may have sharded, nor the random numbers of the run change.
     """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         copy = MultiTaskNetwork.from_config(module.config())
-        for own, original in zip(copy.parameters(), module.parameters(), strict=True):
-            own.requires_grad_(original.requires_grad)
+        for copied, original in zip(copy.parameters(), module.parameters(), strict=True):
+            copied.requires_grad_(original.requires_grad)
         shapes = batch.to("meta")
         targets = copy.labels.targets(shapes.scalars, shapes.dense, shapes.valid_rows)
         with flop_counter() as counter:

@@ -1,4 +1,4 @@
-"""Where the time of a step goes on every rank, and which rank holds up the others.
+"""Times of the parts of a step on every rank, and the rank that delays the others.
 
 Legend: R ranks, F numbers of a rank.
 """
@@ -28,15 +28,15 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class RankTimes:
-    """Means over the steps since the last look, on one rank.
+    """Means over the steps since the last report, on one rank.
 
     Attributes:
-        step_seconds: From asking for data to the end of the step.
-        data_seconds: Of these, in which the loader had nothing ready.
-        forward_seconds: Of these, in the forward passes and losses. Under ZeRO 3 and FSDP the ranks
-            exchange weights there, and it holds waiting too.
+        step_seconds: From the request for data to the end of the step.
+        data_seconds: Part of it that was spent waiting for the loader.
+        forward_seconds: Part of it in the forward passes and losses. Under ZeRO 3 and FSDP it
+            includes waiting, because the ranks exchange weights there.
         process_gib: Resident memory of the process, without its loader's workers.
-        device_gib: The most that was allocated on the GPU since the start; 0 without one.
+        device_gib: Peak of the memory allocated on the GPU since the start; 0 without a GPU.
     """
 
     step_seconds: float
@@ -47,10 +47,10 @@ class RankTimes:
 
 
 class StepTimer:
-    """Takes the times of this process's steps, without waiting for the device.
+    """Measures the steps of this process, without synchronising with the device.
 
     Args:
-        device: That the steps run on. On a GPU the forward pass is timed by events, which are read
+        device: Device of the steps. On a GPU the forward pass is timed by events, which are read
             in `take`.
     """
 
@@ -62,12 +62,12 @@ class StepTimer:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def next_step(self, batches: Iterator[Item], count: int) -> list[Item]:
-        """Begin a step with its micro-batches, fewer than `count` at the end of the data."""
+        """Begin a step; return its micro-batches, fewer than `count` at the end of the data."""
         self._started = time.perf_counter()
         with record_function("wait for data"):
-            found = list(islice(batches, count))
+            micro_batches = list(islice(batches, count))
         self._waited = time.perf_counter() - self._started
-        return found
+        return micro_batches
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -85,15 +85,15 @@ class StepTimer:
             self._events.append((begin, end))
 
     def end_step(self) -> None:
-        """End a step: what follows until the next one begins belongs to none."""
+        """End a step; the time until the next one begins belongs to no step."""
         self._step += time.perf_counter() - self._started
         self._data += self._waited
         self._steps += 1
 
     def take(self) -> RankTimes:
-        """The means since the last call, which must lie at least one step back.
+        """Return the means since the last call; at least one step must have ended since.
 
-        On a GPU the work of these steps must be done.
+        On a GPU the work of these steps must be finished.
         """
         assert self._steps, "a step has ended"
         self._forward += sum(begin.elapsed_time(end) for begin, end in self._events) / 1e3
@@ -106,24 +106,23 @@ class StepTimer:
 
 
 def gather_times(accelerator: Accelerator, times: RankTimes) -> Tensor:
-    """The times of all ranks [R,F] on the CPU; every rank must call it."""
-    own = torch.tensor([astuple(times)], device=accelerator.device)  # [1,F]
-    return accelerator.gather(own).cpu()
+    """Return the times of all ranks [R,F] on the CPU; every rank must call it."""
+    local_times = torch.tensor([astuple(times)], device=accelerator.device)  # [1,F]
+    return accelerator.gather(local_times).cpu()
 
 
 def summarize(times: Tensor, hosts: Sequence[str]) -> dict[str, Any]:
-    """What is recorded of the times of all ranks.
+    """Return the record of the times of all ranks.
 
     Args:
         times: From `gather_times`.
         hosts: The name of every rank's machine.
 
     Returns:
-        `step_seconds`, the most of all ranks: they wait for each other in every step, and for what
-        the main process writes down between two of them. Of the other numbers of `RankTimes`
-        the mean, the maximum and the rank of that. As `slowest` the rank that spent most time of
-        its own in waiting for data and in forward passes, beside the median of the others; None
-        for a single rank.
+        `step_seconds`: the maximum over the ranks, which wait for each other in every step and for
+        the main process while it writes between two steps. For each other field of `RankTimes`: the
+        mean, the maximum and its rank. `slowest`: the rank that spent most time in waiting for data
+        and in forward passes, with the median of the other ranks; None for a single rank.
     """
     columns = dict(zip((field.name for field in fields(RankTimes)), times.unbind(1), strict=True))
     summary: dict[str, Any] = {"step_seconds": rounded(columns.pop("step_seconds").max().item())}
@@ -133,27 +132,27 @@ def summarize(times: Tensor, hosts: Sequence[str]) -> dict[str, Any]:
             "max": rounded(values.max().item()),
             "max_rank": int(values.argmax()),
         }
-    own = columns["data_seconds"] + columns["forward_seconds"]
-    rank = int(own.argmax())
-    others = torch.cat([own[:rank], own[rank + 1 :]])
+    busy = columns["data_seconds"] + columns["forward_seconds"]  # without waiting for other ranks
+    rank = int(busy.argmax())
+    others = torch.cat([busy[:rank], busy[rank + 1 :]])
     summary["slowest"] = None
     if len(others):
         summary["slowest"] = {
             "rank": rank,
             "host": hosts[rank],
-            "own_seconds": rounded(own[rank].item()),
+            "own_seconds": rounded(busy[rank].item()),
             "others_own_seconds": rounded(others.median().item()),
         }
     return summary
 
 
 def rounded(value: float) -> float:
-    """Six digits: enough for a clock, and short in a file that grows for weeks."""
+    """Round to six digits, which keeps a file short that grows for weeks."""
     return float(f"{value:.6g}")
 
 
 def _memory(device: torch.device) -> tuple[float, float]:
-    """Resident memory of the process and peak of what is allocated on the GPU, GiB."""
+    """Return the resident memory of the process and the peak of the GPU's allocator, GiB."""
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return _resident_bytes() / _GIB, on_device / _GIB
 

@@ -1,4 +1,4 @@
-"""`timing.jsonl` of a run: what was measured, start after start."""
+"""`timing.jsonl` of a run: the measured times of all its starts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TAIL = 1 << 16  # bytes in which the last whole line must lie
 
 
 class TimingFile:
-    """Appends records; those of an earlier start stay, also of steps that are made again.
+    """Appends records; those of earlier starts are kept, also of steps that are repeated.
 
-    A fault in writing it is logged and never ends the run.
+    An error in writing it is logged and never ends the run.
 
     Args:
         out: Folder of the run.
@@ -48,19 +48,19 @@ class TimingFile:
 
 
 def _mend(path: Path) -> float:
-    """Cut off a line that a kill left half written; return the hours of the last whole one."""
+    """Cut off a line that was written in part; return the hours of the last whole line."""
     with open(path, "rb+") as file:
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(0, size - _TAIL))
         tail = file.read()
         end = tail.rfind(b"\n") + 1
         file.truncate(start + end)
-    found = (_hours(line) for line in reversed(tail[:end].splitlines()))
-    return next((hours for hours in found if hours is not None), 0.0)
+    values = (_hours(line) for line in reversed(tail[:end].splitlines()))
+    return next((hours for hours in values if hours is not None), 0.0)
 
 
 def _hours(line: bytes) -> float | None:
-    """What a line says; None if it is what a full disk has left."""
+    """Return the hours of a line; None if it is damaged, as a full disk leaves it."""
     try:
         return float(json.loads(line)["hours"])
     except (ValueError, KeyError, TypeError):

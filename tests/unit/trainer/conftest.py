@@ -43,7 +43,7 @@ def session_of(tmp_path) -> Iterator[Callable[..., Session]]:
                 "eval_split": "train",
             },
             "model": {"branches": 2, "dense_widths": [8], "encoder": ENCODER},
-            "log": {"tensorboard": False, "progress": False},
+            "log": {"trackers": [], "progress": False},
         }
         for name, values in sections.items():
             tree[name] = {**tree.get(name, {}), **values}

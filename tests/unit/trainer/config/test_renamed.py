@@ -78,7 +78,7 @@ COMMON = {
     "data": {"shards": "planted", "image_size": [1, 1], "global_batch": 16, "workers": 0},
     "model": {"encoder": {"name": "mlp", "options": {"widths": [32, 4]}}, "branches": 2},
     "optim": {"name": "adam", "schedule": "constant", "max_grad_norm": 5.0},
-    "log": {"every": 4, "tensorboard": False, "progress": False},
+    "log": {"every": 4, "trackers": [], "progress": False},
 }  # fmt: skip
 RUNS = {
     "affinity": {
@@ -129,7 +129,7 @@ def version1(recipe, **optim):
     }  # fmt: skip
     tree["optim"] |= optim
     tree["data"] |= {"streams": 4}
-    tree["model"] |= {"init": "copies", "start": ["a"], "activation_checkpointing": True}
+    tree["model"] |= {"init": "copies", "start": ["a"], "checkpoint_branches": True}
     return parse_config(migrated(tree), "saved")
 
 

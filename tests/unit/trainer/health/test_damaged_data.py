@@ -15,7 +15,7 @@ from data_pipelines.shards.remote import check_url
 from data_pipelines.shards.writer import ShardWriter
 from trainer.config.loading import parse_config
 from trainer.errors import UserError
-from trainer.health.damaged_samples import MAX_WARNINGS, FaultCounter
+from trainer.health.damaged_samples import MAX_WARNINGS, DamagedSampleCounter
 from trainer.loop import train
 from trainer.run_data import open_manifest, open_shards, steps_per_epoch
 
@@ -109,7 +109,7 @@ def test_too_many_bad_samples_end_the_run(damaged, session_of):
         train(session)
     message = str(caught.value)
     assert message.startswith("data.max_bad_fraction: ")
-    assert "samples were damaged, allowed is a share of 0.05; the last: " in message
+    assert "samples were damaged, allowed is a fraction of 0.05; the last: " in message
     assert "train-000003.tar: member s1" in message
     assert session.step < 10
     session.log.close()
@@ -170,15 +170,15 @@ class OneOfTwoRanks:
 
 def test_all_ranks_count_and_stop_together():
     section = config_of(on_error="replace", max_bad_fraction=0.1).data
-    counter = FaultCounter(OneOfTwoRanks(), section, split_samples=100, total=2)
-    assert list(counter.watch([])) == []
+    counter = DamagedSampleCounter(OneOfTwoRanks(), section, split_samples=100, total=2)
+    assert list(counter.count([])) == []
     counter.check(50)
     assert counter.total == 5
     counter.check(50)
     with pytest.raises(DataError) as caught:
         counter.check(50)
     assert str(caught.value) == (
-        "data.max_bad_fraction: 11 of 50 samples were damaged, allowed is a share of 0.1; "
+        "data.max_bad_fraction: 11 of 50 samples were damaged, allowed is a fraction of 0.1; "
         "the last: on another rank"
     )
 
@@ -186,9 +186,9 @@ def test_all_ranks_count_and_stop_together():
 def test_chance_alone_does_not_end_a_long_run():
     """Three bad of the first ten: of a large split, that says nothing yet; of ten it does."""
     section = config_of(on_error="replace", max_bad_fraction=0.01).data
-    FaultCounter(OneOfTwoRanks(), section, split_samples=10**6).check(10)
+    DamagedSampleCounter(OneOfTwoRanks(), section, split_samples=10**6).check(10)
     with pytest.raises(DataError, match=r"3 of 10 samples were damaged"):
-        FaultCounter(OneOfTwoRanks(), section, split_samples=10).check(10)
+        DamagedSampleCounter(OneOfTwoRanks(), section, split_samples=10).check(10)
 
 
 def config_of(**data):

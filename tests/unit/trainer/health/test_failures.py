@@ -1,4 +1,4 @@
-"""Who speaks when a run fails, what is said, and the exit code."""
+"""Which process reports a failure, its message, and the exit code."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ from data_pipelines.errors import DataError
 from trainer.errors import NonFiniteLossError, SaveError, UserError
 from trainer.health import failures
 from trainer.health.failures import fail, leave, report
-from trainer.health.watchdog import note
+from trainer.health.watchdog import report_progress
 
 HOST = socket.gethostname()
 
@@ -23,7 +23,7 @@ class Peers:
     def __init__(self, *, first=True, failed=False, missing="rank 1 is missing", error=None):
         self.first, self.failed, self.missing, self.error = first, failed, missing, error
 
-    def claim(self):
+    def first_failure(self):
         if self.error:
             raise self.error
         return self.first
@@ -41,7 +41,7 @@ class Peers:
 def rank_1_of_2(monkeypatch):
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    note("step 5, training")
+    report_progress("step 5, training")
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def rank_1_of_2(monkeypatch):
         (torch.OutOfMemoryError("8 GiB\nmore"), 1, "out of memory at step 7, training: 8 GiB"),
     ],
 )
-def test_what_a_process_alone_says(error, code, message, capsys, caplog):
-    note("step 7, training")
+def test_the_message_of_a_single_process(error, code, message, capsys, caplog):
+    report_progress("step 7, training")
     assert report(error, None) == code
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not caplog.records
 
 
 def test_an_unexpected_error_comes_with_its_traceback(capsys, caplog):
-    note("step 7, training")
+    report_progress("step 7, training")
     with caplog.at_level(logging.ERROR):
         try:
             raise KeyError("surprise")
@@ -115,7 +115,7 @@ def test_lost_contact_that_nobody_explains(error, capsys, caplog):
 
 
 @pytest.mark.usefixtures("rank_1_of_2")
-def test_without_the_store_the_first_of_each_node_speaks(capsys, monkeypatch):
+def test_without_the_store_the_first_of_each_node_reports(capsys, monkeypatch):
     gone = Peers(error=dist.DistNetworkError("Broken pipe"))
     assert report(CONTACT[1], gone) == 1
     assert capsys.readouterr().err == ""
@@ -152,9 +152,9 @@ def exits(monkeypatch):
 
 @pytest.mark.usefixtures("rank_1_of_2")
 def test_a_thread_ends_the_process(exits, capsys):
-    fail("the launcher, process 7, is gone", Peers())
+    fail("the launcher (process 7) has ended", Peers())
     assert exits == [1]
-    expected = f"error: rank 1 of 2 on {HOST}: the launcher, process 7, is gone\n"
+    expected = f"error: rank 1 of 2 on {HOST}: the launcher (process 7) has ended\n"
     assert capsys.readouterr().err == expected
     fail("another rank has failed", Peers(first=False))
     assert exits == [1, 1] and capsys.readouterr().err == ""

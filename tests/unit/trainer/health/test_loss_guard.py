@@ -25,11 +25,11 @@ def make_guard(forget_accelerate):
 
 def test_it_names_the_first_bad_step_and_its_tasks(make_guard):
     guard, good = make_guard(), torch.ones(3, 2)
-    guard.watch(3, good, good)
+    guard.update(3, good, good)
     guard.check()
     bad = torch.tensor([[1.0, 1.0], [NAN, 1.0], [1.0, torch.inf]])
-    guard.watch(4, bad, bad)
-    guard.watch(5, good * NAN, good * NAN)
+    guard.update(4, bad, bad)
+    guard.update(5, good * NAN, good * NAN)
     with pytest.raises(NonFiniteLossError, match=r"in step 4: \['b', 'c'\]$"):
         guard.check()
 
@@ -42,7 +42,7 @@ def test_it_names_the_ranks_it_began_on(make_guard, monkeypatch):
     )
     gathered = [None, "n0", "n1", "n1", "n2", "n2"]
     monkeypatch.setattr("trainer.health.loss_guard.gather_object", lambda _: gathered)
-    guard.watch(7, good * NAN, good)
+    guard.update(7, good * NAN, good)
     found = (
         r"\['a', 'b', 'c'\] on rank 1 \(n0\), rank 2 \(n1\), rank 3 \(n1\), rank 4 \(n2\) "
         r"and 1 more of 6 ranks$"
@@ -62,7 +62,7 @@ def test_it_counts_what_is_left_out(make_guard, caplog):
     assert "the loss became NaN or infinite in step 5: ['b']; left out, 2 of 2" in caplog.text
     with pytest.raises(NonFiniteLossError, match=r"a gradient .* step 6; .* allows 2 such steps"):
         guard.leave_out(6, torch.ones(3, 1), torch.ones(3, 1))
-    guard.watch(7, torch.ones(3, 1), torch.ones(3, 1))
+    guard.update(7, torch.ones(3, 1), torch.ones(3, 1))
     assert not guard.left_out
     guard.check()
 

@@ -20,8 +20,8 @@ def store():
 
 @pytest.fixture
 def ranks(store, monkeypatch):
-    """Three ranks; a look at their signs of life takes a moment."""
-    monkeypatch.setattr(peers, "_SILENCE", 0.1)
+    """Three ranks; heartbeats are compared after a moment."""
+    monkeypatch.setattr(peers, "_SILENT_SECONDS", 0.1)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
     made = []
@@ -33,15 +33,15 @@ def ranks(store, monkeypatch):
 
 @pytest.fixture
 def alive():
-    """Lets ranks give signs of life while the test lasts."""
+    """Lets ranks send heartbeats while the test lasts."""
     stop, threads = threading.Event(), []
 
     def run(rank: Peers, doing: str) -> None:
-        rank.beat(doing)
+        rank.send_heartbeat(doing)
 
         def go_on() -> None:
             while not stop.wait(0.02):
-                rank.beat(doing)
+                rank.send_heartbeat(doing)
 
         threads.append(threading.Thread(target=go_on))
         threads[-1].start()
@@ -52,36 +52,40 @@ def alive():
         thread.join()
 
 
-def test_only_the_first_that_fails_speaks(ranks):
+def test_only_one_process_is_the_first_to_fail(ranks):
     assert not ranks[0].wait_for_failure(0.0)
-    assert [ranks[1].claim(), ranks[0].claim(), ranks[2].claim()] == [True, False, False]
+    assert [ranks[1].first_failure(), ranks[0].first_failure(), ranks[2].first_failure()] == [
+        True,
+        False,
+        False,
+    ]
     assert ranks[0].wait_for_failure(0.0)
 
 
-def test_a_failure_is_noticed_with_the_next_beat(ranks):
-    ranks[0].beat("step 1")
+def test_a_failure_is_read_with_the_next_heartbeat(ranks):
+    ranks[0].send_heartbeat("step 1")
     assert ranks[0].failed_since is None
-    ranks[2].claim()
+    ranks[2].first_failure()
     before = time.monotonic()
-    ranks[0].beat("step 1")
+    ranks[0].send_heartbeat("step 1")
     noticed = ranks[0].failed_since
     assert before <= noticed <= time.monotonic()
-    ranks[0].beat("step 1")
+    ranks[0].send_heartbeat("step 1")
     assert ranks[0].failed_since == noticed
 
 
-def test_who_gives_no_sign_of_life(ranks, alive):
+def test_a_rank_without_heartbeats(ranks, alive):
     alive(ranks[0], "step 5, training")
     alive(ranks[1], "step 5, training")
-    ranks[2].beat("step 4, saving")
-    expected = f"no sign of life from rank 2 on {HOST} last seen at step 4, saving"
+    ranks[2].send_heartbeat("step 4, saving")
+    expected = f"no heartbeat from rank 2 on {HOST} last seen at step 4, saving"
     assert ranks[0].find_missing() == expected
 
 
 def test_who_never_came(ranks, alive):
     alive(ranks[0], "starting")
     alive(ranks[2], "starting")
-    assert ranks[0].find_missing() == "no sign of life from rank 1"
+    assert ranks[0].find_missing() == "no heartbeat from rank 1"
 
 
 def test_who_does_something_else(ranks, alive):
@@ -95,14 +99,14 @@ def test_who_does_something_else(ranks, alive):
 def test_all_are_there(ranks, alive):
     for rank in ranks:
         alive(rank, "step 5, training")
-    assert ranks[1].find_missing() == "all ranks give signs of life"
+    assert ranks[1].find_missing() == "all ranks send heartbeats"
 
 
 def test_a_long_list_is_cut(ranks):
     ranks[0]._world_size = 9
-    ranks[0].beat("step 5")
+    ranks[0].send_heartbeat("step 5")
     silent = ranks[0].find_missing()
-    assert silent.startswith("no sign of life from rank 1, rank 2, rank 3, rank 4 and 4 more")
+    assert silent.startswith("no heartbeat from rank 1, rank 2, rank 3, rank 4 and 4 more")
 
 
 def test_a_store_that_swallows_requests(ranks, monkeypatch):
@@ -116,7 +120,11 @@ def test_a_store_that_swallows_requests(ranks, monkeypatch):
             raise dist.DistNetworkError("gone")
 
     ranks[0]._store = Silent()
-    for ask in (ranks[0].claim, lambda: ranks[0].wait_for_failure(1.0), ranks[0].find_missing):
+    for ask in (
+        ranks[0].first_failure,
+        lambda: ranks[0].wait_for_failure(1.0),
+        ranks[0].find_missing,
+    ):
         before = time.monotonic()
         with pytest.raises(dist.DistStoreError, match=r"no answer in 0\.1 s"):
             ask()
@@ -131,4 +139,4 @@ def test_a_store_that_is_gone(ranks):
 
     ranks[0]._store = Gone()
     with pytest.raises(dist.DistNetworkError, match="Broken pipe"):
-        ranks[0].claim()
+        ranks[0].first_failure()

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from trainer.health import watchdog
-from trainer.health.watchdog import Watchdog, doing, first_line, note
+from trainer.health.watchdog import Watchdog, current_activity, first_line, report_progress
 
 
 class Clock:
@@ -42,15 +42,15 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def started(clock, monkeypatch):  # noqa: ARG001 - time must not pass by itself
-    """A watchdog that beats fast, and the messages of its failures."""
-    monkeypatch.setattr(watchdog, "BEAT", 0.02)
+    """A watchdog with fast heartbeats, and the messages of its failures."""
+    monkeypatch.setattr(watchdog, "HEARTBEAT_SECONDS", 0.02)
     messages, dogs = [], []
 
-    def run(stall_seconds, peers=None, speaks_after=None):
+    def run(stall_seconds, peers=None, report_after=None):
         dog = Watchdog(messages.append)
         dog.peers = peers
         dogs.append(dog)
-        dog.start(stall_seconds, speaks_after)
+        dog.start(stall_seconds, report_after)
         return dog, messages
 
     yield run
@@ -68,10 +68,10 @@ def wait_until(condition, seconds=20):
 def test_progress_keeps_a_process_alive(started, clock):
     _, messages = started(0.5)
     for _ in range(3):
-        note("step 3, training")
+        report_progress("step 3, training")
         clock.now += 0.4
         clock.look()
-    assert messages == [] and doing() == "step 3, training"
+    assert messages == [] and current_activity() == "step 3, training"
     clock.now += 0.2
     wait_until(lambda: messages)
     assert messages[0] == (
@@ -95,31 +95,31 @@ def test_a_launcher_that_is_gone(started, clock, monkeypatch):
     parent = os.getppid()
     monkeypatch.setattr(os, "getppid", lambda: 1)
     wait_until(lambda: messages)
-    assert messages[0] == f"the launcher, process {parent}, is gone"
+    assert messages[0] == f"the launcher (process {parent}) has ended"
 
 
 class Fake:
     failed_since = None
 
     def __init__(self):
-        self.told, self.error, self.beats = [], None, 0
+        self.told, self.error, self.heartbeats = [], None, 0
 
     def find_missing(self):
         if self.error is not None:
             raise self.error
-        return "no sign of life from rank 1"
+        return "no heartbeat from rank 1"
 
-    def beat(self, what):
-        self.beats += 1
+    def send_heartbeat(self, what):
+        self.heartbeats += 1
         if self.error is not None:
             raise self.error
         self.told.append(what)
 
 
-def test_it_tells_the_others_what_is_done(started):
+def test_a_heartbeat_holds_the_activity(started):
     peers = Fake()
     started(60.0, peers)
-    note("step 9, training")
+    report_progress("step 9, training")
     wait_until(lambda: "step 9, training" in peers.told)
 
 
@@ -140,16 +140,16 @@ def test_another_rank_has_failed(started, clock, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (None, "no sign of life from rank 1"),
+        (None, "no heartbeat from rank 1"),
         (dist.DistNetworkError("gone"), "the rendezvous host does not answer either, gone"),
     ],
 )
-def test_it_speaks_before_the_process_is_ended_by_others(error, cause, started, clock):
+def test_it_reports_before_the_process_is_ended_by_others(error, cause, started, clock):
     peers = Fake()
     peers.error = error
-    note("step 4, training")
-    _, messages = started(60.0, peers, speaks_after=0.2)
-    note("step 4, training")
+    report_progress("step 4, training")
+    _, messages = started(60.0, peers, report_after=0.2)
+    report_progress("step 4, training")
     clock.look()
     assert messages == []
     clock.now += 0.3
@@ -162,7 +162,7 @@ def test_a_store_that_does_not_answer_ends_nothing(started, caplog):
     peers.error = dist.DistNetworkError("Broken pipe\nand a stack")
     with caplog.at_level(logging.WARNING):
         _, messages = started(60.0, peers)
-        wait_until(lambda: peers.beats > 3)
+        wait_until(lambda: peers.heartbeats > 3)
         peers.error = None
         wait_until(lambda: peers.told)
     assert [r.getMessage() for r in caplog.records] == [

@@ -17,7 +17,7 @@ def open_log(tmp_path):
     logs = []
 
     def make(rank=0, start_step=0, metrics_bytes=0, **section):
-        options = LogSection(**{"tensorboard": False, "progress": False, **section})
+        options = LogSection(**{"trackers": [], "progress": False, **section})
         log = RunLog(
             folder, options, rank=rank, start_step=start_step, num_steps=10,
             metrics_bytes=metrics_bytes,
@@ -79,7 +79,7 @@ def test_records_can_be_followed(open_log, tmp_path):
 
 
 def test_other_processes_write_only_their_lines(open_log, tmp_path):
-    log = open_log(rank=1, tensorboard=True, progress=True)
+    log = open_log(rank=1, trackers=["tensorboard"], progress=True)
     log.write(1, "train", loss=1.0)
     log.scalars(1, {"a": 1.0})
     log.probabilities(1, torch.ones(2, 2))

@@ -45,6 +45,26 @@ def test_a_window_that_the_run_ends_in_is_cut(tmp_path):
     assert {"training step 8", "training step 9"} <= found
 
 
+@pytest.mark.parametrize(("profile", "start"), [("0:2", 0), ("3:5", 3), ("3:5", 2)])
+def test_a_window_may_begin_with_the_first_steps_of_a_start(profile, start, tmp_path):
+    train(ProfileWindow(section(tmp_path, profile=profile), 0, 10), start, 10)
+    first, end = map(int, profile.split(":"))
+    found = names(tmp_path / f"profile/rank-0-steps-{first}-{end}.json")
+    steps = {name for name in found if str(name).startswith("training step")}
+    assert steps == {f"training step {step}" for step in range(first, end)}
+
+
+def test_a_start_that_ends_before_the_window_makes_no_trace(tmp_path):
+    train(ProfileWindow(section(tmp_path, profile="3:5"), 0, 10), 0, 3)
+    assert traces(tmp_path) == []
+
+
+def test_the_log_names_the_steps_of_the_trace(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        train(ProfileWindow(section(tmp_path, profile="2:9"), 0, 10), 0, 4)
+    assert "the trace of steps 2 to 4 is in" in caplog.text
+
+
 @pytest.mark.parametrize("start", [4, 5, 7])
 def test_a_run_that_is_continued_later_makes_no_trace(start, tmp_path):
     train(ProfileWindow(section(tmp_path, profile="3:5"), 0, 10), start, 10)

@@ -190,7 +190,7 @@ def test_a_process_that_is_gone_is_noticed_at_once(tmp_path):
     gone.wait()
     StatusFile(tmp_path).write("running")
     age(tmp_path, 1, pid=gone.pid)
-    assert read_status(tmp_path)["stale"] == f"process {gone.pid} is gone"
+    assert read_status(tmp_path)["stale"] == f"process {gone.pid} has ended"
     age(tmp_path, 1, pid=gone.pid, host="elsewhere")
     assert read_status(tmp_path)["stale"] is None
     age(tmp_path, 9999, pid=gone.pid, state="finished")
@@ -209,7 +209,7 @@ def test_while_the_groups_are_searched_the_search_is_shown(tmp_path):
 
 
 def test_a_folder_without_a_status_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"holds no status\.json; no run has been started in"):
+    with pytest.raises(UserError, match=r"has no status\.json: no run has been started in"):
         read_status(tmp_path)
     (tmp_path / "status.json").write_text("{")
     with pytest.raises(UserError, match=r"status\.json: cannot be read \(Expecting"):
