@@ -26,8 +26,6 @@ NAMES = {
     "resblock_2.bn2.bias": "1.0.norm2.bias",
 }
 
-pytestmark = pytest.mark.skipif(not STEP.is_file(), reason=f"no reference numbers at {STEP}")
-
 
 @pytest.fixture(scope="module")
 def step():
