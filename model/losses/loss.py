@@ -104,7 +104,12 @@ class ValueLoss(Loss):
 
     @abstractmethod
     def element_losses(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of every element, in the shape of both arguments [n,B,O,...], fp32."""
+        """Return the loss of every element, fp32 [n,B,C] or [n,B,C,H,W].
+
+        Args:
+            prediction: [n,B,O] or [n,B,O,H,W], zero where it is masked.
+            target: Scaled values [n,B,C] or [n,B,C,H,W], zero where they are masked.
+        """
 
     @abstractmethod
     def constant(self, values: ValueSample) -> Tensor:
@@ -116,8 +121,9 @@ class ValueLoss(Loss):
 
     def sample_losses(self, prediction: Tensor, targets: Targets) -> Tensor:
         """Return the mean element loss of every sample, see `Loss.sample_losses`."""
-        prediction = masked(prediction, targets)
-        losses = self.element_losses(prediction, targets.target.view(prediction.shape))
+        prediction, target = masked(prediction, targets), targets.target
+        target = target if target.ndim == prediction.ndim else target.unsqueeze(2)
+        losses = self.element_losses(prediction, target)
         if not self.zero_if_equal:
             losses = torch.where(targets.mask.unsqueeze(2), losses, 0.0)
         return losses.flatten(2).mean(dim=2)

@@ -32,10 +32,10 @@ class TaskReport:
 
     Attributes:
         labelled: Samples of the split that have the label, by the manifest.
-        invalid: Share of the values read that are invalid or ignored.
+        invalid: Fraction of the values read that are invalid or ignored.
         low, high, mean, deviation: Of the valid values in natural units, first channel to last;
             empty for classes.
-        shares: Share of each class among the valid values; empty for regressions.
+        shares: Fraction of each class among the valid values; empty for regressions.
     """
 
     task: str
@@ -58,7 +58,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What the doctor found in a split."""
+    """The result of `examine` for a split."""
 
     split: str
     samples: int

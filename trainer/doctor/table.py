@@ -1,4 +1,4 @@
-"""The doctor's report as a table, a verdict a line."""
+"""The doctor's report as a table, one line per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_CLASSES = 4
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what was found about every task, then about the data as a whole."""
+    """Print the report of every task, then that of the data as a whole."""
     table = Table("task", "present", "invalid", "values", "verdict")
     for task in report.tasks:
         table.add_row(
@@ -34,7 +34,7 @@ def print_report(report: Report, console: Console) -> None:
 def _values(task: TaskReport) -> str:
     if task.shares:
         ordered = sorted(task.shares.items(), key=lambda item: -item[1])
-        shown = [f"{name}: {100 * share:.3g} %" for name, share in ordered[:_MAX_CLASSES]]
+        shown = [f"{name}: {100 * fraction:.3g} %" for name, fraction in ordered[:_MAX_CLASSES]]
         more = len(ordered) - len(shown)
         return ", ".join([*shown, *([f"{more} more"] if more else [])])
     channels = zip(task.low, task.high, task.mean, task.deviation, strict=True)

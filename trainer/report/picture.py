@@ -85,8 +85,8 @@ def _deaths(records: list[dict[str, Any]], num_tasks: int, num_branches: int) ->
 
 def _draw_grouping(axis: Axes, names: list[str], death: np.ndarray, last: int) -> None:
     order = np.lexsort((np.arange(len(names)), death.argmax(axis=1)))
-    share = np.minimum(death[order], last) / last
-    axis.imshow(share, aspect="auto", cmap="Blues", vmin=0, vmax=1.1, interpolation="nearest")
+    lifetime = np.minimum(death[order], last) / last
+    axis.imshow(lifetime, aspect="auto", cmap="Blues", vmin=0, vmax=1.1, interpolation="nearest")
     for row, task in enumerate(order):
         axis.text(
             int(death[task].argmax()), row, "●", ha="center", va="center", color="white", fontsize=8

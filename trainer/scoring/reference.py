@@ -28,7 +28,7 @@ def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> N
 
 
 def read_reference(path: Path) -> dict[str, dict[str, float]]:
-    """Read what `write_reference` wrote, or somebody by hand.
+    """Read a file that `write_reference` wrote or that was written by hand.
 
     Raises:
         UserError: The file cannot be read or holds something else.

@@ -1,4 +1,4 @@
-"""Scores an exported model on shards, beside the best constant prediction of every task."""
+"""Score an exported model on shards and compare it with the best constant of every task."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def _scores(
 
 
 def scores_json(scores: list[Score]) -> list[dict[str, object]]:
-    """The scores as JSON can hold them; a value that does not exist is null."""
+    """Return the scores as JSON can hold them; a value that does not exist is null."""
     return [
         {
             key: None if isinstance(value, float) and math.isnan(value) else value

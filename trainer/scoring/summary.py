@@ -16,7 +16,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summarise` finds; a number that does not exist is None.
+    """The result of `summarise`; a number that does not exist is None.
 
     Attributes:
         total_error: Error rates of the tasks added up, in percent: 100 * sum(1 - accuracy).
@@ -91,14 +91,14 @@ def check_reference(tasks: Sequence[TaskSpec], reference: Metrics) -> None:
 def _reference_value(task: TaskSpec, reference: Metrics) -> float:
     primary = metric_for(task).primary
     if task.name not in reference:
-        found = ", ".join(sorted(reference)) or "none"
-        raise UserError(f"reference: task {task.name!r} is missing; found: {found}")
+        names = ", ".join(sorted(reference)) or "none"
+        raise UserError(f"reference: task {task.name!r} is missing; found: {names}")
     values = reference[task.name]
     if primary not in values:
-        found = ", ".join(sorted(values)) or "none"
+        names = ", ".join(sorted(values)) or "none"
         raise UserError(
             f"reference: task {task.name!r} lacks the metric {primary!r} that it is compared by; "
-            f"found: {found}"
+            f"found: {names}"
         )
     value = values[primary]
     if not (math.isfinite(value) and value > 0):

@@ -1,4 +1,4 @@
-"""The scores of a model as a table, a task a line, and what sums them up."""
+"""The scores of a model as a table, one line per task, and their summary."""
 
 from __future__ import annotations
 

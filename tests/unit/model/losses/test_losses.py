@@ -64,25 +64,25 @@ def draw_batch(spec, num_tasks, batch, seed, share_valid=0.6):
 )
 def test_reference_values_and_gradients(name, loss):
     with np.load(PATH / "losses.npz") as arrays:
-        own = {
+        reference = {
             k: torch.from_numpy(np.asarray(arrays[f"{name}/{k}"]))
             for k in ("pred", "target", "mask", "loss", "grad")
         }
-    mask, valid = own["mask"][:, 0], torch.ones(1, 3, dtype=torch.bool)
+    mask, valid = reference["mask"][:, 0], torch.ones(1, 3, dtype=torch.bool)
     if loss == "cross_entropy":
-        raw = own["target"].to(torch.uint8)
+        raw = reference["target"].to(torch.uint8)
         targets = TargetBuilder([TASKONOMY["segment_semantic"]])([raw], valid)
     else:
         if name in ("keypoints2d", "edge_texture"):
             mask = torch.ones_like(mask)
-        target = torch.where(mask[:, None], own["target"], 0.0)
+        target = torch.where(mask[:, None], reference["target"], 0.0)
         targets = Targets(target[None], mask[None], valid)
-    prediction = own["pred"].requires_grad_()
+    prediction = reference["pred"].requires_grad_()
     losses = get_loss(loss).sample_losses(prediction[None], targets)
     value = losses.sum() / get_loss(loss).sample_weights(targets).sum()
     value.backward()
-    torch.testing.assert_close(value, own["loss"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(prediction.grad, own["grad"], rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(value, reference["loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(prediction.grad, reference["grad"], rtol=1e-5, atol=1e-9)
 
 
 def naive_shift_loss(outputs, target, mask):
@@ -149,8 +149,8 @@ def test_sums_over_parts_of_the_batch_are_the_sums_of_the_batch(name, seed, cut)
     )
     for part in (slice(0, cut), slice(cut, None)):
         piece = Targets(targets.target[:, part], targets.mask[:, part], targets.valid[:, part])
-        own = get_loss(spec.loss).sample_losses(prediction[:, part], piece)
-        torch.testing.assert_close(own, losses[:, part])
+        part_losses = get_loss(spec.loss).sample_losses(prediction[:, part], piece)
+        torch.testing.assert_close(part_losses, losses[:, part])
         assert torch.equal(get_loss(spec.loss).sample_weights(piece), weights[:, part])
 
 
@@ -226,19 +226,19 @@ def test_the_gradient_of_a_shift_is_that_of_the_least_of_nine():
     prediction.requires_grad_()
     losses = get_loss("l1_shift").sample_losses(prediction, targets)
     factors = torch.linspace(0.5, 2, losses.numel()).view_as(losses)
-    (found,) = torch.autograd.grad((losses * factors).sum(), prediction)
+    (result,) = torch.autograd.grad((losses * factors).sum(), prediction)
     mask, target = targets.mask[:, :, None, 1:-1, 1:-1], targets.target[..., 1:-1, 1:-1]
     shifted = prediction.unfold(3, 2, 1).unfold(4, 3, 1)  # [n,B,C,3,3,H-2,W-2] of a 4x5 picture
     differences = (shifted - target[:, :, :, None, None]) * mask[:, :, :, None, None]
     least = differences.abs().mean(dim=(2, 5, 6)).flatten(2).min(dim=2).values
     torch.testing.assert_close(losses, least)
     (expected,) = torch.autograd.grad((least * factors).sum(), prediction)
-    torch.testing.assert_close(found, expected)
-    assert found.any()
+    torch.testing.assert_close(result, expected)
+    assert result.any()
 
 
 def test_of_equal_shifts_none_is_taken():
-    """A flat prediction is as good wherever it lies; its border stays where it is."""
+    """All nine shifts of a flat prediction are equal: the border has no gradient."""
     prediction = torch.full((1, 1, 1, 5, 5), 2.0, requires_grad=True)
     flat = torch.ones(1, 1, 5, 5, dtype=torch.bool)
     targets = Targets(torch.zeros(1, 1, 1, 5, 5), flat, torch.ones(1, 1, dtype=torch.bool))

@@ -43,8 +43,8 @@ def test_aligned_rmse_against_numpy_least_squares_in_metres(seed):
         gone += float(((metres[valid] - metres[valid].mean()) ** 2).sum())
         pixels += int(valid.sum())
     assert squares < gone  # the factor explains something
-    found = evaluate(DEPTH, (prediction, target, mask))
-    assert found["aligned_rmse"] == pytest.approx((squares / pixels) ** 0.5, rel=1e-6)
+    result = evaluate(DEPTH, (prediction, target, mask))
+    assert result["aligned_rmse"] == pytest.approx((squares / pixels) ** 0.5, rel=1e-6)
 
 
 @given(
@@ -57,8 +57,8 @@ def test_scale_and_shift_of_every_image_are_given_away(seed, factors, summand):
     prediction, target, mask, _ = depth_batch(seed)
     moved = prediction.double() * torch.tensor(factors).view(4, 1, 1, 1) + summand
     expected = evaluate(DEPTH, (prediction, target, mask))["aligned_rmse"]
-    found = evaluate(DEPTH, (moved, target, mask))["aligned_rmse"]
-    assert found == pytest.approx(expected, rel=1e-6)
+    result = evaluate(DEPTH, (moved, target, mask))["aligned_rmse"]
+    assert result == pytest.approx(expected, rel=1e-6)
     perfect = target.double() * torch.tensor(factors).view(4, 1, 1, 1) + summand
     assert evaluate(DEPTH, (perfect, target, mask))["aligned_rmse"] == pytest.approx(0, abs=1e-6)
 
@@ -67,12 +67,12 @@ def test_scale_and_shift_of_every_image_are_given_away(seed, factors, summand):
 def test_a_constant_prediction_leaves_the_spread_of_each_image(constant):
     _, target, mask, _ = depth_batch(1)
     spread = sum(
-        float(((image[own] - image[own].mean()) ** 2).sum())
-        for image, own in zip(target[:, 0].double(), mask, strict=True)
+        float(((image[valid] - image[valid].mean()) ** 2).sum())
+        for image, valid in zip(target[:, 0].double(), mask, strict=True)
     )
     expected = METRES * (spread / float(mask.sum())) ** 0.5
-    found = evaluate(DEPTH, (torch.full_like(target, constant), target, mask))
-    assert found["aligned_rmse"] == pytest.approx(expected, rel=1e-9)
+    result = evaluate(DEPTH, (torch.full_like(target, constant), target, mask))
+    assert result["aligned_rmse"] == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("num_pixels", [0, 1, 2])
@@ -82,13 +82,13 @@ def test_images_with_hardly_a_pixel(num_pixels):
     mask[1].view(-1)[num_pixels:] = False
     alone = evaluate(DEPTH, (prediction[:1], target[:1], mask[:1]))["aligned_rmse"]
     both = evaluate(DEPTH, (prediction, target, mask))["aligned_rmse"]
-    share = 42 / (42 + num_pixels)
-    assert both == pytest.approx(alone * share**0.5, rel=1e-9)
+    fraction = 42 / (42 + num_pixels)
+    assert both == pytest.approx(alone * fraction**0.5, rel=1e-9)
     only = evaluate(DEPTH, (prediction[1:], target[1:], mask[1:]))
     assert only == {} if num_pixels == 0 else only["aligned_rmse"] == pytest.approx(0, abs=1e-9)
 
 
-def test_shares_of_normals_within_limits():
+def test_fractions_of_normals_within_limits():
     spec = TASKONOMY["normal"]
     degrees = torch.tensor([0.0, 11.2, 11.3, 22.4, 22.6, 29.9, 30.1, 90.0, 180.0, 5.0])
     radians = torch.deg2rad(degrees.double())
@@ -97,12 +97,12 @@ def test_shares_of_normals_within_limits():
     along_x[:, 0] = 1
     mask = torch.ones(1, 1, 10, dtype=torch.bool)
     mask[..., 9] = False
-    found = evaluate(spec, (turned, along_x, mask))
-    shares = {name: found[name] for name in ("within_11.25", "within_22.5", "within_30")}
-    assert shares == pytest.approx(
+    result = evaluate(spec, (turned, along_x, mask))
+    fractions = {name: result[name] for name in ("within_11.25", "within_22.5", "within_30")}
+    assert fractions == pytest.approx(
         {"within_11.25": 2 / 9, "within_22.5": 4 / 9, "within_30": 6 / 9}
     )
-    assert found["angle"] == pytest.approx(float(degrees[:9].mean()), rel=1e-6)
+    assert result["angle"] == pytest.approx(float(degrees[:9].mean()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["edge_texture", "keypoints2d", "edge_occlusion", "keypoints3d"])
@@ -120,9 +120,9 @@ def test_f1_of_responses_against_sklearn(name):
     guess = (prediction[:2].double() * spec.scale[0] + spec.mean[0]).numpy()
     called = (guess > edge + 0.5).ravel()
     assert 0.2 < true.mean() < 0.8 and 0.2 < called.mean() < 0.8
-    found = evaluate(spec, (prediction, targets.target[0], targets.mask[0]))
-    assert set(found) == {"mae", "f1"}
-    assert found["f1"] == pytest.approx(sk.f1_score(true, called))
+    result = evaluate(spec, (prediction, targets.target[0], targets.mask[0]))
+    assert set(result) == {"mae", "f1"}
+    assert result["f1"] == pytest.approx(sk.f1_score(true, called))
 
 
 @pytest.mark.parametrize("label", [0.0, 99.0])

@@ -104,9 +104,9 @@ def test_the_primary_metric_is_reported_and_perfect_predictions_are_perfect(name
     else:
         perfect = target if spec.dense else target[:, None]
     metric = metric_for(spec)
-    found = evaluate(spec, (perfect, target, mask))
+    result = evaluate(spec, (perfect, target, mask))
     best = 1.0 if metric.higher_is_better else 0.0
-    assert found[metric.primary] == pytest.approx(best, abs=1e-5)
+    assert result[metric.primary] == pytest.approx(best, abs=1e-5)
     worse = evaluate(spec, (torch.randn_like(perfect) * 3, target, mask))[metric.primary]
     assert (worse < best) == metric.higher_is_better
 
@@ -116,9 +116,9 @@ def test_binary_against_sklearn(name):
     spec = SPECS[name]
     prediction, target, mask, _ = draw(spec, 3)
     called = prediction[:, 0] > 0 if name == "bce" else prediction.argmax(1)
-    found = evaluate(spec, (prediction, target, mask))
-    assert found["error"] == pytest.approx(1 - sk.accuracy_score(target[mask], called[mask]))
-    assert found["f1"] == pytest.approx(sk.f1_score(target[mask], called[mask]))
+    result = evaluate(spec, (prediction, target, mask))
+    assert result["error"] == pytest.approx(1 - sk.accuracy_score(target[mask], called[mask]))
+    assert result["f1"] == pytest.approx(sk.f1_score(target[mask], called[mask]))
 
 
 def test_f1_without_positives_is_zero():
@@ -129,9 +129,9 @@ def test_f1_without_positives_is_zero():
 
 def test_multiclass_against_sklearn():
     prediction, target, mask, _ = draw(SPECS["multiclass"], 4)
-    found = evaluate(SPECS["multiclass"], (prediction, target, mask))
+    result = evaluate(SPECS["multiclass"], (prediction, target, mask))
     expected = 1 - sk.accuracy_score(target[mask], prediction.argmax(1)[mask])
-    assert found == {"error": pytest.approx(expected)}
+    assert result == {"error": pytest.approx(expected)}
 
 
 def test_regression_in_natural_units():
@@ -139,9 +139,9 @@ def test_regression_in_natural_units():
     prediction, target, mask, raw = draw(spec, 5)
     guess = (prediction[:, 0] * 3 + 2) * -0.5
     errors = (guess - raw * -0.5)[mask].double()
-    found = evaluate(spec, (prediction, target, mask))
-    assert found["mae"] == pytest.approx(float(errors.abs().mean()), rel=1e-5)
-    assert found["rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
+    result = evaluate(spec, (prediction, target, mask))
+    assert result["mae"] == pytest.approx(float(errors.abs().mean()), rel=1e-5)
+    assert result["rmse"] == pytest.approx(float(errors.square().mean().sqrt()), rel=1e-5)
 
 
 def test_depth_counts_valid_pixels_only():
@@ -151,15 +151,15 @@ def test_depth_counts_valid_pixels_only():
     kept = (raw[:, 0] < 200) & labelled[:, None, None]
     errors = ((prediction[:, 0] * 4 + 9) - raw[:, 0]).abs()[kept] * 0.1
     assert 0 < int(kept.sum()) < kept.numel()
-    found = evaluate(spec, (prediction, target, mask))
-    assert found == {"mae": pytest.approx(float(errors.mean()), rel=1e-5)}
+    result = evaluate(spec, (prediction, target, mask))
+    assert result == {"mae": pytest.approx(float(errors.mean()), rel=1e-5)}
 
 
 def test_each_channel_has_its_own_scale():
     spec = SPECS["curvature"]
     ones = torch.ones(1, 1, 1, dtype=torch.bool)
-    found = evaluate(spec, (torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), ones))
-    assert found == {"mae": pytest.approx((3 + 5) / 2)}
+    result = evaluate(spec, (torch.ones(1, 2, 1, 1), torch.zeros(1, 2, 1, 1), ones))
+    assert result == {"mae": pytest.approx((3 + 5) / 2)}
 
 
 def test_angle_of_known_normals():
@@ -168,9 +168,9 @@ def test_angle_of_known_normals():
     for name, angle in (("x", 0.0), ("z", 90.0), ("xz", 45.0)):
         # The scaled values of a normal are its components.
         guess, true = (torch.tensor(along[n]).view(1, 3, 1, 1) for n in (name, "x"))
-        found = evaluate(spec, (guess * 2, true, mask))
-        assert found["angle"] == pytest.approx(angle, abs=1e-4)
-        assert not math.isnan(found["mae"])
+        result = evaluate(spec, (guess * 2, true, mask))
+        assert result["angle"] == pytest.approx(angle, abs=1e-4)
+        assert not math.isnan(result["mae"])
 
 
 def test_segments_against_sklearn():
@@ -180,10 +180,10 @@ def test_segments_against_sklearn():
     called = prediction[:, 1:].argmax(1)[mask].numpy() + 1
     present = np.unique(true)
     assert set(present) == {1, 2} and set(called) == {1, 2, 3, 4}
-    found = evaluate(spec, (prediction, target, mask))
+    result = evaluate(spec, (prediction, target, mask))
     expected = sk.jaccard_score(true, called, labels=present, average="macro")
-    assert found["miou"] == pytest.approx(expected)
-    assert found["pixel_error"] == pytest.approx(1 - sk.accuracy_score(true, called))
+    assert result["miou"] == pytest.approx(expected)
+    assert result["pixel_error"] == pytest.approx(1 - sk.accuracy_score(true, called))
     state = metric_for(spec).update(metric_for(spec).zeros(), prediction, target, mask)
     confusion = sk.confusion_matrix(true, called, labels=range(5))
     assert torch.equal(state.view(5, 5), torch.from_numpy(confusion).double())

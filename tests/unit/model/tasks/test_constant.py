@@ -28,8 +28,8 @@ def test_binary_majority(loss, positive):
     assert learn(spec, (labels, mask)).constant().tolist() == positive
     prediction = learn(spec, (labels, mask)).prediction(5)
     metric = metric_for(spec)
-    found = metric.compute(metric.update(metric.zeros(), prediction, labels, mask))
-    assert found["error"] == pytest.approx(1 / 3)
+    result = metric.compute(metric.update(metric.zeros(), prediction, labels, mask))
+    assert result["error"] == pytest.approx(1 / 3)
 
 
 def test_equals_give_the_lowest_class():

@@ -58,8 +58,8 @@ def flatten_depth(_, members):
 
 
 def findings_of(report, task):
-    [found] = [t for t in report.tasks if t.task == task]
-    return [f"{finding.level}: {finding.message}" for finding in found.findings]
+    [result] = [t for t in report.tasks if t.task == task]
+    return [f"{finding.level}: {finding.message}" for finding in result.findings]
 
 
 def test_sound_labels(tmp_path):

@@ -9,7 +9,7 @@ def test_round_trip_into_a_new_folder(tmp_path):
     path = tmp_path / "new" / "reference.json"
     write_reference(path, metrics)
     assert read_reference(path) == metrics
-    assert [found.name for found in path.parent.iterdir()] == ["reference.json"]
+    assert [result.name for result in path.parent.iterdir()] == ["reference.json"]
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

@@ -49,9 +49,9 @@ def test_what_out_writes_is_a_reference_of_no_gain(model, rooms, plain, tmp_path
     assert "total error" in first.output and "gain" not in first.output
     assert json.loads(out.read_text()) == plain.metrics
     second = run(model, "--shards", rooms, "--reference", out, "--json")
-    found = json.loads(second.output.splitlines()[-1])
-    assert found["summary"]["normalized_gain"] == 0
-    assert set(found["summary"]["gains"].values()) == {0}
+    result = json.loads(second.output.splitlines()[-1])
+    assert result["summary"]["normalized_gain"] == 0
+    assert set(result["summary"]["gains"].values()) == {0}
 
 
 def test_gains_over_a_file_written_by_hand(model, rooms, plain, tmp_path):
@@ -63,12 +63,12 @@ def test_gains_over_a_file_written_by_hand(model, rooms, plain, tmp_path):
     (tmp_path / "ref.json").write_text(json.dumps(twice))
     end = run(model, "--shards", rooms, "--reference", tmp_path / "ref.json", "--json")
     assert end.exit_code == 0, end.output
-    found = json.loads(end.output.splitlines()[-1])
+    result = json.loads(end.output.splitlines()[-1])
     expected = {score.task: 100 if score.higher_is_better else 50 for score in plain.scores}
     assert len(expected) == 6 and sorted(expected.values()) == [50] * 5 + [100]
-    assert found["summary"]["gains"] == pytest.approx(expected)
-    assert {s["task"]: s["gain"] for s in found["scores"]} == pytest.approx(expected)
-    assert found["summary"]["normalized_gain"] == pytest.approx(350 / 6)
+    assert result["summary"]["gains"] == pytest.approx(expected)
+    assert {s["task"]: s["gain"] for s in result["scores"]} == pytest.approx(expected)
+    assert result["summary"]["normalized_gain"] == pytest.approx(350 / 6)
     for word in ("gain %", "+50.00", "+100.00", "normalized gain: +58.33 %", "total error"):
         assert word in end.output
 

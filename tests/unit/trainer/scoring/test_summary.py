@@ -44,27 +44,27 @@ def of_accuracies(accuracies):
 def test_published_example():
     """Worked out by hand: (0.02/0.12 - 0.02/0.18 + 0.01/0.06) / 3."""
     metrics, reference = of_accuracies([0.9, 0.8, 0.95]), of_accuracies([0.88, 0.82, 0.94])
-    found = summarise(BINARY, metrics, reference)
-    assert found.total_error == pytest.approx(35)
-    assert found.normalized_gain == pytest.approx(100 * (1 / 6 - 1 / 9 + 1 / 6) / 3)
+    result = summarise(BINARY, metrics, reference)
+    assert result.total_error == pytest.approx(35)
+    assert result.normalized_gain == pytest.approx(100 * (1 / 6 - 1 / 9 + 1 / 6) / 3)
 
 
 def test_numbers_of_the_published_implementation():
     example = json.loads(FACTS.read_text())["metrics"]
     metrics, reference = of_accuracies(example["acc"]), of_accuracies(example["ref"])
-    found = summarise(BINARY, metrics, reference)
-    assert found.total_error == pytest.approx(example["total_error"], rel=1e-12)
-    assert found.normalized_gain == pytest.approx(example["normalized_gain"], rel=1e-12)
+    result = summarise(BINARY, metrics, reference)
+    assert result.total_error == pytest.approx(example["total_error"], rel=1e-12)
+    assert result.normalized_gain == pytest.approx(example["normalized_gain"], rel=1e-12)
 
 
 def test_every_kind_counts_by_its_primary_metric():
-    found = summarise(MIXED, METRICS, REFERENCE)
-    assert found.gains == pytest.approx(
+    result = summarise(MIXED, METRICS, REFERENCE)
+    assert result.gains == pytest.approx(
         {"attribute": 50, "number": -25, "pitch": 0, "depth": 50, "height": -50, "segments": 20}
     )
-    assert found.normalized_gain == pytest.approx((50 - 25 + 0 + 50 - 50 + 20) / 6)
-    assert found.total_error == pytest.approx(35)  # pixel_error is not a task's error rate
-    assert found.primary == pytest.approx(
+    assert result.normalized_gain == pytest.approx((50 - 25 + 0 + 50 - 50 + 20) / 6)
+    assert result.total_error == pytest.approx(35)  # pixel_error is not a task's error rate
+    assert result.primary == pytest.approx(
         {
             "binary": 0.1,
             "multiclass": 0.25,
@@ -76,8 +76,8 @@ def test_every_kind_counts_by_its_primary_metric():
 
 
 def test_without_error_rates_or_reference_there_are_no_such_numbers():
-    found = summarise(MIXED[2:], METRICS)
-    assert (found.total_error, found.normalized_gain, found.gains) == (None, None, {})
+    result = summarise(MIXED[2:], METRICS)
+    assert (result.total_error, result.normalized_gain, result.gains) == (None, None, {})
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_no_mean_is_taken_over_unlike_metrics_or_units(other):
 def test_a_task_without_labels_counts_nowhere():
     """Neither among the metrics nor, if it had none there either, in the reference."""
     metrics = {"a": {"error": 0.1, "f1": 0.0}}
-    found = summarise(BINARY, metrics, {"a": {"error": 0.2}, "b": {"error": 0.0}})
-    assert found.total_error == pytest.approx(10)
-    assert found.gains == {"a": pytest.approx(50)}
+    result = summarise(BINARY, metrics, {"a": {"error": 0.2}, "b": {"error": 0.0}})
+    assert result.total_error == pytest.approx(10)
+    assert result.gains == {"a": pytest.approx(50)}
     assert summarise(BINARY, {}, {}).normalized_gain is None
 
 
