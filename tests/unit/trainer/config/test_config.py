@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.config.loading import load_config, parse_config
@@ -135,6 +135,7 @@ def test_sections_are_frozen(file):
     seed=st.integers(0, 2**40),
     size=st.tuples(st.integers(1, 999), st.integers(1, 999)),
 )
+@settings(deadline=None)
 def test_resolved_yaml_round_trip(lr, milestones, seed, size):
     config = parse_config(
         tree(
