@@ -66,7 +66,7 @@ def test_any_range_is_a_slice_of_the_stream(seed, block, data):
 
 def test_positions_outside_the_stream_are_refused():
     order = EpochOrder((50,), 0, 4)
-    with pytest.raises(ValueError, match="lo, hi: 10, 13 must lie within the stream's 12"):
+    with pytest.raises(ValueError, match="lo, hi: 10, 13 must be within the stream's 12"):
         order.positions(0, 0, 10, 13)
 
 
