@@ -1,4 +1,4 @@
-"""What kinds have in common whose labels are class ids.
+"""Base class of the kinds whose labels are class ids.
 
 Legend: n tasks of one signature, B batch.
 """
@@ -41,7 +41,7 @@ class ClassKind(TaskKind):
         return spec.classes or tuple(str(number) for number in range(self.num_names(spec)))
 
     def constant_predictor(self, spec: TaskSpec) -> ConstantPredictor[ClassCounts]:
-        """Return what learns the most frequent class."""
+        """Return a predictor of the most frequent class."""
         return ConstantPredictor(ClassCounts(self.num_names(spec)), class_loss(spec.loss).constant)
 
     def from_field(self, field: StoredField) -> dict[str, Any]:

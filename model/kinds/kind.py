@@ -1,4 +1,4 @@
-"""What a kind of task is: everything that depends on what a label is.
+"""The base class of task kinds: all that depends on the type of a label.
 
 Legend: n tasks of one signature, B batch, C channels or classes, O outputs, H, W.
 """
@@ -25,7 +25,7 @@ from model.tasks.targets import Targets
 
 
 class StoredField(Protocol):
-    """What a manifest says of a field.
+    """The entry of a label field in a manifest, as far as a kind reads it.
 
     Attributes:
         classes: Names of the classes; may be empty.
@@ -93,16 +93,16 @@ class TaskKind(ABC):
 
     @abstractmethod
     def natural(self, spec: TaskSpec, prediction: Tensor) -> Tensor:
-        """Return outputs [B,O] or [B,O,H,W] of a head in the terms of the task.
+        """Return a prediction in natural units for the outputs [B,O] or [B,O,H,W] of a head.
 
-        For the built-in kinds these are, binary: probability [B]; multiclass: probabilities [B,C];
+        Built-in kinds return, binary: probability [B]; multiclass: probabilities [B,C];
         regression: values in the natural unit [B]; dense_regression: the same [B,C,H,W];
         dense_classification: class ids [B,H,W].
         """
 
     @abstractmethod
     def constant_predictor(self, spec: TaskSpec) -> ConstantPredictor[Any]:
-        """Return what learns the best constant prediction from labels."""
+        """Return a predictor that learns the best constant from labels."""
 
     def metric_name(self, spec: TaskSpec) -> str:
         """Return the name of the metric of a task."""
@@ -207,7 +207,7 @@ class TaskKind(ABC):
         raise NotImplementedError(f"{type(self).__name__} defines no draw")
 
     def caption(self, spec: TaskSpec, values: NDArray[np.generic]) -> str:
-        """Return what the colours of `draw` stand for; empty if that goes without saying."""
+        """Return the range of values that the colours of `draw` cover, as text; may be empty."""
         raise NotImplementedError(f"{type(self).__name__} defines no caption")
 
     def draw_label(

@@ -1,4 +1,4 @@
-"""What kinds have in common whose labels are values.
+"""Base class of the kinds whose labels are values.
 
 Legend: B batch, C channels, O outputs, H, W.
 """
@@ -27,7 +27,7 @@ class ValueKind(TaskKind):
         return natural_values(spec, value_loss(spec.loss).values(prediction))
 
     def constant_predictor(self, spec: TaskSpec) -> ConstantPredictor[ValueSample]:
-        """Return what learns the values with the least loss; zeros without labels."""
+        """Return a predictor of the values with the least loss; zeros without labels."""
         loss = value_loss(spec.loss)
 
         def best(values: ValueSample) -> Tensor:

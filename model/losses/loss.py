@@ -1,4 +1,4 @@
-"""What a loss is: a per-sample loss that skips missing labels, and how its outputs are read.
+"""The base class of losses: per-sample losses without missing labels, and decoded outputs.
 
 The loss of a task is a ratio: the sum of `sample_losses` over the sum of `sample_weights`. Both
 sums may be taken over accumulation steps and processes before dividing, which keeps the loss exact
@@ -24,8 +24,7 @@ from model.tasks.targets import Targets
 class Loss(ABC):
     """A loss. Register a subclass with `@register_loss("name")`; it is made without arguments.
 
-    A subclass is a `ClassLoss` or a `ValueLoss`, as the labels of its task kinds are classes or
-    values.
+    Derive a loss of class ids from `ClassLoss`, a loss of values from `ValueLoss`.
 
     Attributes:
         kinds: Names of the task kinds that may be trained with the loss.

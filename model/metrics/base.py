@@ -1,4 +1,4 @@
-"""What metrics have in common.
+"""The base classes of metrics.
 
 A state is a float64 vector. Updates take what the network gives: a prediction [B,O] or [B,O,H,W],
 and from `MultiTaskNetwork.by_task` a target [B] or [B,C,H,W] (ids [B,H,W]) with its mask.

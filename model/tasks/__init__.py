@@ -1,4 +1,4 @@
-"""What a task is (`TaskSpec`), the published tasks, and what every kind of task needs for labels.
+"""What a task is (`TaskSpec`), the published tasks, and helpers for labels that several kinds need.
 
 Read by all of `model` and `trainer`; what differs from kind to kind is in `model.kinds`.
 """

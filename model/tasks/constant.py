@@ -1,4 +1,4 @@
-"""The best prediction that ignores the image: what every trained task must beat.
+"""The best prediction that ignores the image: the baseline of every task.
 
 Legend: B batch, C channels or classes, O outputs, P values seen.
 """
@@ -16,7 +16,7 @@ CAPACITY = 1 << 16
 
 
 class LabelSummary(ABC):
-    """What the labels of a task look like, updated batch by batch."""
+    """Statistics of the labels of a task, updated batch by batch."""
 
     @abstractmethod
     def update(self, target: Tensor, mask: Tensor) -> None:

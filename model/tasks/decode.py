@@ -1,4 +1,4 @@
-"""What a prediction means: probabilities, classes and values in natural units.
+"""Decode predictions to probabilities, classes and values in natural units.
 
 Legend: B batch, C channels or classes, O outputs, H, W.
 """
@@ -13,7 +13,7 @@ from model.tasks.spec import TaskSpec
 
 
 def natural(spec: TaskSpec, prediction: Tensor) -> Tensor:
-    """Return a task's prediction in the terms of the task, see `TaskKind.natural`.
+    """Return a task's prediction in natural units, see `TaskKind.natural`.
 
     Args:
         prediction: Outputs of the task's head, [B,O] or [B,O,H,W].

@@ -1,4 +1,4 @@
-"""What a kind says to evaluation, prediction, the doctor, the loader and the plan."""
+"""The methods of a kind that prediction, the doctor, the loader and the plan call."""
 
 import numpy as np
 import pytest
