@@ -46,8 +46,12 @@ def started(clock, monkeypatch):  # noqa: ARG001 - time must not pass by itself
     monkeypatch.setattr(watchdog, "HEARTBEAT_SECONDS", 0.02)
     messages, dogs = [], []
 
+    def fail(message):
+        messages.append(message)
+        raise SystemExit  # of its thread, as the process ends
+
     def run(stall_seconds, peers=None, report_after=None):
-        dog = Watchdog(messages.append)
+        dog = Watchdog(fail)
         dog.peers = peers
         dogs.append(dog)
         dog.start(stall_seconds, report_after)
