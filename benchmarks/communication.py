@@ -27,7 +27,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from model.tasks.presets import PRESETS
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.planning.traffic import traffic

@@ -30,7 +30,7 @@ import torch
 from plan_cases import CASES, TASKS, Case, MadeUpData, case_config
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.planning.memory import NetworkBytes, engine_memory
 from trainer.planning.step_cost import step_cost

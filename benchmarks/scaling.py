@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.presets import PRESETS
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import load_config
 from trainer.planning.traffic import traffic
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from model.network import MultiTaskNetwork
-from trainer.build import build_plateau
+from trainer.builders import build_plateau
 from trainer.checkpoints.state import NamedState, read_state
 from trainer.phases import phase_before
 from trainer.session import Session

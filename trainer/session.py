@@ -15,7 +15,7 @@ from model.grouping.head_sampling import HeadSample
 from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.build import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.builders import build_engine, build_learner, build_plateau, prepare_engine
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint

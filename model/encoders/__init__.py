@@ -1,6 +1,6 @@
 """Encoders by name: each a shared trunk and K branches; a module here for each architecture.
 
-`build_encoder` is called by `trainer.build` and by `MultiTaskNetwork.from_config`.
+`build_encoder` is called by `trainer.builders` and by `MultiTaskNetwork.from_config`.
 """
 
 from model.encoders.build import build_encoder

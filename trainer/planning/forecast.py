@@ -13,7 +13,7 @@ from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.config import Config
 from trainer.errors import UserError
 from trainer.planning.memory import ENGINES

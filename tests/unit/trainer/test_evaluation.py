@@ -4,7 +4,7 @@ import torch
 from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
 from model.subset import subset
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
 from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets

@@ -19,7 +19,7 @@ from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder
-from trainer.build import label_requests
+from trainer.builders import label_requests
 from trainer.doctor.rules import rule_of
 from trainer.planning.step_cost import empty_batch
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.checkpoints.checkpoint import Progress
 from trainer.checkpoints.resume import check_fits, describe_encoder
 from trainer.errors import UserError

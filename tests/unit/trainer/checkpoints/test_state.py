@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from model.subset import subset_state
 from trainer import loop
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.checkpoints import state as state_module
 from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
 from trainer.engines.accelerator import make_accelerator

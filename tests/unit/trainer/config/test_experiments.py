@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.tasks.presets import PRESETS
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import load_config
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor

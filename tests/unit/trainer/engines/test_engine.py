@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
 from trainer.errors import UserError

@@ -7,7 +7,7 @@ from data_pipelines.reading.collate import Batch
 from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import parse_config
 from trainer.monitoring.throughput import StepFlops, count_flops, peak_of_name, peak_tflops
 

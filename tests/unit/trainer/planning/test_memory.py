@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import parse_config
 from trainer.engines.optim import build_optimizer
 from trainer.planning.memory import ENGINES, NetworkBytes, engine_memory

@@ -5,7 +5,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from model.tasks.presets import PRESETS
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import parse_config
 from trainer.planning.step_cost import AllocationTracker, empty_batch, step_cost
 

@@ -8,7 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.loading import parse_config
 from trainer.planning.step_time import measure_time, offload_seconds, step_time
 from trainer.planning.traffic import Traffic

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from model.bundle import save_bundle
 from model.subset import subset
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.commands.app import app
 from trainer.config.loading import load_config
 from trainer.errors import UserError

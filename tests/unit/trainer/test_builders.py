@@ -5,7 +5,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Manifest
 from model.heads.deconv import DeconvHeads
 from model.tasks.presets import PRESETS, TASKONOMY
-from trainer.build import build_network
+from trainer.builders import build_network
 from trainer.config.tasks import TasksSection
 from trainer.data_sources.shards import ShardData
 from trainer.errors import UserError
