@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dmtg.plugins import DENSE_DECODERS, ENCODERS, REGISTRIES
+from dmtg.plugins import (
+    DENSE_DECODERS,
+    ENCODERS,
+    LOSSES,
+    METRICS,
+    REGISTRIES,
+    TASK_KINDS,
+)
 from dmtg.registry import Registry
+from model.kinds.kind import get_kind
+from model.tasks.spec import TaskSpec
 
 
 def plugins_of(network: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -31,6 +40,11 @@ def _parts(network: Mapping[str, Any]) -> Iterator[tuple[Registry[Any], str]]:
     """Yield the registry and the name of all that was looked up to build the network."""
     yield ENCODERS, network["encoder"]["name"]
     yield DENSE_DECODERS, network["decoder"]
+    for description in network["tasks"]:
+        spec = TaskSpec.from_dict(description)
+        yield TASK_KINDS, spec.kind
+        yield LOSSES, spec.loss
+        yield METRICS, get_kind(spec.kind).metric_name(spec)
 
 
 def missing_plugins(plugins: Mapping[str, list[str]]) -> str | None:

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from safetensors import safe_open
 
@@ -16,9 +18,7 @@ from data_pipelines.shards.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 DMTG = ("-c", "from trainer.commands.app import main; main()")
-MAIN = ("-c", "from dmtg.plugins import load_plugins; load_plugins(); import runpy, sys; "
-        f"sys.argv[0] = {str(ROOT / 'trainer/main.py')!r}; "
-        "runpy.run_path(sys.argv[0], run_name='__main__')")  # fmt: skip
+MAIN = (ROOT / "trainer" / "main.py",)
 
 
 def written(folder):
@@ -66,7 +66,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     """A model that was trained with all examples, and exported."""
-    result = run(folder, *MAIN, "--config", "run.yaml", installed=True)
+    result = run(folder, *MAIN, "--config", "run.yaml")
     assert result.returncode == 0, result.stderr
     arguments = ("export", "run", "--out", "model.safetensors", "--plugin", "my_package.parts")
     result = run(folder, *DMTG, *arguments)
@@ -84,7 +84,10 @@ def test_training_uses_the_parts(folder, model):
     assert description["plugins"] == {
         "my_package.two_convs": ["encoder two_convs"],
         "my_package.bilinear": ["dense decoder bilinear"],
+        "my_package.log_regression": ["task kind log_regression", "metric factor"],
+        "my_package.huber": ["loss huber"],
     }
+    assert records[-1]["metrics"]["width"]["factor"] > 1
     assert description["network"]["encoder"]["options"] == {"channels": 8}
     assert description["network"]["decoder_options"] == {"init_scale": 0.5}
     assert weight.shape == (8, 3, 3, 3)
@@ -97,9 +100,26 @@ def test_loading_without_the_plug_in_names_what_to_import(folder, model):
     assert "needs plug-ins that are not registered: encoder two_convs of my_package.two_convs" in (
         result.stderr
     )
-    assert "load_pruned(path, plugins=['my_package.two_convs', 'my_package.bilinear'])" in (
+    assert "load_pruned(path, plugins=['my_package.two_convs', 'my_package.bilinear', " in (
         result.stderr
     )
+
+
+def test_a_run_with_the_recipe_continues(folder):
+    """The plug-ins are named in the configuration; the second start resumes the first."""
+    arguments = ("--config", "run.yaml", "run.out=lowest", "grouping={recipe: lowest_loss}",
+                 "grouping.sharpness=2.0", "run.resume=auto", "run.checkpoint_every=3")  # fmt: skip
+    result = run(folder, *MAIN, *arguments)
+    assert result.returncode == 0, result.stderr
+    first = (folder / "lowest" / "metrics.jsonl").read_bytes()
+    shutil.rmtree(folder / "lowest" / "checkpoints" / "step-000000006")
+    result = run(folder, *MAIN, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "continuing from" in result.stderr and "step-000000003" in result.stderr
+    assert (folder / "lowest" / "metrics.jsonl").read_bytes() == first
+    saved = yaml.safe_load((folder / "lowest" / "config.yaml").read_text())
+    assert saved["plugins"] == ["my_package.parts"]
+    assert saved["grouping"]["sharpness"] == 2.0
 
 
 def test_loading_with_the_plug_in(folder, model):
