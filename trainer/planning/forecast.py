@@ -1,4 +1,4 @@
-"""What a run would need before it is started: parameters, memory and time under every engine."""
+"""Predict parameters, memory and time of a run under every engine, without training."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from trainer.tasks import resolve_tasks
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run would need.
+    """The predicted cost of a run.
 
     Attributes:
-        micro_batch: Samples of a process in a forward pass.
-        precision: Of the arithmetic: that of the launch files unless `run.precision` says else.
-        samples: Of an epoch; None where they are not known.
-        stages: `before` and `after` pruning.
+        micro_batch: Samples per process in a forward pass.
+        precision: Precision of the computation: `run.precision`, or else that of the launch files.
+        samples: Samples of an epoch; None if unknown.
+        stages: The run `before` and `after` pruning.
         fits: Engines under which the run fits on the GPUs.
-        cheapest: The fastest of these; among equals the simplest.
-        advice: What would help if none fits.
-        notes: What had to be assumed.
+        cheapest: The fastest of these engines; among equally fast ones the simplest.
+        advice: Changes of the configuration that would make the run fit, if no engine fits.
+        notes: Assumptions of the prediction.
     """
 
     micro_batch: int
@@ -51,25 +51,29 @@ class Forecast:
 
 
 def forecast(config: Config, machine: Machine, samples: int | None = None) -> Forecast:
-    """Plan a run.
+    """Predict parameters, memory and time of a run.
 
     Args:
-        samples: Of an epoch; None takes those of the manifest, if there is one.
+        config: Configuration of the run.
+        machine: GPUs and their connection.
+        samples: Samples of an epoch; None uses the number in the manifest, if there is a manifest.
 
     Raises:
-        UserError: The global batch does not divide, or the tasks are not known without the shards.
+        UserError: The global batch is not divisible by processes and micro-batches, or the tasks
+            are unknown without the shards.
     """
     micro_batch = _micro_batch(config, machine.gpus)
-    tasks, found = _tasks(config)
-    samples = samples or found
+    tasks, epoch_samples = _tasks(config)
+    samples = samples or epoch_samples
     precision = config.run.precision or "bf16"
     groups = given_groups(config, [task.name for task in tasks])
-    # Without storage, unless weights are read from a file.
+    # The device `meta` allocates no storage; weights from a file need storage.
     with torch.device("meta" if config.model.encoder.pretrained is None else "cpu"):
         network = build_network(config, tasks, groups)
         network.activation_checkpointing = config.model.activation_checkpointing
-        spread = [(task, task % network.num_branches) for task in range(network.num_tasks)]
-        pruned = network if groups else subset(network, spread)
+        # One head for each task, and tasks on every branch: the largest network after pruning.
+        one_per_task = [(task, task % network.num_branches) for task in range(network.num_tasks)]
+        pruned = network if groups else subset(network, one_per_task)
     pruned.activation_checkpointing = network.activation_checkpointing
     planner = Planner(config, machine, micro_batch, precision, samples)
     computed = network.heads if groups else _computed(config, network)
@@ -105,7 +109,7 @@ def _micro_batch(config: Config, gpus: int) -> int:
 
 
 def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
-    """The tasks and the samples of an epoch, as far as the data can be read."""
+    """Return the tasks, and the samples of an epoch; None if these are unknown."""
     if config.data.shards is None:
         data = open_data(config)
         return data.tasks, data.train_samples
@@ -118,28 +122,28 @@ def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
                 "by tasks.names with a tasks.define for each"
             ) from None
         image = Field(member="rgb.png", kind="image")
-        none = Manifest(dataset="no shards", fields={"rgb": image}, splits={})
-        return resolve_tasks(config.tasks, none), None
+        without_labels = Manifest(dataset="no shards", fields={"rgb": image}, splits={})
+        return resolve_tasks(config.tasks, without_labels), None
     tasks = resolve_tasks(config.tasks, manifest)
     endless = config.data.tar_urls is not None
     return tasks, None if endless else manifest.split(config.data.train_split).num_samples
 
 
 def _computed(config: Config, network: MultiTaskNetwork) -> Sequence[Head]:
-    """The heads that a step computes while the groups are learned."""
+    """Return the heads that a step computes while the grouping is learned."""
     sampled, branches = sampled_heads(config), network.num_branches
     if sampled is None or sampled >= branches:
         return network.heads
     tasks = range(network.num_tasks)
-    return [(task, (task + number) % branches) for task in tasks for number in range(sampled)]
+    return [(task, (task + offset) % branches) for task in tasks for offset in range(sampled)]
 
 
 def _cheapest(fits: Sequence[str], times: dict[str, StepTime]) -> str | None:
-    """The first engine that is within a hundredth of the fastest."""
+    """Return the first engine whose step takes at most 1 % longer than the fastest."""
     if not fits:
         return None
-    least = min(times[engine].total for engine in fits)
-    return next(engine for engine in fits if times[engine].total <= 1.01 * least)
+    fastest = min(times[engine].total for engine in fits)
+    return next(engine for engine in fits if times[engine].total <= 1.01 * fastest)
 
 
 def _notes(config: Config, machine: Machine, samples: int | None) -> tuple[str, ...]:

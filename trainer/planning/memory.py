@@ -1,8 +1,8 @@
-"""The memory that one rank needs under every engine, from the sizes of a network and its step.
+"""Compute the memory of one rank under every engine from the sizes of a network and its step.
 
-W is the size of all trained parameters in fp32, P the number of processes. The terms are those of
-accelerate 1.15, DeepSpeed 0.19 and torch 2.13 as this trainer sets them up; `benchmarks/plan.py`
-holds them against real runs.
+W is the size of all trained parameters in fp32, P the number of processes. The formulas describe
+accelerate 1.15, DeepSpeed 0.19 and torch 2.13 as this trainer configures them;
+`benchmarks/plan.py` compares them with real runs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from trainer.engines.accelerator import REDUCE_BUCKET
 from trainer.planning.step_cost import LOW_PRECISION, StepCost
 from trainer.planning.traffic import travelling_bytes
 
-MOMENTS = 2  # of Adam
+MOMENTS = 2  # tensors that Adam keeps for each parameter
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class NetworkBytes:
     Attributes:
         weights: W.
         buffers: Running statistics and constants.
-        travelling: What ZeRO 3 gathers of W: some of it in lower precision.
-        largest: The largest of the parts that FSDP2 gathers as one.
-        held: What FSDP2 holds whole at the end of backward: two parts, but without a trunk that is
-            trained all branches, because nothing tells it that a branch is done.
-        low: Whether the arithmetic is in lower precision.
+        travelling: Bytes that ZeRO 3 gathers for W; it gathers some parameters in lower precision.
+        largest: The largest module that FSDP2 gathers at once.
+        held: Bytes that FSDP2 keeps gathered at the end of the backward pass: two modules, or all
+            branches if the trunk has no parameters, because FSDP2 then cannot tell when the
+            backward pass of a branch ends.
+        low: Whether the network computes in lower precision.
     """
 
     weights: int
@@ -42,24 +43,22 @@ class NetworkBytes:
 
     @classmethod
     def of(cls, network: MultiTaskNetwork, precision: str) -> NetworkBytes:
-        """The sizes of a network, which may be on the device `meta`."""
+        """Return the sizes of a network, which may be on the device `meta`."""
 
         def size(module: object) -> int:
             return sum(4 * p.numel() for p in module.parameters())  # type: ignore[attr-defined]
 
         low = precision in LOW_PRECISION
         branches = [size(branch) for branch in network.branches]
-        trunk, stacked_heads = (
-            size(network.trunk),
-            [size(stack) for stack in network.stacked_heads.values()],
-        )
-        parts = sorted([trunk, *branches, *stacked_heads], reverse=True)
+        trunk = size(network.trunk)
+        stacked_heads = [size(stack) for stack in network.stacked_heads.values()]
+        modules = sorted([trunk, *branches, *stacked_heads], reverse=True)
         return cls(
             weights=size(network),
             buffers=sum(b.numel() * b.element_size() for b in network.buffers()),
-            travelling=int(sum(own for _, own in travelling_bytes(network, bf16=low))),
-            largest=parts[0],
-            held=sum(parts[:2]) if trunk else sum(branches),
+            travelling=int(sum(sent for _, sent in travelling_bytes(network, bf16=low))),
+            largest=modules[0],
+            held=sum(modules[:2]) if trunk else sum(branches),
             low=low,
         )
 
@@ -69,13 +68,13 @@ class EngineMemory:
     """Bytes of one rank.
 
     Attributes:
-        weights: Parameters, in every copy that stays, and the network's buffers.
-        moments: Of the optimizer.
-        gradients: Of the parameters.
-        communication: What the engine sets aside for messages, and whole weights and gradients of
-            which a rank keeps only a share.
-        step: Batch, activations and temporary tensors where all of these together are most.
-        host: What is kept in the memory of the computer instead.
+        weights: Parameters, with every permanent copy, and the network's buffers.
+        moments: Moments of the optimizer.
+        gradients: Gradients of the parameters.
+        communication: Communication buffers, and the gathered weights and gradients of which a
+            rank keeps only a shard.
+        step: Batch, activations and temporary tensors at the peak of their sum.
+        host: Bytes in the host's memory.
     """
 
     weights: int
@@ -87,7 +86,7 @@ class EngineMemory:
 
     @property
     def total(self) -> int:
-        """Bytes on the device."""
+        """The bytes on the device."""
         return self.weights + self.moments + self.gradients + self.communication + self.step
 
 
@@ -99,40 +98,48 @@ def engine_memory(
     accumulation: int,
     bucket: int = REDUCE_BUCKET,
 ) -> EngineMemory:
-    """What one rank needs at its peak.
+    """Return the memory of one rank at its peak.
 
     Args:
-        engine: ddp (one process, where there is no other), zero1, zero2, zero3, zero3_offload or
-            fsdp2.
-        cost: Of one micro-batch.
-        accumulation: Micro-batches of a step.
-        bucket: Numbers in the buffer that DeepSpeed sums gradients in.
+        engine: ddp (also for a single process), zero1, zero2, zero3, zero3_offload or fsdp2.
+        sizes: Bytes of the network.
+        cost: Cost of one micro-batch.
+        processes: Number of processes P.
+        accumulation: Number of micro-batches of a step.
+        bucket: Number of elements in DeepSpeed's buffer for the reduction of gradients.
     """
-    waiting = (accumulation - 1) * (cost.batch + cost.targets)
-    found = _ENGINES[engine](sizes, cost, processes, accumulation > 1, bucket)
-    weights, moments, gradients, communication, step, host = found
+    # All micro-batches of a step are loaded before its first forward pass.
+    other_micro_batches = (accumulation - 1) * (cost.batch + cost.targets)
+    terms = _ENGINES[engine](sizes, cost, processes, accumulation > 1, bucket)
+    weights, moments, gradients, communication, step, host = terms
     return EngineMemory(
-        weights + sizes.buffers, moments, gradients, communication, step + waiting, host
+        weights + sizes.buffers,
+        moments,
+        gradients,
+        communication,
+        step + other_micro_batches,
+        host,
     )
 
 
-_Terms = tuple[int, int, int, int, int, int]  # the fields of EngineMemory
+_Terms = tuple[int, int, int, int, int, int]  # the fields of EngineMemory, in their order
 
 
 def _kept_gradients(sizes: NetworkBytes, cost: StepCost, *, accumulates: bool) -> int:
-    """Gradients at the peak, where a rank keeps all of them until it steps."""
-    if accumulates:  # those of the micro-batches before are there all the time
+    """Return the gradients at the peak of an engine that keeps all gradients until the update."""
+    if accumulates:  # the gradients of earlier micro-batches exist during every later one
         return sizes.weights
     return cost.peak_with_gradients - cost.peak
 
 
-def _share(sizes: NetworkBytes, processes: int) -> int:
+def _shard_bytes(sizes: NetworkBytes, processes: int) -> int:
+    """Return the bytes of one rank's shard of W."""
     return math.ceil(sizes.weights / processes)
 
 
 def _ddp(sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool, _: int) -> _Terms:
     gradients = _kept_gradients(sizes, cost, accumulates=accumulates)
-    if processes > 1:  # they lie in the buckets that DDP sends, which stay from step to step
+    if processes > 1:  # gradients are views of the buckets, which DDP keeps between steps
         gradients = sizes.weights
     return sizes.weights, MOMENTS * sizes.weights, gradients, 0, cost.peak, 0
 
@@ -140,51 +147,51 @@ def _ddp(sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool,
 def _zero1(
     sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool, bucket: int
 ) -> _Terms:
-    share = _share(sizes, processes)
+    shard = _shard_bytes(sizes, processes)
     gradients = _kept_gradients(sizes, cost, accumulates=accumulates)
-    # When backward is done the gradients are in the buffer, and copied once more to be sent.
+    # After the backward pass DeepSpeed copies all gradients once more for the reduction.
     copy = max(0, sizes.weights - gradients - cost.peak)
     buffer = 4 * bucket * (2 if sizes.low else 1)
-    return sizes.weights + share, MOMENTS * share, gradients, buffer + copy, cost.peak, 0
+    return sizes.weights + shard, MOMENTS * shard, gradients, buffer + copy, cost.peak, 0
 
 
 def _zero2(
     sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool, bucket: int
 ) -> _Terms:
-    share = _share(sizes, processes)
-    gradients = share if accumulates else 0
-    # When backward is done: sums of this micro-batch beside those of the ones before.
-    copy = max(0, sizes.weights + gradients - cost.peak, 2 * share - cost.peak)
+    shard = _shard_bytes(sizes, processes)
+    gradients = shard if accumulates else 0
+    # After the backward pass the sums of this micro-batch exist together with the earlier sums.
+    copy = max(0, sizes.weights + gradients - cost.peak, 2 * shard - cost.peak)
     buffer = 4 * bucket * (2 if sizes.low else 1)
-    return sizes.weights + share, MOMENTS * share, gradients, buffer + copy, cost.peak, 0
+    return sizes.weights + shard, MOMENTS * shard, gradients, buffer + copy, cost.peak, 0
 
 
 def _zero3(sizes: NetworkBytes, cost: StepCost, processes: int, _: bool, bucket: int) -> _Terms:
-    share = _share(sizes, processes)
-    # What is gathered in lower precision needs no copy by autocast.
+    shard = _shard_bytes(sizes, processes)
+    # Autocast makes no copy of a parameter that is gathered in lower precision.
     step = cost.peak - min(cost.copies, sizes.weights - sizes.travelling)
-    # Whole weights, and when backward is done whole gradients side by side.
-    whole = sizes.travelling + max(0, sizes.travelling - step)
+    # The gathered weights; after the backward pass also all gradients, in the freed step memory.
+    gathered = sizes.travelling + max(0, sizes.travelling - step)
     buffer = (6 if sizes.low else 4) * bucket
-    return 2 * share, MOMENTS * share, share, buffer + whole, step, 0
+    return 2 * shard, MOMENTS * shard, shard, buffer + gathered, step, 0
 
 
 def _zero3_offload(
     sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool, bucket: int
 ) -> _Terms:
-    share = _share(sizes, processes)
-    *_, messages, step, _ = _zero3(sizes, cost, processes, accumulates, bucket)
-    # On the host weights and moments, and gradients twice: as they come, and summed.
-    return share, 0, 0, messages, step, (3 + MOMENTS) * share
+    shard = _shard_bytes(sizes, processes)
+    *_, communication, step, _ = _zero3(sizes, cost, processes, accumulates, bucket)
+    # The host holds weights, moments, the gradients of a micro-batch and their sum.
+    return shard, 0, 0, communication, step, (3 + MOMENTS) * shard
 
 
 def _fsdp2(
     sizes: NetworkBytes, cost: StepCost, processes: int, accumulates: bool, _: int
 ) -> _Terms:
-    share = _share(sizes, processes)
-    # One part in use and the next one; when backward is done `held`, with its gradients.
-    whole = max(2 * sizes.largest, 2 * sizes.held - cost.peak)
-    return share, MOMENTS * share, share if accumulates else 0, whole, cost.peak, 0
+    shard = _shard_bytes(sizes, processes)
+    # The module in use and the prefetched one; after the backward pass `held` and its gradients.
+    gathered = max(2 * sizes.largest, 2 * sizes.held - cost.peak)
+    return shard, MOMENTS * shard, shard if accumulates else 0, gathered, cost.peak, 0
 
 
 _ENGINES: dict[str, Callable[[NetworkBytes, StepCost, int, bool, int], _Terms]] = {

@@ -1,4 +1,4 @@
-"""A stage of a planned run: what its network needs under every engine, and what would help.
+"""Predict memory and time of a run before or after pruning, and what would make it fit.
 
 Legend: N tasks, K branches.
 """
@@ -26,20 +26,20 @@ from trainer.planning.step_time import (
 )
 from trainer.planning.traffic import traffic
 
-HEADROOM = 0.1  # of a GPU's memory: its context, workspaces of kernels, what is fragmented
+HEADROOM = 0.1  # fraction of GPU memory for CUDA context, kernel workspaces, fragmentation
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run is planned for.
+    """The GPUs for which a run is planned.
 
     Attributes:
-        gpus: Processes, one for each.
-        memory: Of a GPU, in GiB.
-        gpus_per_node: That share the fast link.
-        tflops: Sustained; None measures on this machine's device.
-        link: GB/s through the slowest part of the ring; None takes a usual one.
+        gpus: Number of GPUs; each has one process.
+        memory: Memory of a GPU in GiB.
+        gpus_per_node: GPUs connected by the fast link of a node.
+        tflops: Sustained TFLOP/s; None measures on this machine's device.
+        link: GB/s through the slowest link of the ring; None uses a typical value.
     """
 
     gpus: int
@@ -50,13 +50,13 @@ class Machine:
 
     @property
     def ring(self) -> float:
-        """GB/s through the slowest part of the ring."""
-        inside = self.gpus <= self.gpus_per_node
-        return self.link or (NODE_LINK if inside else NETWORK_LINK)
+        """GB/s through the slowest link of the ring."""
+        one_node = self.gpus <= self.gpus_per_node
+        return self.link or (NODE_LINK if one_node else NETWORK_LINK)
 
     @property
     def usable(self) -> float:
-        """Bytes of a GPU that may be planned for."""
+        """Bytes of a GPU without the headroom."""
         return (1 - HEADROOM) * self.memory * GIB
 
 
@@ -65,14 +65,14 @@ class Stage:
     """The run before or after its heads are pruned.
 
     Attributes:
-        heads: Heads of the network.
-        computed: Heads that a step computes.
-        branches: Branches of the network.
-        parameters: Of the network.
-        cost: Of a micro-batch.
-        memory: Of a rank, by engine.
-        time: Of a step, by engine.
-        epoch: Seconds of an epoch, by engine; None where its length is not known.
+        heads: Number of heads of the network.
+        computed: Number of heads that a step computes.
+        branches: Number of branches of the network.
+        parameters: Number of parameters of the network.
+        cost: Cost of a micro-batch.
+        memory: Memory of a rank, by engine.
+        time: Time of a step, by engine.
+        epoch: Seconds of an epoch, by engine; None if its length is unknown.
     """
 
     heads: int
@@ -87,7 +87,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Planner:
-    """Plans the stages of one run."""
+    """Predicts the stages of one run."""
 
     config: Config
     machine: Machine
@@ -98,7 +98,7 @@ class Planner:
     def stage(
         self, network: MultiTaskNetwork, computed: Sequence[Head], *, gradient_statistics: bool
     ) -> Stage:
-        """What a network needs of which so many heads are computed."""
+        """Return the stage of a network whose step computes the given heads."""
         cost = step_cost(
             network,
             computed,
@@ -117,7 +117,7 @@ class Planner:
             cost,
             self._memory(network, cost, self.config.optim.gradient_accumulation_steps),
             times,
-            {e: None if steps is None else steps * own.total for e, own in times.items()},
+            {e: None if steps is None else steps * time.total for e, time in times.items()},
         )
 
     def _memory(
@@ -131,16 +131,17 @@ class Planner:
     ) -> dict[str, StepTime]:
         gpus, accumulation = self.machine.gpus, self.config.optim.gradient_accumulation_steps
         if self.machine.tflops is not None:
-            own = MeasuredTime(cost.flops / (self.machine.tflops * 1e12), 0.0)
+            measured = MeasuredTime(cost.flops / (self.machine.tflops * 1e12), 0.0)
         else:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            section = self.config.optim
-            own = measure_time(network, computed, self.micro_batch, self.precision, section, device)
+            measured = measure_time(
+                network, computed, self.micro_batch, self.precision, self.config.optim, device
+            )
         low = self.precision != "fp32"
         times = {}
         for engine in ENGINES:
-            sharded = engine != "ddp"
-            arithmetic = accumulation * own.micro_batch + own.update / (gpus if sharded else 1)
+            updates = 1 if engine == "ddp" else gpus  # a sharded engine updates one shard per rank
+            arithmetic = accumulation * measured.micro_batch + measured.update / updates
             if engine == "zero3_offload":
                 weights = NetworkBytes.of(network, self.precision).weights
                 arithmetic += offload_seconds(weights, gpus)
@@ -151,15 +152,15 @@ class Planner:
     def advice(
         self, network: MultiTaskNetwork, computed: Sequence[Head], *, gradient_statistics: bool
     ) -> tuple[str, ...]:
-        """What would make the run fit: smaller micro-batches, or activations computed twice."""
+        """Return the smallest changes that make the run fit: micro-batch size, checkpointing."""
         accumulation = self.config.optim.gradient_accumulation_steps
-        found = []
-        for checkpoints in (False, True):
-            if network.activation_checkpointing and not checkpoints:
+        advice = []
+        for recompute in (False, True):
+            if network.activation_checkpointing and not recompute:
                 continue
-            network.activation_checkpointing = checkpoints
+            network.activation_checkpointing = recompute
             for factor in _factors(self.micro_batch):
-                if factor == 1 and checkpoints == self.config.model.activation_checkpointing:
+                if factor == 1 and recompute == self.config.model.activation_checkpointing:
                     continue
                 size = self.micro_batch // factor
                 cost = step_cost(
@@ -173,16 +174,16 @@ class Planner:
                 memory = self._memory(network, cost, factor * accumulation)
                 fits = [e for e in ENGINES if memory[e].total <= self.machine.usable]
                 if fits:
-                    keys = ["model.activation_checkpointing=true"] if checkpoints else []
+                    keys = ["model.activation_checkpointing=true"] if recompute else []
                     if factor > 1:
                         keys.append(f"optim.gradient_accumulation_steps={factor * accumulation}")
-                    found.append(f"{' '.join(keys)} fits with {', '.join(fits)}")
+                    advice.append(f"{' '.join(keys)} fits with {', '.join(fits)}")
                     break
-        if not found:
-            found.append("not even one sample fits: more GPUs, more memory, or a smaller network")
-        return tuple(found)
+        if not advice:
+            advice.append("not even one sample fits: more GPUs, more memory, or a smaller network")
+        return tuple(advice)
 
 
 def _factors(number: int) -> list[int]:
-    """The divisors of a number, ascending."""
+    """Return the divisors of a number in ascending order."""
     return [factor for factor in range(1, number + 1) if number % factor == 0]

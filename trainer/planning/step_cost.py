@@ -1,7 +1,7 @@
-"""What a training step of a network allocates and computes, found without doing either.
+"""Count the memory and the operations of a training step without executing it.
 
-The step runs on fake tensors: every operation tells shapes and types, nothing is stored. Counted
-is what operations return; what a kernel needs inside, as cuDNN's workspaces, is not.
+The step runs on fake tensors, which have shapes and types but no storage. The count includes the
+results of operations; it excludes memory inside kernels, such as cuDNN's workspaces.
 
 Legend: N tasks, K branches, B batch, C channels, H, W image size.
 """
@@ -33,17 +33,17 @@ LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one micro-batch, in bytes and operations; weights and buffers are not part of it.
+    """The cost of one micro-batch in bytes and operations, without weights and buffers.
 
     Attributes:
         batch: Images and labels.
         targets: The labels, scaled and masked.
-        activations: What forward leaves for backward, beside the targets.
-        copies: Copies of weights in lower precision, which autocast makes; part of `activations`.
-        peak: Most that is alive at once, batch included, where every gradient of a parameter is
-            taken away as soon as it is there.
-        peak_with_gradients: The same where these gradients stay.
-        flops: Of forward and backward; a multiplication and an addition are two.
+        activations: Tensors that the forward pass stores for the backward pass, without targets.
+        copies: Copies of weights in lower precision that autocast makes; part of `activations`.
+        peak: Peak of allocated bytes, batch included, if every gradient of a parameter is freed
+            as soon as it is computed.
+        peak_with_gradients: The same peak if these gradients are kept.
+        flops: Operations of the forward and backward pass; a multiply-add counts as two.
     """
 
     batch: int
@@ -56,92 +56,93 @@ class StepCost:
 
 
 class AllocationTracker(TorchDispatchMode):
-    """Follows the bytes of all tensors that operations make while it is open.
+    """Tracks the bytes of all tensors that operations return inside its context.
 
-    `torch.distributed._tools.mem_tracker.MemTracker` finds the same peaks and much more, in a time
-    that grows with modules times operations: half a minute for a network of two hundred layers.
+    `torch.distributed._tools.mem_tracker.MemTracker` computes the same peaks and much more, but
+    its time grows with modules times operations: half a minute for a network of 200 layers.
 
     Args:
-        parameters: Whose gradients are told apart.
+        parameters: Parameters whose gradients are counted separately.
 
     Attributes:
-        alive: Bytes alive now.
-        copies: Bytes alive now that are parameters in another precision.
-        peak: Most bytes at once without the finished gradients of the parameters.
-        peak_with_gradients: Most bytes at once.
+        alive: Currently allocated bytes.
+        copies: Currently allocated bytes of parameters in another precision.
+        peak: Peak of allocated bytes without complete gradients of the parameters.
+        peak_with_gradients: Peak of allocated bytes.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.alive = self.copies = self.peak = self.peak_with_gradients = 0
         self._gradients = 0
-        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._weights = set()
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._weight_keys = set()
         for parameter in parameters:
-            self._weights.add(parameter.untyped_storage()._cdata)
-            parameter.register_post_accumulate_grad_hook(self._finish)
+            self._weight_keys.add(parameter.untyped_storage()._cdata)
+            parameter.register_post_accumulate_grad_hook(self._count_gradient)
 
     def __torch_dispatch__(
         self,
-        func: Any,  # noqa: ANN401 - an operator
+        func: Any,  # noqa: ANN401 - operators have no common type
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever it returns
+    ) -> Any:  # noqa: ANN401 - the result of any operator
         result = func(*args, **(kwargs or {}))
-        made = [self.add(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in (
-            self._weights
-        ):
-            self.copies += sum(made)
+        sizes = [self.add(leaf) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        is_cast = func is torch.ops.aten._to_copy.default
+        if is_cast and args[0].untyped_storage()._cdata in self._weight_keys:
+            self.copies += sum(sizes)
         return result
 
     def add(self, tensor: Tensor) -> int:
-        """Count a tensor unless it is known; returns its bytes if it is new."""
+        """Count the storage of a tensor once; return the bytes that it adds."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in self._weights:
+        if key in self._storages or key in self._weight_keys:
             return 0
 
-        def forget(_: object) -> None:
-            del self._known[key]
+        def subtract(_: object) -> None:
+            del self._storages[key]
             self.alive -= size
 
-        self._known[key] = weakref.ref(storage, forget)
+        self._storages[key] = weakref.ref(storage, subtract)
         self.alive += size
         self.peak_with_gradients = max(self.peak_with_gradients, self.alive)
         self.peak = max(self.peak, self.alive - self._gradients)
         return size
 
-    def _finish(self, parameter: Tensor) -> None:
+    def _count_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
             self._gradients += parameter.grad.untyped_storage().nbytes()
 
 
 def empty_batch(tasks: Sequence[TaskSpec], size: int, image_shape: tuple[int, int, int]) -> Batch:
-    """A batch of `size` samples that have every label, of zeros, in the types that shards store.
+    """Return a batch of zeros with every label, in the types that shards store.
 
     Args:
-        image_shape: C, H and W; what has not three channels is in floats.
+        tasks: Tasks of the labels.
+        size: Number of samples B.
+        image_shape: (C, H, W); images are uint8 if C is 3, otherwise float32.
     """
-    channels, *picture = image_shape
+    channels, *pixels = image_shape
     scalar = [task for task in tasks if not task.dense]
-    maps = [task for task in tasks if task.dense]
+    dense = [task for task in tasks if task.dense]
     return Batch(
         tasks=tuple(task.name for task in tasks),
         scalar_tasks=tuple(task.name for task in scalar),
         images=torch.zeros(
-            size, channels, *picture, dtype=torch.uint8 if channels == 3 else torch.float32
+            size, channels, *pixels, dtype=torch.uint8 if channels == 3 else torch.float32
         ),
         scalars=torch.zeros(len(scalar), size),
         dense={
             task.name: torch.zeros(
                 size,
                 get_kind(task.kind).stored_channels(task),
-                *picture,
+                *pixels,
                 dtype=get_kind(task.kind).stored_dtype,
             )
-            for task in maps
+            for task in dense
         },
         valid_rows=torch.ones(len(tasks), size, dtype=torch.bool),
         keys=("",) * size,
@@ -149,7 +150,7 @@ def empty_batch(tasks: Sequence[TaskSpec], size: int, image_shape: tuple[int, in
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
-    """The arithmetic of a precision: fp32, bf16 or fp16."""
+    """Return the autocast context of a precision: fp32, bf16 or fp16."""
     if precision not in LOW_PRECISION:
         return nullcontext()
     return torch.autocast(device, LOW_PRECISION[precision])
@@ -164,45 +165,45 @@ def step_cost(
     gradient_statistics: bool = False,
     device: str = "cpu",
 ) -> StepCost:
-    """The cost of forward and backward of one micro-batch, of a copy without storage.
+    """Return the cost of the forward and backward pass of one micro-batch.
 
     Args:
-        network: May have no storage itself, as on the device `meta`.
-        heads: That are computed.
-        micro_batch: B.
+        network: Network, which may be on the device `meta`.
+        heads: Heads that the step computes.
+        micro_batch: Number of samples B.
         precision: fp32, bf16 or fp16.
-        gradient_statistics: Whether the network's gradient_statistics are asked for, too.
-        device: cpu or cuda, on which some layers keep more.
+        gradient_statistics: Whether the step computes gradient statistics.
+        device: cpu or cuda; on cuda some layers store more for the backward pass.
     """
     with torch.device("meta"):
-        bare = MultiTaskNetwork.from_config(network.config())
+        without_storage = MultiTaskNetwork.from_config(network.config())
     image_shape = (len(network.image_mean), *network.image_size)
     counter = flop_counter()
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
-        copy = bare.to_empty(device="cpu")
+        copy = without_storage.to_empty(device="cpu")
         copy.activation_checkpointing = network.activation_checkpointing
         for module in copy.modules():
             if isinstance(module, PooledStem):
                 module.in_parts = device == "cpu"
-        # What is fake here must be made here: indices of heads and rows of labels, too.
+        # All tensors of the step are created in this mode, so that all of them are fake.
         selection = copy.select(heads)
         tracker = AllocationTracker(copy.parameters())
         batch = empty_batch(network.tasks, micro_batch, image_shape)
-        held = (batch.images, batch.scalars, batch.valid_rows, *batch.dense.values())
-        size = sum(tracker.add(tensor) for tensor in held)
+        tensors = (batch.images, batch.scalars, batch.valid_rows, *batch.dense.values())
+        batch_bytes = sum(tracker.add(tensor) for tensor in tensors)
         with tracker:
             targets = copy.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
-            before = tracker.alive
+            bytes_before = tracker.alive
             with autocast(precision, "cpu"):
                 losses = copy(
                     batch.images, selection, targets, gradient_statistics=gradient_statistics
                 )["losses"]
             objective = (torch.ones_like(losses) * losses).sum()
-            activations, copies = tracker.alive - before, tracker.copies
+            activations, copies = tracker.alive - bytes_before, tracker.copies
             objective.backward()
     return StepCost(
-        batch=size,
-        targets=before - size,
+        batch=batch_bytes,
+        targets=bytes_before - batch_bytes,
         activations=activations,
         copies=copies,
         peak=tracker.peak,

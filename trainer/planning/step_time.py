@@ -1,4 +1,4 @@
-"""How long a training step takes: arithmetic, the optimizer's memory traffic, and messages.
+"""Predict the time of a training step: computation, optimizer update and communication.
 
 Legend: B batch.
 """
@@ -21,11 +21,11 @@ from trainer.planning.traffic import Traffic
 
 NODE_LINK = 450.0  # GB/s through a ring of GPUs in one node (NVLink)
 NETWORK_LINK = 12.5  # GB/s between nodes (one adapter of 100 Gbit/s)
-HOST_BANDWIDTH = 20.0  # GB/s between device and host, and of the optimizer's step there
-_ADAM_BYTES = 28  # that Adam reads and writes for every number: weight, gradient, two moments
-_BACKWARD = 2 / 3  # of the arithmetic, during which gradients can be sent
-_OVERLAPPING = ("ddp", "fsdp2")  # DeepSpeed sums gradients when its buffer is full: at the end
-_REPEATS, _MOST_SECONDS = 5, 2.0
+HOST_BANDWIDTH = 20.0  # GB/s between device and host, and of the update on the host
+_ADAM_BYTES = 28  # bytes that Adam reads and writes per weight: weight, gradient, two moments
+_BACKWARD = 2 / 3  # fraction of the computation that is backward and can overlap with sending
+_OVERLAPPING = ("ddp", "fsdp2")  # DeepSpeed reduces when its bucket is full: after backward
+_REPEATS, _MAX_SECONDS = 5, 2.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class StepTime:
     """Seconds of a step.
 
     Attributes:
-        arithmetic: Forward, backward and the optimizer.
-        messages: That are sent while nothing is computed.
+        arithmetic: Forward pass, backward pass and update.
+        messages: Communication that does not overlap with computation.
     """
 
     arithmetic: float
@@ -42,42 +42,49 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Seconds from one step to the next."""
+        """The seconds of the whole step."""
         return self.arithmetic + self.messages
 
 
 def step_time(
     engine: str, arithmetic: float, sent: Traffic, processes: int, link: float
 ) -> StepTime:
-    """The time of a step of P processes.
+    """Return the time of a step.
 
-    DDP and FSDP2 send gradients while backward computes those of earlier layers, and FSDP2 gathers
-    weights ahead of their use; what takes longer than that is waited for. ZeRO sends all that it
-    has to say between backward and step, and after it.
+    DDP and FSDP2 reduce gradients during the backward pass, and FSDP2 prefetches weights; only the
+    communication that takes longer than this computation adds to the step. ZeRO communicates after
+    the backward pass and after the update, without overlap.
 
     Args:
-        engine: As `engine_memory` takes it.
-        arithmetic: Seconds.
-        sent: In the step.
-        link: GB/s through the slowest part of the ring.
+        engine: Engine, named as in `engine_memory`.
+        arithmetic: Seconds of forward pass, backward pass and update.
+        sent: Traffic of the step.
+        processes: Number of processes.
+        link: GB/s through the slowest link of the ring.
     """
     seconds = sent.sent(processes) / (link * 1e9)
-    hidden = arithmetic * (1.0 if engine == "fsdp2" else _BACKWARD)
+    overlapped = arithmetic * (1.0 if engine == "fsdp2" else _BACKWARD)
     if engine in _OVERLAPPING:
-        seconds = max(0.0, seconds - hidden)
+        seconds = max(0.0, seconds - overlapped)
     return StepTime(arithmetic, seconds)
 
 
 def offload_seconds(weights: int, processes: int) -> float:
-    """What the update of the moments on the host adds to a step, for W bytes over P processes."""
-    share = weights / processes
-    moved = 2 * share + _ADAM_BYTES / 4 * share  # gradients down and weights up, then the update
+    """Return the seconds that an update on the host adds to a step.
+
+    Args:
+        weights: Bytes of the parameters in fp32.
+        processes: Number of processes, each of which updates one shard.
+    """
+    shard = weights / processes
+    # Gradients are copied to the host and weights back; the update reads and writes on the host.
+    moved = 2 * shard + _ADAM_BYTES / 4 * shard
     return moved / (HOST_BANDWIDTH * 1e9)
 
 
 @dataclass(frozen=True)
 class MeasuredTime:
-    """Seconds of forward and backward of a micro-batch, and of an update of all weights."""
+    """Seconds of forward and backward pass of a micro-batch, and of an update of all weights."""
 
     micro_batch: float
     update: float
@@ -91,27 +98,32 @@ def measure_time(
     section: OptimSection,
     device: torch.device,
 ) -> MeasuredTime:
-    """Make real passes and updates on this device.
+    """Measure passes and updates of a network of the same shape on a device.
 
-    The batch is made smaller where it would take more than two seconds, and the time is taken to
-    grow with the number of operations from there.
+    If a pass of the micro-batch would take more than two seconds, measure a smaller batch and
+    multiply its time by the ratio of the operations.
 
     Args:
-        network: May be without storage; the weights are made up.
+        network: Network, which may be on the device `meta`; its weights are not used.
+        heads: Heads that the step computes.
+        micro_batch: Number of samples B.
+        precision: fp32, bf16 or fp16.
+        section: Optimizer section of the configuration.
+        device: Device of the measurement.
     """
-    real = MultiTaskNetwork.from_config(network.config()).to(device)
-    real.activation_checkpointing = network.activation_checkpointing
-    selection, size, growing = real.select(heads), 1, True
+    measured = MultiTaskNetwork.from_config(network.config()).to(device)
+    measured.activation_checkpointing = network.activation_checkpointing
+    selection, size, growing = measured.select(heads), 1, True
     while growing:
-        seconds = _pass_seconds(real, selection, size, precision)
-        growing = size < micro_batch and 4 * seconds < _MOST_SECONDS
+        seconds = _pass_seconds(measured, selection, size, precision)
+        growing = size < micro_batch and 4 * seconds < _MAX_SECONDS
         size = min(micro_batch, 4 * size) if growing else size
-    passes = [_pass_seconds(real, selection, size, precision) for _ in range(_REPEATS)]
+    passes = [_pass_seconds(measured, selection, size, precision) for _ in range(_REPEATS)]
     ratio = 1.0
     if size < micro_batch:
         flops = [step_cost(network, heads, n, precision).flops for n in (micro_batch, size)]
         ratio = flops[0] / flops[1]
-    optimizer = build_optimizer(real, section)
+    optimizer = build_optimizer(measured, section)
     updates = [_timed(optimizer.step, device) for _ in range(_REPEATS)]
     return MeasuredTime(ratio * statistics.median(passes), statistics.median(updates[1:]))
 
@@ -124,23 +136,23 @@ def _pass_seconds(
     batch = empty_batch(network.tasks, size, shape).to(device)
     network.zero_grad()
 
-    def make_pass() -> None:
+    def forward_backward() -> None:
         targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         with autocast(precision, device.type):
             losses = network(batch.images, selection, targets)["losses"]
         losses.sum().backward()
 
-    return _timed(make_pass, device)
+    return _timed(forward_backward, device)
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:
-    _wait(device)
+    _synchronize(device)
     started = time.perf_counter()
     work()
-    _wait(device)
+    _synchronize(device)
     return time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
