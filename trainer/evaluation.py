@@ -1,4 +1,4 @@
-"""Exact metrics over a split: sums over all samples and ranks, finalised once."""
+"""Compute exact metrics of a split from sums over all samples and ranks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ TaskTargets = Mapping[str, tuple[Tensor, Tensor]]
 
 
 class MetricSums:
-    """The metric states of all tasks, in one vector that may be added over ranks."""
+    """The metric states of all tasks, which can be summed over ranks as one vector.
+
+    Args:
+        tasks: Tasks to evaluate.
+        device: Device of the states.
+    """
 
     def __init__(self, tasks: Sequence[TaskSpec], device: torch.device | str = "cpu") -> None:
         self._metrics = {task.name: metric_for(task) for task in tasks}
@@ -35,11 +40,11 @@ class MetricSums:
 
     @property
     def vector(self) -> Tensor:
-        """All states end to end, float64."""
+        """The concatenated states, float64."""
         return torch.cat(list(self._states.values()))
 
     def compute(self, vector: Tensor) -> Metrics:
-        """Return per task the metrics of a (summed) vector; a task without labels has none."""
+        """Return the metrics of a vector of sums by task, without tasks that have no labels."""
         parts = vector.split([len(state) for state in self._states.values()])
         values = {
             name: metric.compute(part)
@@ -50,11 +55,13 @@ class MetricSums:
 
 @torch.no_grad()
 def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Metrics:
-    """Evaluate one head per task; every rank must call it and gets the same result.
+    """Evaluate one head per task and return the same metrics on every rank.
+
+    This is a collective operation: every rank must call it.
 
     Args:
-        engine: The network, left in training mode.
-        batches: This rank's part of the split. Fillers have no labels and do not count.
+        engine: Engine of the network, which is in training mode afterwards.
+        batches: This rank's batches of the split; fillers have no labels and do not count.
         heads: One (task, branch) per task.
     """
     module, device = engine.module, engine.accelerator.device
@@ -81,7 +88,13 @@ def evaluate_pruned(network: MultiTaskNetwork, batches: Iterable[Batch]) -> Metr
 def evaluate_constants(
     network: MultiTaskNetwork, training: Iterable[Batch], batches: Iterable[Batch]
 ) -> Metrics:
-    """Return the metrics of the best constant prediction of every task, from training labels."""
+    """Return the metrics of the best constant prediction of every task.
+
+    Args:
+        network: Network with the tasks.
+        training: Batches whose labels determine the constants.
+        batches: Batches to evaluate.
+    """
     predictors = {t.name: get_kind(t.kind).constant_predictor(t) for t in network.tasks}
     for batch in training:
         for name, target in task_targets(network, batch).items():

@@ -1,4 +1,4 @@
-"""JSON files that appear under their names only when they are complete."""
+"""Write JSON files atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dmtg.files import atomic_write
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:  # noqa: ANN401
-    """Write JSON atomically; the file is on the disk when this returns.
+    """Write JSON to a file atomically and sync it to disk.
 
     Raises:
         ValueError: A number is not finite, which JSON cannot hold.

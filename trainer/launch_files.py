@@ -1,4 +1,4 @@
-"""Paths of the training script, the launch files and the job templates, also without a checkout."""
+"""Paths of the training script, launch files and job templates in a checkout or a wheel."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _FOLDER = Path(accelerate_configs.__file__).resolve().parent
 
 
 def find_launch_files() -> dict[str, Path]:
-    """Return the files that `accelerate launch --config_file` takes, by name."""
+    """Return the files for `accelerate launch --config_file`, by name."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
 def launch_file(name: str) -> Path:
-    """Return the path of a launch file, for example of `zero2`."""
+    """Return the path of a launch file, such as `zero2`."""
     return _FOLDER / f"{name}.yaml"
 
 
 def job_template(name: str) -> Path:
-    """Return the path of a template of a Slurm job: `train.sbatch` or `compare.sbatch`."""
+    """Return the path of a Slurm job template: `train.sbatch` or `compare.sbatch`."""
     return _FOLDER / "slurm" / name
 
 

@@ -1,4 +1,4 @@
-"""Predict images with an exported model: a picture per dense task, a JSON of the attributes."""
+"""Predict the labels of images with an exported model: pictures and a JSON file per image."""
 
 from __future__ import annotations
 
@@ -27,22 +27,29 @@ _COLUMNS = 4
 
 
 def predict_images(model_path: Path, images: list[Path], out: Path) -> list[dict[str, Any]]:
-    """Predict every image and write its pictures and its JSON below `out`.
+    """Predict the labels of images and write them to files.
 
-    For `room.png` these are `room.TASK.png` per dense task, `room.json` with the attributes, and
-    `room.overview.png` with everything on one sheet.
+    For `room.png`, write `room.TASK.png` for every dense task, `room.json` with the scalar tasks,
+    and `room.overview.png` with all predictions.
+
+    Args:
+        model_path: File of the exported model.
+        images: Image files with different names.
+        out: Folder of the files to write.
 
     Returns:
-        Per image the attributes that were written.
+        The content of the JSON file of each image.
 
     Raises:
         UserError: An image cannot be read, or two have the same name.
         BundleError: The model cannot be read.
     """
     stems = [image.stem for image in images]
-    twice = {stem for stem in stems if stems.count(stem) > 1}
-    if twice:
-        raise UserError(f"images: several are called {min(twice)!r}; give them different names")
+    duplicates = {stem for stem in stems if stems.count(stem) > 1}
+    if duplicates:
+        raise UserError(
+            f"images: several are called {min(duplicates)!r}; give them different names"
+        )
     model = load_pruned(model_path)
     pictures = [_read(path) for path in images]
     out.mkdir(parents=True, exist_ok=True)
@@ -95,17 +102,17 @@ def _overview(
     cells = len(dense) + 1 + bool(attributes)
     rows = -(-cells // _COLUMNS)
     figure, axes = plt.subplots(rows, _COLUMNS, figsize=(3 * _COLUMNS, 3 * rows), squeeze=False)
-    places = iter(axes.flat)
-    axis = next(places)
+    remaining = iter(axes.flat)
+    axis = next(remaining)
     axis.imshow(picture)
     axis.set_title("image", fontsize=9)
     for spec, values in dense.items():
-        axis = next(places)
+        axis = next(remaining)
         axis.imshow(get_kind(spec.kind).draw(spec, values))
         axis.set_title(_title(spec, values), fontsize=9)
     if attributes:
         lines = [f"{name}: {_short(entry['value'])}" for name, entry in attributes.items()]
-        next(places).text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace")
+        next(remaining).text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace")
     for axis in axes.flat:
         axis.axis("off")
     figure.tight_layout()

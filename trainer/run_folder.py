@@ -1,4 +1,4 @@
-"""The folder of a run: its paths, its lock, and whether a start may use it."""
+"""The run folder: its paths, its lock, and the check whether a start may use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
-# Keys that a resumed run may change; a change of any other makes it another run.
+# Keys that may change when a run is resumed; a change of any other key makes it another run.
 _FREE = (
     "run.out",
     "run.resume",
@@ -47,7 +47,7 @@ _FREE = (
 
 
 class RunFolder:
-    """Paths below `run.out`."""
+    """The folder `run.out` of a run."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -58,7 +58,7 @@ class RunFolder:
         self._lock: BaseFileLock | None = None
 
     def load_config(self) -> Config:
-        """Return the configuration that the run was started with; version 1 saved no `plugins`.
+        """Return the configuration of the run.
 
         Raises:
             UserError: The folder holds no run.
@@ -66,15 +66,15 @@ class RunFolder:
         if not self.config.is_file():
             raise UserError(f"{self.out} holds no run (config.yaml is missing)")
         tree = yaml.safe_load(self.config.read_text())
-        if "plugins" not in tree:
+        if "plugins" not in tree:  # written by version 1, which had other keys
             tree = migrated(tree)
         return parse_config(tree, str(self.config))
 
     def check(self, config: Config) -> None:
-        """Refuse a folder that this run must not write to.
+        """Check that this run may write to the folder.
 
         Raises:
-            UserError: It holds another run, or this one while `run.resume` is `never`.
+            UserError: The folder holds another run, or this run while `run.resume` is `never`.
         """
         if not self.config.exists():
             if self.out.exists() and (not self.out.is_dir() or self.checkpoints.exists()):
@@ -91,10 +91,10 @@ class RunFolder:
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Make the folder, lock it, and save the resolved configuration.
+        """Create the folder, lock it, and save the resolved configuration.
 
         Raises:
-            UserError: Another process uses it.
+            UserError: Another process uses the folder.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = lock(self.out / "lock")

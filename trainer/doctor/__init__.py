@@ -1,4 +1,4 @@
-"""The doctor: statistics of stored labels, a verdict for every task and a contact sheet.
+"""The doctor: statistics of stored labels, a level for every task and a contact sheet.
 
-Used by the command `doctor`; its rules also by `trainer.health.label_guard`.
+Used by the command `doctor`; `trainer.health.label_guard` uses its rules.
 """

@@ -1,4 +1,4 @@
-"""A picture of samples and their labels: one row per sample, one column per task.
+"""Draw samples and their labels: one row per sample, one column per dense task.
 
 Legend: C channels, H, W.
 """
@@ -18,21 +18,21 @@ from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.doctor.rules import rule_of
 
-_CELL = 160  # pixels a side
+_CELL = 160  # pixels of a side
 _MARGIN, _HEADER, _LINE = 6, 22, 13
 _TEXT_WIDTH = 210
-_LINES = _CELL // _LINE  # of text in a column
-_MAX_COLUMNS = 4  # of text
+_LINES = _CELL // _LINE  # lines of text in a column
+_MAX_COLUMNS = 4  # columns of text
 _BLANK = (235, 235, 235)
 
 
 def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) -> None:
-    """Write the sheet: the image, every dense label in natural colours, the scalars as text.
+    """Write the contact sheet: the image and dense labels in colour, scalar labels as text.
 
     Invalid pixels are black; a missing label is marked "missing".
 
     Args:
-        samples: A batch for each sample, in the host's memory.
+        samples: One batch of a single sample for each row, in the host's memory.
         tasks: Tasks of the batches.
         path: PNG file.
     """
@@ -54,8 +54,8 @@ def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) 
             _draw_label(sheet, pen, sample, task, (column, top))
         left = _MARGIN + (1 + len(dense)) * (_CELL + _MARGIN)
         for number, line in enumerate(_lines(sample, scalars)[: _LINES * _MAX_COLUMNS]):
-            place = (left + number // _LINES * _TEXT_WIDTH, top + number % _LINES * _LINE)
-            pen.text(place, line[:34], fill="black")
+            position = (left + number // _LINES * _TEXT_WIDTH, top + number % _LINES * _LINE)
+            pen.text(position, line[:34], fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path, sync=False) as partial:
         sheet.save(partial)
@@ -66,9 +66,9 @@ def _draw_label(
     pen: ImageDraw.ImageDraw,
     sample: Batch,
     task: TaskSpec,
-    place: tuple[int, int],
+    position: tuple[int, int],
 ) -> None:
-    column, top = place
+    column, top = position
     left = _MARGIN + column * (_CELL + _MARGIN)
     if not sample.valid[task.name][0]:
         pen.rectangle((left, top, left + _CELL - 1, top + _CELL - 1), fill=_BLANK)
@@ -82,9 +82,9 @@ def _draw_label(
 
 
 def _caption(pen: ImageDraw.ImageDraw, left: int, top: int, text: str) -> None:
-    """Write below a cell as much of the text as fits in its width."""
-    fitting = next(n for n in range(len(text), -1, -1) if pen.textlength(text[:n]) <= _CELL)
-    pen.text((left, top + _CELL + 3), text[:fitting], fill="black")
+    """Write a text below a cell, cut to the cell's width."""
+    length = next(n for n in range(len(text), -1, -1) if pen.textlength(text[:n]) <= _CELL)
+    pen.text((left, top + _CELL + 3), text[:length], fill="black")
 
 
 def _picture(task: TaskSpec, label: np.ndarray, mask: np.ndarray) -> tuple[Picture, str]:

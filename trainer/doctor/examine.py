@@ -1,4 +1,4 @@
-"""Examines the labels of shards: statistics, a verdict for every task and a contact sheet."""
+"""Examine the labels of shards: statistics, a level for every task and a contact sheet."""
 
 from __future__ import annotations
 
@@ -22,20 +22,26 @@ from trainer.doctor.contact_sheet import draw_sheet
 from trainer.doctor.rules import rule_of
 from trainer.tasks import label_requests, resolve_tasks
 
-SIZE = (192, 192)  # labels are looked at through this many pixels, taken without mixing
+SIZE = (192, 192)  # labels are resized to this many pixels, without interpolation
 _SHEET_ROWS = 8
 
 
 @dataclass(frozen=True)
 class TaskReport:
-    """One task: what its labels look like and what is wrong with them.
+    """Statistics of a task's labels and the findings about them.
 
     Attributes:
-        labelled: Samples of the split that have the label, by the manifest.
+        task: Name of the task.
+        kind: Kind of the task.
+        unit: Unit of the statistics.
+        labelled: Number of samples of the split that have the label, according to the manifest.
         invalid: Fraction of the values read that are invalid or ignored.
-        low, high, mean, deviation: Of the valid values in natural units, first channel to last;
-            empty for classes.
+        low: Minimum of the valid values of each channel in natural units; empty for classes.
+        high: Their maximum.
+        mean: Their mean.
+        deviation: Their standard deviation.
         shares: Fraction of each class among the valid values; empty for regressions.
+        findings: Results of the checks.
     """
 
     task: str
@@ -52,13 +58,21 @@ class TaskReport:
 
     @property
     def level(self) -> Level:
-        """The gravest level among the findings."""
+        """The most severe level of the findings."""
         return worst(self.findings)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of `examine` for a split."""
+    """The result of `examine`.
+
+    Attributes:
+        split: Name of the split.
+        samples: Number of samples of the split.
+        read: Number of samples that were read.
+        tasks: Reports of the tasks.
+        findings: Findings about the data as a whole.
+    """
 
     split: str
     samples: int
@@ -68,27 +82,27 @@ class Report:
 
     @property
     def level(self) -> Level:
-        """The gravest level of all."""
+        """The most severe level of the data and of all tasks."""
         return worst([*self.findings, *(f for task in self.tasks for f in task.findings)])
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as JSON values."""
         tasks = [{**asdict(task), "level": task.level} for task in self.tasks]
         return {**asdict(self), "tasks": tasks, "level": self.level}
 
 
 def examine(location: Location, samples: int, split: str, sheet: Path | None = None) -> Report:
-    """Read samples, spread evenly over a split, and judge every label of the manifest.
+    """Read evenly spaced samples of a split and check every label of the manifest.
 
     Args:
         location: Folder or URL of the shards.
-        samples: How many to read at most.
+        samples: Maximum number of samples to read.
         split: Name of the split.
-        sheet: Where to write a picture of some samples and their labels.
+        sheet: File for a contact sheet of some samples; None writes none.
 
     Raises:
         DataError: The manifest cannot be used, or no sample could be read.
-        UserError: A field of the manifest is not a task's.
+        UserError: A field of the manifest cannot be the label of a task.
     """
     manifest = Manifest.load(location)
     total, labelled = manifest.split(split).num_samples, manifest.split(split).labelled
@@ -104,10 +118,10 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
         raise DataError(f"{location}: none of {len(numbers)} samples could be read: {damage[0]}")
     if sheet is not None:
         draw_sheet(shown, present, sheet)
-    seen_all = statistics.num_samples == total
+    all_seen = statistics.num_samples == total
     reports = [
         _task_report(
-            task, statistics.labels.get(task.name), labelled.get(task.field, 0), all_seen=seen_all
+            task, statistics.labels.get(task.name), labelled.get(task.field, 0), all_seen=all_seen
         )
         for task in tasks
     ]
@@ -118,26 +132,28 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
 def _read(
     dataset: ShardDataset, numbers: list[int], statistics: DataStatistics
 ) -> tuple[list[Batch], list[str]]:
-    """Take in the samples; a few of them for the sheet, and what was wrong with the others."""
+    """Update the statistics; return samples for the sheet and messages of damaged samples."""
     collate, every = Collate(dataset.labels), -(-len(numbers) // _SHEET_ROWS)
     shown: list[Batch] = []
     damage = []
-    for place, number in enumerate(numbers):
+    for position, number in enumerate(numbers):
         sample = dataset[0, number]
         if sample.damage:
             damage.append(sample.damage)
             continue
-        batch = collate([sample])  # alone, since samples that differ in dtype cannot be stacked
+        batch = collate([sample])  # one by one: samples of different dtypes cannot be stacked
         statistics.update(batch)
-        if place // every >= len(shown):
+        if position // every >= len(shown):
             shown.append(batch)
     return shown, damage
 
 
-def _damage(damage: list[str], tried: int) -> list[Finding]:
+def _damage(damage: list[str], num_samples: int) -> list[Finding]:
     if not damage:
         return []
-    return [Finding("error", f"{len(damage)} of {tried} samples are damaged, first: {damage[0]}")]
+    return [
+        Finding("error", f"{len(damage)} of {num_samples} samples are damaged, first: {damage[0]}")
+    ]
 
 
 def _task_report(

@@ -1,4 +1,4 @@
-"""How the labels of a task are checked, as the data pipelines take it."""
+"""Describe the allowed labels of a task to the checks of the data pipelines."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from model.tasks.spec import TaskSpec
 
 
 def rule_of(task: TaskSpec) -> LabelRule:
-    """Return the rule of a task; classes without names are called by their ids."""
+    """Return the rule of a task's labels; the ids of classes without names are their names."""
     return LabelRule(task.name, **get_kind(task.kind).label_rule(task))

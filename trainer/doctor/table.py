@@ -1,4 +1,4 @@
-"""The doctor's report as a table, one line per task."""
+"""Print the doctor's report as a table with one line per task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_CLASSES = 4
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the report of every task, then that of the data as a whole."""
+    """Print the report of every task, then the findings about the data as a whole."""
     table = Table("task", "present", "invalid", "values", "verdict")
     for task in report.tasks:
         table.add_row(

@@ -1,4 +1,4 @@
-"""Pictures of runs: the grouping over the steps, the heads that are alive and the loss.
+"""Plots of runs: the grouping over the steps, the number of live heads and the loss.
 
 Used by the command `report`; `trainer.compare` reads metrics through it.
 """

@@ -1,4 +1,4 @@
-"""The file of metrics that a model can be compared with."""
+"""Read and write the metrics of a reference model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FORM = '{"task": {"metric": number, ...}, ...}'
 
 
 def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Write task to metric to value as JSON; the file appears when it is complete.
+    """Write metrics by task and name to a JSON file atomically.
 
     Raises:
         UserError: The file cannot be written.
@@ -28,10 +28,10 @@ def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> N
 
 
 def read_reference(path: Path) -> dict[str, dict[str, float]]:
-    """Read a file that `write_reference` wrote or that was written by hand.
+    """Return the metrics of a file in the format of `write_reference`.
 
     Raises:
-        UserError: The file cannot be read or holds something else.
+        UserError: The file cannot be read or has another format.
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))

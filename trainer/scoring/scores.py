@@ -18,12 +18,22 @@ from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
 from trainer.scoring.summary import Summary, check_reference, summarise
 from trainer.tasks import label_requests
 
-_TRAINING_SAMPLES = 2048  # enough labels for a median, a mean or the most frequent class
+_TRAINING_SAMPLES = 2048  # enough for a stable median, mean or most frequent class
 
 
 @dataclass(frozen=True)
 class Score:
-    """One task's primary metric, that of the best constant prediction and the gain in percent."""
+    """The primary metric of one task.
+
+    Attributes:
+        task: Name of the task.
+        group: Number of the task's group.
+        metric: Name of the primary metric.
+        value: Metric of the model.
+        constant: Metric of the best constant prediction.
+        higher_is_better: Whether a higher value is better.
+        gain: Gain over the reference in percent; None without a reference.
+    """
 
     task: str
     group: int
@@ -35,7 +45,7 @@ class Score:
 
     @property
     def beats_constant(self) -> bool:
-        """Whether the model is strictly better than the constant."""
+        """Whether the model is strictly better than the best constant prediction."""
         if self.higher_is_better:
             return self.value > self.constant
         return self.value < self.constant
@@ -43,7 +53,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score per task, all metrics of the model, and what sums them up."""
+    """A score for each task, all metrics of the model, and their summary."""
 
     scores: list[Score]
     metrics: Metrics
@@ -63,12 +73,18 @@ def score_model(
     """Evaluate an exported model on a split.
 
     Args:
+        model_path: File of the exported model.
         shards: Folder of the shards, a path or a URL.
-        reference: Task to metric to value of a model to compare with.
-        train_split: Where the constants are learned, from samples spread evenly over it.
+        reference: Metrics of the model to compare with, by task and name.
+        split: Split to evaluate.
+        train_split: Split from which the constants are computed, on evenly spaced samples.
+        batch: Samples of a batch.
+        workers: Worker processes that read the shards.
 
     Raises:
-        BundleError, DataError, UserError: Model, shards or reference cannot be used.
+        BundleError: The model cannot be read.
+        DataError: The shards cannot be read.
+        UserError: The reference cannot be used.
     """
     model = load_pruned(model_path)
     if reference is not None:
@@ -120,7 +136,7 @@ def _scores(
 
 
 def scores_json(scores: list[Score]) -> list[dict[str, object]]:
-    """Return the scores as JSON can hold them; a value that does not exist is null."""
+    """Return the scores as JSON values; NaN becomes null."""
     return [
         {
             key: None if isinstance(value, float) and math.isnan(value) else value

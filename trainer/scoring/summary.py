@@ -1,4 +1,4 @@
-"""Numbers that sum up all tasks: total error, and gain over a reference."""
+"""Summarise the metrics of all tasks: total error, and gain over a reference."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of `summarise`; a number that does not exist is None.
+    """The result of `summarise`.
 
     Attributes:
-        total_error: Error rates of the tasks added up, in percent: 100 * sum(1 - accuracy).
-        primary: Per kind of task the mean of the primary metric, where the tasks of the kind agree
-            in metric and unit.
-        normalized_gain: Mean of `gains`, in percent.
-        gains: Per task how much better the primary metric is than the reference's, relative to it,
-            in percent: (reference - value) / reference, or where higher is better its mirror
-            image (value - reference) / reference.
+        total_error: Sum of the tasks' error rates in percent, 100 * sum(1 - accuracy); None
+            without such tasks.
+        primary: Mean primary metric by task kind, for kinds whose tasks have the same primary
+            metric and unit.
+        normalized_gain: Mean of `gains`; None without gains.
+        gains: Relative improvement of the primary metric over the reference by task, in percent:
+            (reference - value) / reference, or (value - reference) / reference if higher is
+            better.
     """
 
     total_error: float | None
@@ -37,19 +38,19 @@ class Summary:
 def summarise(
     tasks: Sequence[TaskSpec], metrics: Metrics, reference: Metrics | None = None
 ) -> Summary:
-    """Sum up the metrics of a model; a task that has none, for want of labels, does not count.
+    """Summarise the metrics of a model, ignoring tasks without labels, which have no metrics.
 
     Args:
-        tasks: The tasks of the model.
-        metrics: Task to metric to value.
-        reference: The same of the model to compare with, of these tasks or more.
+        tasks: Tasks of the model.
+        metrics: Metrics of the model, by task and name.
+        reference: Metrics of the model to compare with, of at least these tasks.
 
     Raises:
-        UserError: The reference lacks a primary metric, or has one that nothing can be relative to.
+        UserError: The reference lacks a primary metric, or has one that is not finite and positive.
     """
     gains: dict[str, float] = {}
     errors: list[float] = []
-    of_kind: dict[str, dict[tuple[str, str], list[float]]] = {}
+    by_kind: dict[str, dict[tuple[str, str], list[float]]] = {}
     for task in tasks:
         if task.name not in metrics:
             continue
@@ -57,17 +58,17 @@ def summarise(
         value = metrics[task.name][metric.primary]
         if metric.primary == "error":
             errors.append(value)
-        same_unit = of_kind.setdefault(task.kind, {})
-        same_unit.setdefault((metric.primary, task.unit), []).append(value)
+        by_metric = by_kind.setdefault(task.kind, {})
+        by_metric.setdefault((metric.primary, task.unit), []).append(value)
         if reference is not None:
-            base = _reference_value(task, reference)
-            change = (value - base) / base
+            baseline = _reference_value(task, reference)
+            change = (value - baseline) / baseline
             gains[task.name] = 100 * (change if metric.higher_is_better else -change)
     return Summary(
         total_error=100 * sum(errors) if errors else None,
         primary={
             kind: fmean(next(iter(values.values())))
-            for kind, values in of_kind.items()
+            for kind, values in by_kind.items()
             if len(values) == 1
         },
         normalized_gain=fmean(gains.values()) if gains else None,
@@ -76,9 +77,9 @@ def summarise(
 
 
 def check_reference(tasks: Sequence[TaskSpec], reference: Metrics) -> None:
-    """Find, before the tasks are evaluated, what `summarise` would not accept of the reference.
+    """Check a reference before the evaluation.
 
-    A task that is missing may turn out to have no labels, so it does not count here.
+    Accept a reference that lacks a task: without labels the task needs no reference.
 
     Raises:
         UserError: See `summarise`.

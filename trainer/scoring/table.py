@@ -1,4 +1,4 @@
-"""The scores of a model as a table, one line per task, and their summary."""
+"""Print the scores of a model as a table with one line per task, and their summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainer.scoring.scores import Evaluation
 
 
 def print_scores(evaluation: Evaluation, console: Console) -> None:
-    """Print every task's score, with its gain where there is a reference, then the summary."""
+    """Print the score of every task, with its gain if there is a reference, then the summary."""
     summary = evaluation.summary
     compared = summary.normalized_gain is not None
     table = Table(
