@@ -1,4 +1,4 @@
-"""Measurements: recipes on planted problems, and the training step against the published step.
+"""Benchmarks: recipes on planted problems, and the training step compared to the published step.
 
-The commands `dmtg bench grouping` and `dmtg bench step` and the scripts of benchmarks/ call it.
+The commands `dmtg bench grouping` and `dmtg bench step` and the scripts in benchmarks/ call it.
 """

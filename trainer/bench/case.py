@@ -1,4 +1,4 @@
-"""A case of `dmtg bench step`, and this project's training step on it.
+"""Define a case of `dmtg bench step`, and build this project's training step for it.
 
 Legend: N tasks, K branches, B batch, D features, S pixels on a side.
 """
@@ -26,11 +26,11 @@ from trainer.engines.accelerator import make_accelerator
 from trainer.session import Session, start_session
 from trainer.step import train_step
 
-SHRINK = 16  # image size over feature map size, of the published encoder for indoor scenes
+SHRINK = 16  # image size / feature map size of the published encoder for indoor scenes
 SEED = 0
-TAU = 2.5  # temperature, as published for attributes
+TAU = 2.5  # temperature that was published for attributes
 
-Step = Callable[[], Tensor]  # makes a step and returns its losses [N,K]
+Step = Callable[[], Tensor]  # execute a step and return its losses [N,K]
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,16 @@ class StepCase:
     """The network, data and precision of one measurement.
 
     Attributes:
-        encoder: residual64, xception, or none for only heads on random features.
-        tasks: N.
-        branches: K.
-        batch: B.
-        size: S.
+        encoder: residual64, xception, or none for heads on random features.
+        tasks: Number of tasks N.
+        branches: Number of branches K.
+        batch: Number of samples B.
+        size: Image side S in pixels.
         heads: linear, or dense for the published decoders.
-        features: D where there is no encoder.
+        features: Number of features D without an encoder.
         precision: Precision of this project's step, fp32 or bf16.
-        compile: As `model.compile`.
-        checkpoint: As `model.activation_checkpointing`.
+        compile: Value of `model.compile`.
+        checkpoint: Value of `model.activation_checkpointing`.
     """
 
     encoder: str
@@ -63,12 +63,12 @@ class StepCase:
 
     @property
     def device(self) -> torch.device:
-        """The device on which steps are made."""
+        """The device of the steps."""
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type in which products are computed."""
+        """The type of matrix products and convolutions."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def specs(self) -> tuple[TaskSpec, ...]:
@@ -77,7 +77,7 @@ class StepCase:
         return tuple(TaskSpec(f"task{number:04d}", kind) for number in range(self.tasks))
 
     def data(self) -> Batch:
-        """Return random samples on the device, the same in every call."""
+        """Return the same random samples on the device in every call."""
         generator = torch.Generator().manual_seed(SEED)
         images = torch.randint(
             256, (self.batch, 3, self.size, self.size), generator=generator, dtype=torch.uint8
@@ -101,18 +101,18 @@ class StepCase:
         return batch.to(self.device)
 
     def noise(self, step: int) -> Tensor:
-        """Return the Gumbel noise of a step [N,K], as in training."""
+        """Return the Gumbel noise [N,K] of a training step."""
         return gumbel_noise((self.tasks, self.branches), SEED, step).to(self.device)
 
 
 class Features(nn.Module):
-    """An encoder whose features [B,...] are parameters; its input is not used."""
+    """An encoder whose features [B,...] are parameters and do not depend on the image."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
         self.values = nn.Parameter(torch.randn(shape))
 
-    def forward(self, images: Tensor) -> Tensor:  # noqa: ARG002 - as an encoder is called
+    def forward(self, images: Tensor) -> Tensor:  # noqa: ARG002 - signature of an encoder
         """Return the features."""
         return self.values
 
@@ -124,7 +124,7 @@ def feature_shape(case: StepCase) -> tuple[int, int, int, int]:
 
 
 class _BenchData:
-    """`trainer.run_data.RunData` that holds only tasks: the steps get their batch directly."""
+    """`trainer.run_data.RunData` with tasks and without batches, which the steps get directly."""
 
     train_samples: int | None = None
     eval_samples = 1
@@ -147,7 +147,7 @@ class _BenchData:
 
 
 def bench_config(case: StepCase, out: Path) -> Config:
-    """Return the configuration of a run that makes the case's steps."""
+    """Return the configuration of a run whose steps are those of the case."""
     tree: dict[str, Any] = {
         "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
         "data": {
@@ -173,9 +173,9 @@ def bench_config(case: StepCase, out: Path) -> Config:
 
 @contextmanager
 def our_step(case: StepCase) -> Iterator[tuple[Step, MultiTaskNetwork]]:
-    """Yield this project's step on the case, and the network it trains."""
+    """Yield this project's step on the case, and the network that it trains."""
     if case.encoder == "none":
-        network = _only_heads(case)
+        network = _heads_on_features(case)
         yield _pass_of_heads(case, network), network
         return
     with TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def _training_step(case: StepCase, session: Session) -> Step:
     return step
 
 
-def _only_heads(case: StepCase) -> MultiTaskNetwork:
+def _heads_on_features(case: StepCase) -> MultiTaskNetwork:
     torch.manual_seed(SEED)
     shape = feature_shape(case)
     encoder = Encoder(
@@ -216,7 +216,7 @@ def _only_heads(case: StepCase) -> MultiTaskNetwork:
 
 
 def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
-    """Return a step of forward and backward pass of the heads, without an optimizer."""
+    """Return a forward and backward pass of the heads as a step without an optimizer."""
     batch, selection = case.data(), network.select(network.heads)
     weights = ((1.0 + case.noise(0)) / TAU).softmax(dim=1)  # [N,K]
 

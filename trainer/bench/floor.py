@@ -1,4 +1,4 @@
-"""A lower bound of a step's time: its arithmetic and memory traffic at this machine's rates."""
+"""Compute a lower bound of a step's time from its operations and memory traffic."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Timer = Callable[[Callable[[], Tensor], torch.device], float]  # seconds that a function takes
+Timer = Callable[[Callable[[], Tensor], torch.device], float]  # return a function's seconds
 
 _SIDE = 2048  # rows and columns of the matrices that are multiplied
 _COPY_BYTES = 2**28
 _REPEATS = 5
 _FLOAT_BYTES = 4
-# Passes over an fp32 weight: forward and backward pass read it and the gradient is written; Adam
-# reads weight, gradient and two moments, and writes all but the gradient.
+# Accesses to each fp32 weight: the forward and the backward pass read it, the backward pass writes
+# its gradient; Adam reads weight, gradient and two moments, and writes all but the gradient.
 _PASSES_OF_GRADIENT, _PASSES_OF_ADAM = 3, 7
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Highest rates of a machine.
+    """Peak rates of a machine.
 
     Attributes:
-        flops: Operations per second in products.
-        traffic: Bytes per second in copies, read and written bytes together.
+        flops: Operations per second of matrix products or convolutions.
+        traffic: Bytes per second of copies, the sum of read and written bytes.
     """
 
     flops: float
@@ -36,11 +36,11 @@ class Rates:
     def floor_ms(self, flops: int, weights: int, *, optimizer: bool) -> float:
         """Return a lower bound of a step's milliseconds.
 
-        Forward and backward pass take the longer of the times of their arithmetic and of the
-        traffic of the weights; the traffic of the optimizer is added.
+        The bound is the maximum of the time of the operations and the time of the weights' memory
+        traffic, plus the time of the optimizer's memory traffic.
 
         Args:
-            flops: Operations of forward and backward pass.
+            flops: Operations of the forward and backward pass.
             weights: Number of trained parameters, in fp32.
             optimizer: Whether the step includes Adam.
         """
@@ -52,7 +52,7 @@ class Rates:
 
 
 def timed(run: Callable[[], Tensor], device: torch.device) -> float:
-    """Return the seconds that a function takes, the device's work included."""
+    """Return the seconds of a function, including its work on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -63,17 +63,18 @@ def timed(run: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, timer: Timer = timed) -> Rates:
-    """Measure the machine.
+    """Measure the peak rates of the machine.
 
     Args:
-        dtype: Type in which products are computed.
-        timer: Measures the seconds of a function.
+        device: Device to measure.
+        dtype: Type of matrix products and convolutions.
+        timer: Function that measures the seconds of a function.
     """
     return Rates(_matmul_rate(device, dtype, timer), _copy_rate(device, timer))
 
 
 def _matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> float:
-    """Return operations per second, of a matrix product or a convolution, whichever is faster."""
+    """Return the operations per second of a matrix product or a convolution, the higher rate."""
     square = torch.randn(_SIDE, _SIDE, device=device, dtype=dtype)
     kernel = torch.randn(64, 64, 3, 3, device=device, dtype=dtype)
     maps = torch.randn(64, 64, 32, 32, device=device, dtype=dtype)
@@ -86,7 +87,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype, timer: Timer) -> floa
 
 
 def _copy_rate(device: torch.device, timer: Timer) -> float:
-    """Return bytes per second, read and written bytes together."""
+    """Return the bytes per second of a copy, the sum of read and written bytes."""
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     return 2 * _COPY_BYTES / _least_seconds(lambda: target.copy_(source), device, timer)

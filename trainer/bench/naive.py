@@ -1,7 +1,8 @@
-"""The training step as the method was published: a module for every head, and a loop over them.
+"""The published training step: one module for every head, and a loop over the heads.
 
-K encoders, N*K heads, one loss after another in fp32, the relaxed Categorical in the same graph,
-one Adam over everything. `dmtg bench step` compares this project's step with it.
+It has K encoders and N*K heads, computes the losses sequentially in fp32, differentiates through
+the relaxed Categorical, and updates all parameters with one Adam. `dmtg bench step` compares this
+project's step with it.
 
 Legend: N tasks, K branches, B batch, C channels, D features, H, W.
 """
@@ -18,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with batch normalisation and a shortcut."""
+    """Two convolutions with batch normalisation and a residual connection."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,13 +29,13 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maps of the same shape."""
+        """Return feature maps of the same shape."""
         out = F.relu(self.bn1(self.conv1(x)))
         return F.relu(self.bn2(self.conv2(out)) + x)
 
 
 class Residual64(nn.Module):
-    """The published encoder of 64-pixel images."""
+    """The published encoder for images of 64 pixels."""
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
@@ -43,13 +44,13 @@ class Residual64(nn.Module):
         self.block = ResidualBlock(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map [B,C,h,w] of images [B,3,H,W]."""
+        """Return the feature map [B,C,h,w] of images [B,3,H,W]."""
         x = F.max_pool2d(F.relu(self.bn(self.conv(x))), 3, stride=2)
         return F.avg_pool2d(self.block(x), 2)
 
 
 class LinearHead(nn.Module):
-    """One logit from the flattened map."""
+    """A head that computes one logit from the flattened feature map."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class LinearHead(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """The published decoder: transposed convolutions to 16 times the size of the map."""
+    """The published decoder: transposed convolutions to 16 times the size of the feature map."""
 
     widths = (128, 64, 48, 32)
 
@@ -101,7 +102,7 @@ class NaiveNetwork(nn.Module):
         self.logits = nn.Parameter(torch.ones(len(heads), len(encoders)))
 
     def head(self, task: int, branch: int) -> nn.Module:
-        """Return a task's head on a branch."""
+        """Return the head of a task on a branch."""
         of_task = self.heads[task]
         assert isinstance(of_task, nn.ModuleList)
         return of_task[branch]
@@ -109,14 +110,14 @@ class NaiveNetwork(nn.Module):
     def objective(
         self, images: Tensor, labels: Sequence[Tensor], noise: Tensor, tau: float, loss_of: Loss
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the weighted sum of all losses, and the losses by task, then by branch.
+        """Return the weighted sum of all losses, and the losses ordered by task, then by branch.
 
         Args:
-            images: Normalised [B,3,H,W].
+            images: Normalised images [B,3,H,W].
             labels: Labels of each task, [B] or [B,1,H,W].
             noise: Standard Gumbel noise [N,K].
             tau: Temperature of the relaxation.
-            loss_of: The loss of a prediction and its labels.
+            loss_of: Function that returns the loss of a prediction and its labels.
         """
         features = [encoder(images) for encoder in self.encoders]
         weights = F.softmax((self.logits + noise) / tau, dim=1)
@@ -132,7 +133,7 @@ class NaiveNetwork(nn.Module):
 
 
 class NaiveTrainer:
-    """Make steps of a `NaiveNetwork`; without a learning rate only forward and backward passes."""
+    """Train a `NaiveNetwork`; without a learning rate, compute only forward and backward passes."""
 
     def __init__(self, network: NaiveNetwork, loss_of: Loss, lr: float | None) -> None:
         self.network = network
@@ -142,7 +143,7 @@ class NaiveTrainer:
     def step(
         self, images: Tensor, labels: Sequence[Tensor], noise: Tensor, tau: float
     ) -> list[Tensor]:
-        """Return the losses of all heads, see `NaiveNetwork.objective`."""
+        """Execute a step and return the losses of all heads, see `NaiveNetwork.objective`."""
         self.network.zero_grad()
         total, losses = self.network.objective(images, labels, noise, tau, self._loss_of)
         total.backward()

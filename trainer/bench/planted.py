@@ -27,7 +27,7 @@ from trainer.recipes.groups import groups_of_labels
 from trainer.run import train_run
 
 _EVAL_BATCHES, _EVAL_BATCH = 8, 1024
-_FIRST_EVAL_BATCH = 10**9  # number of a batch that no training step reaches
+_FIRST_EVAL_BATCH = 10**9  # larger than the number of any training batch
 
 
 class PlantedData:
@@ -44,7 +44,7 @@ class PlantedData:
         self._accumulation = config.optim.gradient_accumulation_steps
 
     def steps_per_epoch(self) -> int:
-        """There are no epochs.
+        """Raise an error: a planted problem has no epochs.
 
         Raises:
             UserError: Always.
@@ -54,13 +54,13 @@ class PlantedData:
     def train_batches(
         self, start_step: int, end_step: int, *, rank: int, world_size: int
     ) -> Iterator[Batch]:
-        """Yield the micro-batches of a rank, different on each."""
+        """Yield the micro-batches of a rank; no two ranks have the same samples."""
         size = self._micro_batch // world_size
         for number in range(start_step * self._accumulation, end_step * self._accumulation):
             yield self._problem.batch(number * world_size + rank, size)
 
     def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
-        """Yield the evaluation batches, the same in every evaluation."""
+        """Yield the same evaluation batches in every evaluation."""
         for number in range(rank, _EVAL_BATCHES, world_size):
             yield self._problem.batch(_FIRST_EVAL_BATCH + number, _EVAL_BATCH)
 
@@ -70,10 +70,12 @@ class PlantedResult:
     """The result of a recipe on one problem.
 
     Attributes:
+        seed: Seed of the problem and the runs.
         error: Mean test error of the tasks.
-        true_error: Mean test error of the true grouping, trained the same way.
+        true_error: Mean test error of the true grouping, trained with the same settings.
+        ratio: `error` divided by `true_error`.
         ari: Adjusted Rand index of the recipe's groups and the true groups.
-        branches: Number of branches with tasks at the end.
+        branches: Number of branches with tasks after training.
         seconds: Wall time of the recipe's run.
     """
 
@@ -101,7 +103,15 @@ def measure_grouping(
     """Train the recipe and the true grouping on one problem for each seed.
 
     Args:
+        num_tasks: Number of tasks.
+        num_groups: Number of true groups.
+        num_branches: Number of branches of the recipe's network.
+        seeds: Seeds of the problems and the runs.
+        recipe: Name of the recipe.
+        steps: Number of training steps.
+        batch: Samples of a step.
         overrides: `section.key=value` for the recipe's runs.
+        progress: Whether to show a progress bar.
 
     Raises:
         UserError: There are fewer tasks than groups, or the configuration is not allowed.
@@ -112,13 +122,15 @@ def measure_grouping(
     with tempfile.TemporaryDirectory() as folder:
         for seed in tqdm(seeds, desc=recipe, unit="problem", disable=not progress):
             problem = PlantedProblem(num_tasks, num_groups, seed)
-            place = Path(folder) / str(seed)
-            own = planted_config(place / "run", num_branches, seed, recipe, steps, batch, overrides)
-            error, labels, seconds = _train(own, problem)
-            truth = [int(group) for group in problem.groups]
-            groups = write_groups(place / "true.json", problem)
-            true = planted_config(
-                place / "true",
+            out = Path(folder) / str(seed)
+            config = planted_config(
+                out / "run", num_branches, seed, recipe, steps, batch, overrides
+            )
+            error, labels, seconds = _train(config, problem)
+            true_labels = [int(group) for group in problem.groups]
+            groups = write_groups(out / "true.json", problem)
+            true_config = planted_config(
+                out / "true",
                 num_groups,
                 seed,
                 "fixed",
@@ -126,14 +138,14 @@ def measure_grouping(
                 batch,
                 [f"grouping.groups={groups}"],
             )
-            true_error, _, _ = _train(true, problem)
+            true_error, _, _ = _train(true_config, problem)
             results.append(
                 PlantedResult(
                     seed,
                     error,
                     true_error,
                     error / true_error,
-                    float(adjusted_rand_score(truth, labels)),
+                    float(adjusted_rand_score(true_labels, labels)),
                     len(set(labels)),
                     seconds,
                 )
@@ -158,7 +170,10 @@ def planted_config(
     batch: int,
     overrides: Iterable[str] = (),
 ) -> Config:
-    """The configuration of a run on a planted problem: branches as wide as a group's features."""
+    """Return the configuration of a run on a planted problem.
+
+    The branches have the width of a group's features.
+    """
     tree: dict[str, Any] = {
         "run": {"out": str(out), "steps": steps, "seed": seed, "checkpoint_every": steps},
         "data": {"shards": "planted", "image_size": [1, 1], "global_batch": batch, "workers": 0},
@@ -182,7 +197,7 @@ def planted_config(
 
 
 def _train(config: Config, problem: PlantedProblem) -> tuple[float, list[int], float]:
-    """Train and return the mean test error, the branch of every task, and the wall time in s."""
+    """Train and return the mean test error, the branch of every task, and the seconds."""
     start = time.perf_counter()
     accelerator: Accelerator = make_accelerator(config)
     session, metrics = train_run(config, accelerator, PlantedData(problem, config))

@@ -1,4 +1,4 @@
-"""The published step on a case of `dmtg bench step`, with the weights of this project's network.
+"""Build the published step of a case of `dmtg bench step`, with this project's weights.
 
 Legend: N tasks, K branches.
 """
@@ -23,10 +23,11 @@ LR = 1e-3
 def naive_step(
     case: StepCase, network: MultiTaskNetwork | None = None
 ) -> tuple[Step, NaiveNetwork]:
-    """Return the published step on the case, and the network it trains.
+    """Return the published step on the case, and the network that it trains.
 
     Args:
-        network: Network whose weights are copied; without it they are random.
+        case: The measured case.
+        network: Network whose weights are copied; None initialises random weights.
     """
     torch.manual_seed(0)
     encoders = [_encoder(case) for _ in range(case.branches)]
@@ -40,23 +41,23 @@ def naive_step(
     linear = case.heads == "linear"
     loss_of = F.binary_cross_entropy_with_logits if linear else F.l1_loss
     trainer = NaiveTrainer(published, loss_of, None if case.encoder == "none" else LR)
-    return _repeated(case, trainer), published
+    return _step_of(case, trainer), published
 
 
-def _repeated(case: StepCase, trainer: NaiveTrainer) -> Step:
+def _step_of(case: StepCase, trainer: NaiveTrainer) -> Step:
     batch = case.data()
     labels = list(batch.labels.values())
     mean, std = (
         255 * torch.tensor(values, device=case.device).view(-1, 1, 1)
         for values in (IMAGE_MEAN, IMAGE_STD)
     )
-    number = 0
+    steps_done = 0
 
     def step() -> Tensor:
-        nonlocal number
+        nonlocal steps_done
         images = (batch.images.float() - mean) / std
-        losses = trainer.step(images, labels, case.noise(number), TAU)
-        number += case.encoder != "none"
+        losses = trainer.step(images, labels, case.noise(steps_done), TAU)
+        steps_done += case.encoder != "none"
         return torch.stack(losses).view(case.tasks, case.branches)
 
     return step
@@ -78,7 +79,7 @@ def _head(case: StepCase, shape: torch.Size) -> nn.Module:
 
 @torch.no_grad()
 def _copy_weights(published: NaiveNetwork, network: MultiTaskNetwork) -> None:
-    """Copy the parameters; both encoders hold them in the same order under different names."""
+    """Copy the parameters, which have the same order and different names in both encoders."""
     for encoder, original in zip(published.encoders, network.branches, strict=True):
         for target, value in zip(encoder.parameters(), original.parameters(), strict=True):
             target.copy_(value)

@@ -1,4 +1,4 @@
-"""Measure this project's training step against the published step and against a lower bound.
+"""Compare this project's training step with the published step and with a lower bound.
 
 Legend: N tasks, K branches.
 """
@@ -29,15 +29,16 @@ Variant = Literal["ours", "naive"]
 _STATUS = Path("/proc/self/status")
 _MIB = 2**20
 _MEMORY_STEPS = 3
-_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # relative, of the first step's losses
+_TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}  # relative difference of the first step's losses
 
 
 def measure_step(case: StepCase, repeats: int) -> dict[str, Any]:
-    """Time both steps in this process, and measure the memory of each in a process for it alone.
+    """Measure the time of both steps in this process, and the memory of each in a new process.
 
     Returns:
-        `ours_ms`, `naive_ms` (medians), `ratio`, `floor_ms`, `over_floor` (ours), `ours_peak_mb`,
-        `naive_peak_mb`, `memory_ratio`, `loss_difference`, the terms of the floor, and the case.
+        Medians `ours_ms` and `naive_ms`, their `ratio`, the lower bound `floor_ms`, `over_floor`
+        (`ours_ms` divided by it), `ours_peak_mb`, `naive_peak_mb`, `memory_ratio`,
+        `loss_difference`, the terms of the lower bound, and the case.
 
     Raises:
         UserError: The losses of the two steps differ.
@@ -71,10 +72,10 @@ def measure_step(case: StepCase, repeats: int) -> dict[str, Any]:
 
 
 def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
-    """Return the largest relative difference of the losses of the first step.
+    """Return the maximum relative difference of the losses of the first step.
 
     Raises:
-        UserError: It is too large: the two steps do not compute the same.
+        UserError: The difference is too large, so the two steps compute different losses.
     """
     losses, published = ours(), naive()
     difference = float(((losses - published).abs() / published.abs().clamp_min(1e-3)).max())
@@ -89,10 +90,10 @@ def _check_losses(case: StepCase, ours: Step, naive: Step) -> float:
 def _paired(
     case: StepCase, ours: Step, naive: Step, repeats: int, timer: Timer = timed
 ) -> tuple[float, float]:
-    """Return the median milliseconds of both steps, measured in turns.
+    """Return the median milliseconds of both steps, measured alternately.
 
-    A training makes steps of one kind only. So each timed step follows an untimed step of the same
-    kind, which brings caches and heap into the state of such a training.
+    A training executes only one kind of step. An untimed step of the same kind before each timed
+    step brings caches and heap into the state of such a training.
     """
     times: dict[Variant, list[float]] = {"ours": [], "naive": []}
     steps: dict[Variant, Step] = {"ours": ours, "naive": naive}
@@ -110,7 +111,7 @@ def num_weights(case: StepCase, network: MultiTaskNetwork) -> int:
 
 
 def step_flops(case: StepCase, network: MultiTaskNetwork, ours: Step) -> int:
-    """Return the operations of forward and backward pass."""
+    """Return the operations of the forward and backward pass."""
     if case.encoder != "none":
         return count_flops(network, network.select(network.heads), case.data())
     with flop_counter() as counter:
@@ -125,9 +126,9 @@ def _peak_of_process(case: StepCase, variant: Variant) -> float:
 
 
 def _peak_mb(case: StepCase, variant: Variant) -> float:
-    """Return the memory of some steps in MiB, weights and moments included.
+    """Return the peak memory of some steps in MiB, including weights and moments.
 
-    On the CPU, memory that the process held before is subtracted.
+    On the CPU, subtract the memory that the process used before.
     """
     before = _resident("VmRSS") if case.device.type == "cpu" else 0
     if variant == "ours":
@@ -149,7 +150,7 @@ def _resident(which: str) -> int:
     """Return the resident bytes of this process, now (`VmRSS`) or at its peak (`VmHWM`).
 
     Raises:
-        UserError: The system has no such file.
+        UserError: The system has no `/proc/self/status`.
     """
     if not _STATUS.is_file():
         raise UserError(f"{_STATUS} is missing: memory on the CPU can be measured on Linux only")

@@ -1,6 +1,6 @@
-"""Compares recipes: each is trained with each seed, in a separate process and folder.
+"""Compare recipes: train each with each seed, in a separate process and folder.
 
-A finished cell is not trained again, one that was stopped goes on from its newest checkpoint.
+A finished cell is not trained again; a stopped cell resumes from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.run_folder import RunFolder
 
 _MAIN = Path(__file__).resolve().parents[1] / "main.py"
 _CELL_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
-_HEARTBEAT = 5.0  # seconds between two notes of the time that a cell has taken
+_HEARTBEAT = 5.0  # seconds between two updates of the record of a running cell
 _LOG_LINES = 20
 
 
@@ -39,8 +39,11 @@ class Cell:
     """One training: a recipe and a seed.
 
     Attributes:
-        folder: Of its run.
-        arguments: Of `trainer/main.py`.
+        index: Number of the cell.
+        recipe: Name of the recipe.
+        seed: Value of `run.seed`.
+        folder: Run folder.
+        arguments: Arguments of `trainer/main.py`.
     """
 
     index: int
@@ -51,11 +54,11 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        """What its process has written."""
+        """The file with the output of the process."""
         return self.folder / "cell.log"
 
     def load(self) -> dict[str, Any]:
-        """Its record: `status` (waiting, running, stopped, failed, done), `seconds` and results.
+        """Return the record: `status` (waiting, running, stopped, failed, done), `seconds`, result.
 
         Raises:
             UserError: The record is not JSON.
@@ -69,27 +72,30 @@ class Cell:
             raise UserError(f"{path} is not JSON: {error}") from None
 
     def save(self, record: dict[str, Any]) -> None:
-        """Write its record."""
+        """Write the record."""
         write_json(self.folder / "cell.json", record)
 
 
 def plan_cells(
     config: Path, recipes: Sequence[str], seeds: Sequence[int], out: Path, overrides: Sequence[str]
 ) -> list[Cell]:
-    """Return the cells of a comparison, the seeds of a recipe one after another.
+    """Return the cells of a comparison, in the order of the recipes, then of the seeds.
 
     The keys under `grouping` in the file apply to the recipe that the file names; other recipes
-    have their defaults.
+    use their defaults.
 
     Args:
-        config: YAML file that all cells share.
-        overrides: `section.key=value` for all cells; `grouping.key=value` for those whose recipe
-            has the key.
+        config: YAML file of all cells.
+        recipes: Names of the recipes.
+        seeds: Values of `run.seed`.
+        out: Folder of the comparison.
+        overrides: `section.key=value` for all cells; `grouping.key=value` for the cells whose
+            recipe has the key.
 
     Raises:
-        UserError: A recipe is unknown or named twice, an override sets what the cells differ in or
-            what none of the recipes has, a cell's configuration is not allowed, or its folder holds
-            another run.
+        UserError: A recipe is unknown or named twice, an override sets a key that compare sets or
+            that no recipe has, the configuration of a cell is invalid, or its folder holds another
+            run.
     """
     load_plugins_of(config, overrides)
     unknown = [recipe for recipe in recipes if recipe not in RECIPES]
@@ -116,7 +122,7 @@ def plan_cells(
 
 
 def _overrides_by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return the overrides of each recipe: without those of `grouping` keys that it does not have.
+    """Return the overrides of each recipe, without `grouping` keys that the recipe lacks.
 
     Raises:
         UserError: No recipe has the key of an override.
@@ -126,45 +132,46 @@ def _overrides_by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> di
     for override in overrides:
         path = override.partition("=")[0]
         key = path.removeprefix("grouping.")
-        concerned = [r for r in recipes if key == path or has_value(sections[r], key)]
-        if not concerned:
+        matching = [r for r in recipes if key == path or has_value(sections[r], key)]
+        if not matching:
             hint = f"renamed to {RENAMED[path]}" if path in RENAMED else "no recipe here has it"
             raise UserError(f"override {override!r}: {path}: {hint}")
-        for recipe in concerned:
+        for recipe in matching:
             by_recipe[recipe].append(override)
     return by_recipe
 
 
 def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
-    """Train a cell to its end, unless it is done; its log and its record lie in its folder.
+    """Train a cell unless it is done, and write its log and its record to its folder.
 
     Args:
-        launch: Configuration file of `accelerate launch`; None trains in one plain process.
+        cell: Cell to train.
+        launch: Configuration file of `accelerate launch`; None trains in one process without it.
 
     Returns:
-        Its record, with `status` done, stopped or failed; a failed one has a `message`, a stopped
-        one was asked to save and end before it was done.
+        The record with `status` done, stopped (a signal asked the run to save and end) or failed
+        (with a `message`).
     """
     record = cell.load()
     if record["status"] == "done":
         return record
     cell.folder.mkdir(parents=True, exist_ok=True)
-    before = record["seconds"]
+    earlier_seconds = record["seconds"]
     command = _command(cell, launch)
     record = {"recipe": cell.recipe, "seed": cell.seed, "command": shlex.join(command)}
-    start, earlier = time.monotonic(), _run_status(cell)
+    start, earlier_status = time.monotonic(), _run_status(cell)
     with open(cell.log, "ab") as log, _running(command, log) as process:
         code = None
         while code is None:
-            seconds = before + time.monotonic() - start
+            seconds = earlier_seconds + time.monotonic() - start
             cell.save({**record, "status": "running", "seconds": seconds})
             try:
                 code = process.wait(_HEARTBEAT)
             except subprocess.TimeoutExpired:
                 continue
-    record["seconds"] = before + time.monotonic() - start
+    record["seconds"] = earlier_seconds + time.monotonic() - start
     status = _run_status(cell)
-    if status != earlier and status.get("state") == "preempted":
+    if status != earlier_status and status.get("state") == "preempted":
         record["status"] = "stopped"
     elif code == 0:
         record |= {"status": "done", **read_result(cell.folder)}
@@ -175,7 +182,7 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
 
 
 def _run_status(cell: Cell) -> dict[str, Any]:
-    """What the run says of itself; nothing before it has said something."""
+    """Return the content of the run's `status.json`; empty if there is none."""
     try:
         return json.loads((cell.folder / "status.json").read_text())
     except (OSError, ValueError):
@@ -183,43 +190,43 @@ def _run_status(cell: Cell) -> dict[str, Any]:
 
 
 def _command(cell: Cell, launch: Path | None) -> list[str]:
-    start = [sys.executable]
+    launcher = [sys.executable]
     if launch is not None:
-        # Port 0 takes any free one: cells of a job array may share a machine.
-        start += ["-m", "accelerate.commands.launch", "--config_file", str(launch)]
-        start += ["--main_process_port", "0"]
-    return [*start, str(_MAIN), *cell.arguments]
+        # Port 0 selects a free port: several cells of a job array may run on one machine.
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", str(launch)]
+        launcher += ["--main_process_port", "0"]
+    return [*launcher, str(_MAIN), *cell.arguments]
 
 
 @contextmanager
 def _running(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
-    """A process that does not outlive this one's block, not even where this one is terminated.
+    """Start a process, and terminate it at the end of the context or when SIGTERM arrives.
 
-    SIGUSR1, which asks for a save and an end, is passed on to it.
+    Forward SIGUSR1, which asks a run to save and end, to the process.
     """
 
-    def leave(_signal: int, _frame: FrameType | None) -> None:
+    def exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal.SIGTERM)
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         process.send_signal(number)
 
-    earlier = signal.signal(signal.SIGTERM, leave)
+    earlier_term = signal.signal(signal.SIGTERM, exit_on_sigterm)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    earlier_user = signal.signal(signal.SIGUSR1, pass_on)
+    earlier_usr1 = signal.signal(signal.SIGUSR1, forward)
     try:
         yield process
     finally:
-        signal.signal(signal.SIGTERM, earlier)
-        signal.signal(signal.SIGUSR1, earlier_user)
+        signal.signal(signal.SIGTERM, earlier_term)
+        signal.signal(signal.SIGUSR1, earlier_usr1)
         if process.poll() is None:
             process.terminate()
             process.wait()
 
 
 def _failure(cell: Cell, code: int, command: list[str]) -> str:
-    last = cell.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    lines = "\n".join(f"    {line}" for line in last)
+    last_lines = cell.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    lines = "\n".join(f"    {line}" for line in last_lines)
     return (
         f"cell {cell.index} ({cell.recipe}, seed {cell.seed}) ended with exit code {code}\n"
         f"  command: {shlex.join(command)}\n  last lines of {cell.log}:\n{lines}"

@@ -18,7 +18,7 @@ from trainer.compare.table import REFERENCE, RecipeResult, Spread
 
 
 def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
-    """Write the plot; recipes without a finished cell are left out."""
+    """Write the plot of all recipes that have a finished cell."""
     results = [result for result in results if result.done]
     tasks = [name for name in results[0].tasks if any(name in r.gains for r in results)]
     panels = 3 if tasks else 2
@@ -68,7 +68,7 @@ def _draw_cost(axis: Axes, results: Sequence[RecipeResult]) -> None:
 
 def _draw_gains(axis: Axes, results: Sequence[RecipeResult], tasks: Sequence[str]) -> None:
     cells = [[r.gains[t].mean if t in r.gains else np.nan for r in results] for t in tasks]
-    limit = float(np.nanpercentile(np.abs(cells), 95)) or 1.0  # without outliers
+    limit = float(np.nanpercentile(np.abs(cells), 95)) or 1.0  # outliers saturate the color scale
     image = axis.imshow(cells, aspect="auto", cmap="RdBu", vmin=-limit, vmax=limit)
     axis.set_yticks(range(len(tasks)), tasks, fontsize=7)
     axis.set_xticks(range(len(results)), [r.recipe for r in results], rotation=45, ha="right")

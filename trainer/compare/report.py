@@ -18,7 +18,7 @@ from trainer.compare.plot import draw_comparison
 from trainer.compare.table import REFERENCE, RecipeResult, Spread, specs_of, tabulate
 from trainer.json_file import write_json
 
-Rows = list[list[str]]  # the first one is the header
+Rows = list[list[str]]  # the first row is the header
 
 _NOTES = (
     "Mean ± sample standard deviation over the seeds. A gain is relative to the mean of the runs "
@@ -35,7 +35,7 @@ def save_comparison(
     Args:
         records: Records of the cells.
         out: Folder of the comparison.
-        about: A sentence that states what was compared.
+        about: Sentence that describes the comparison.
 
     Returns:
         The results by recipe, and their tables.
@@ -67,7 +67,7 @@ def shown(spread: Spread | None, digits: int = 4) -> str:
 
 
 def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
-    """Return one row for every recipe; columns without a number are left out."""
+    """Return one row for every recipe, without columns that have no value."""
     columns = {
         "recipe": [result.recipe for result in results],
         "seeds": [_seeds(result) for result in results],
@@ -86,7 +86,7 @@ def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
 
 
 def task_rows(results: Sequence[RecipeResult], specs: Sequence[TaskSpec]) -> Rows:
-    """Return one row for every task with its primary metric, one column for every recipe."""
+    """Return one row for every task and one column for every recipe with the primary metric."""
     rows = [["task", "metric", *(result.recipe for result in results)]]
     for spec in specs:
         metric = metric_for(spec)
@@ -110,7 +110,7 @@ def _count(spread: Spread | None) -> str:
 
 
 def print_tables(tables: Sequence[Rows], console: Console) -> None:
-    """Print each as a table."""
+    """Print the tables to the console."""
     for header, *rows in tables:
         table = Table(*header)
         for row in rows:

@@ -15,16 +15,15 @@ from trainer.recipes.learner import hard_heads
 from trainer.report.picture import read_metrics
 from trainer.run_folder import RunFolder
 
-_LAST = 0.1  # fraction of the training records over which the training loss is averaged
+_LAST = 0.1  # fraction of the training records, at the end, whose loss is averaged
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """Read a finished run.
+    """Return the result of a finished run.
 
     Returns:
-        As JSON values: the `tasks`, the `metrics` of the final evaluation, the mean
-        `train_loss` at the end, the `groups` of task names, and the `parameters` of the model with
-        one head per task.
+        JSON values: `tasks`, `metrics` of the final evaluation, mean `train_loss` at the end,
+        `groups` of task names, and the number of `parameters` of the model with one head per task.
 
     Raises:
         UserError: The folder holds no complete checkpoint or no evaluation of it.

@@ -1,4 +1,4 @@
-"""Results of a comparison by recipe: means and standard deviations over the seeds."""
+"""Compute means and standard deviations over the seeds for every recipe of a comparison."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Spread:
     """Mean and standard deviation of a number over the seeds.
 
     Attributes:
+        mean: Mean of the values.
         std: Sample standard deviation; None for a single seed.
+        values: Value of each seed.
     """
 
     mean: float
@@ -32,7 +34,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
-        """Return the spread of the values that are not None; None if there is no such value."""
+        """Return the spread of the values that are not None, or None without such values."""
         known = tuple(value for value in values if value is not None)
         if not known:
             return None
@@ -44,6 +46,7 @@ class RecipeResult:
     """The results of a recipe's finished cells.
 
     Attributes:
+        recipe: Name of the recipe.
         done: Number of finished cells.
         failed: Number of cells that failed.
         total_error: 100 times the sum of the error rates of the tasks that have one.
@@ -72,10 +75,10 @@ class RecipeResult:
 
 
 def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
-    """Sum up the cells' records by recipe, in the order in which the recipes first occur.
+    """Summarise the records of the cells by recipe, in the order of the recipes' first records.
 
-    The reference of the gains is the mean over the seeds of `REFERENCE`, if that is among the
-    recipes; a task whose reference is zero or does not exist has no gain.
+    Gains are relative to the mean over the seeds of `REFERENCE`, if it is among the recipes; a task
+    whose reference is zero or missing has no gain.
     """
     recipes = list(dict.fromkeys(record["recipe"] for record in records))
     done = {
@@ -101,7 +104,7 @@ def specs_of(records: Sequence[Mapping[str, Any]]) -> list[TaskSpec]:
 
 
 def _mean_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return each task's mean primary metric, where a gain can be computed relative to it."""
+    """Return the mean primary metric of each task for which it is finite and positive."""
     reference: dict[str, dict[str, float]] = {}
     for spec in specs_of(cells):
         primary = metric_for(spec).primary

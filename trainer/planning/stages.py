@@ -140,8 +140,8 @@ class Planner:
         low = self.precision != "fp32"
         times = {}
         for engine in ENGINES:
-            updates = 1 if engine == "ddp" else gpus  # a sharded engine updates one shard per rank
-            arithmetic = accumulation * measured.micro_batch + measured.update / updates
+            num_shards = 1 if engine == "ddp" else gpus  # each rank updates one shard
+            arithmetic = accumulation * measured.micro_batch + measured.update / num_shards
             if engine == "zero3_offload":
                 weights = NetworkBytes.of(network, self.precision).weights
                 arithmetic += offload_seconds(weights, gpus)

@@ -111,19 +111,19 @@ def measure_time(
         section: Optimizer section of the configuration.
         device: Device of the measurement.
     """
-    measured = MultiTaskNetwork.from_config(network.config()).to(device)
-    measured.activation_checkpointing = network.activation_checkpointing
-    selection, size, growing = measured.select(heads), 1, True
+    copy = MultiTaskNetwork.from_config(network.config()).to(device)
+    copy.activation_checkpointing = network.activation_checkpointing
+    selection, size, growing = copy.select(heads), 1, True
     while growing:
-        seconds = _pass_seconds(measured, selection, size, precision)
+        seconds = _pass_seconds(copy, selection, size, precision)
         growing = size < micro_batch and 4 * seconds < _MAX_SECONDS
         size = min(micro_batch, 4 * size) if growing else size
-    passes = [_pass_seconds(measured, selection, size, precision) for _ in range(_REPEATS)]
+    passes = [_pass_seconds(copy, selection, size, precision) for _ in range(_REPEATS)]
     ratio = 1.0
     if size < micro_batch:
         flops = [step_cost(network, heads, n, precision).flops for n in (micro_batch, size)]
         ratio = flops[0] / flops[1]
-    optimizer = build_optimizer(measured, section)
+    optimizer = build_optimizer(copy, section)
     updates = [_timed(optimizer.step, device) for _ in range(_REPEATS)]
     return MeasuredTime(ratio * statistics.median(passes), statistics.median(updates[1:]))
 
