@@ -1,10 +1,10 @@
-"""What the engines send in a step: counted in real runs of two processes, and by formula.
+"""Count the bytes that the engines send in a step, and compare them with the formulas.
 
 python benchmarks/communication.py
 
-Every engine makes one step of a small network in two micro-batches, and all bytes that it hands to
-a collective operation are counted. Results go to benchmarks/results/communication.json; the exit
-code is 1 where a formula gives something else.
+Two processes execute one step of a small network in two micro-batches with every engine. The script
+counts all bytes of collective operations and writes benchmarks/results/communication.json; the exit
+code is 1 if a formula disagrees with the count.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ACCUMULATION = 2
 
 
 def small_config(precision: str) -> Config:
-    """A network with parameters on both sides of ZeRO 3's threshold, and batch normalisation."""
+    """Return a network with batch norm and parameters above and below ZeRO 3's threshold."""
     options = {
         "model_type": "resnet",
         "embedding_size": 16,
@@ -62,7 +62,7 @@ def small_config(precision: str) -> Config:
 
 
 def count(precision: str, out: Path) -> None:
-    """Count the bytes of one step, in a process of a launcher."""
+    """Count the bytes of one step and write them to a file; the launcher starts this function."""
     from trainer.engines.accelerator import make_accelerator
     from trainer.engines.engine import Engine
 
@@ -79,7 +79,7 @@ def count(precision: str, out: Path) -> None:
                 engine.backward(sum(value.square().mean() for value in outputs.values()))
 
     step()
-    step()  # DDP lays out its buckets, and DeepSpeed its trace, in the first ones
+    step()  # DDP arranges its buckets and DeepSpeed records its trace in the first steps
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
         step()
     trace = out.with_name(f"{accelerator.process_index}.json")
@@ -91,28 +91,28 @@ def count(precision: str, out: Path) -> None:
 
 
 def messages(trace: dict[str, Any]) -> dict[str, float]:
-    """Bytes by operation in a trace; gloo carries out a reduce-scatter as an all-reduce."""
-    found: Counter[str] = Counter()
+    """Return the bytes of a trace by operation; gloo implements reduce-scatter as all-reduce."""
+    num_bytes: Counter[str] = Counter()
     for event in trace["traceEvents"]:
         kind, _, name = event.get("name", "").partition(":")
         if kind == "gloo":
             arguments = event["args"]
             for shape, dtype in zip(arguments["Input Dims"], arguments["Input type"], strict=True):
-                if shape:  # norms and flags are single numbers
-                    found[name] += TYPES[dtype] * torch.Size(shape).numel()
-    return dict(found)
+                if shape:  # ignore scalars, such as norms and flags
+                    num_bytes[name] += TYPES[dtype] * torch.Size(shape).numel()
+    return dict(num_bytes)
 
 
 def measure(stage: str, precision: str) -> dict[str, Any]:
-    """One engine's bytes, counted and by formula; gathered tensors at their whole size."""
+    """Return the bytes of one engine, counted and by formula, for unsharded tensors."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
         port, out = probe.getsockname()[1], Path(folder) / "messages.json"
         probe.close()
         config = ROOT / "accelerate_configs" / f"{stage}_cpu.yaml"
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
-        own = [__file__, "--count", str(out), "--precision", precision]
-        command = [sys.executable, *launcher, "--main_process_port", str(port), *own]
+        script = [__file__, "--count", str(out), "--precision", precision]
+        command = [sys.executable, *launcher, "--main_process_port", str(port), *script]
         on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         subprocess.run(command, check=True, capture_output=True, timeout=900, env=on_cpu)
         counted = json.loads(out.read_text())
@@ -126,7 +126,7 @@ def measure(stage: str, precision: str) -> dict[str, Any]:
 
 
 def agrees(measured: dict[str, Any]) -> bool:
-    """Whether a formula gives what was counted, up to the padding of what is cut in shards."""
+    """Return whether a formula agrees with the count, except for the padding of shards."""
     formula = measured["formula"]
     reduced = formula["all_reduce"] + formula["reduce_scatter"]
     pairs = ((measured["reduced"], reduced), (measured["gathered"], formula["all_gather"]))
@@ -146,7 +146,7 @@ def main() -> int:
     measured = {f"{stage} {precision}": measure(stage, precision) for stage, precision in cases}
     results = {
         "measured": measured,
-        "claims": {f"{name}: formula": agrees(own) for name, own in measured.items()},
+        "claims": {f"{name}: formula": agrees(counted) for name, counted in measured.items()},
     }
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     sys.stdout.write(json.dumps(results["claims"], indent=1) + "\n")

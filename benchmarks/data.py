@@ -1,9 +1,9 @@
-"""What reading costs: samples a second and bytes a sample by format, the index at scale, a step.
+"""Measure reading: samples per second and bytes per sample by format, large indexes, loading.
 
 python benchmarks/data.py [--views DIR]
 
-The sample has six fields at 256 pixels: rgb, normal, depth, keypoints and edges (16-bit), ids.
-Results go to benchmarks/results/data.json; the exit code is 1 where a claim does not hold.
+A sample has six fields at 256 pixels: rgb, normal, depth, keypoints and edges (16-bit), ids.
+Writes benchmarks/results/data.json; the exit code is 1 if a claim does not hold.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def rooms(count: int) -> Iterator[Arrays]:
-    """Ray-cast rooms with five of their labels."""
+    """Yield ray-cast rooms with five of their labels."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         scene, hits = visible_scene(rng, SIZE)
@@ -59,16 +59,16 @@ def rooms(count: int) -> Iterator[Arrays]:
 
 
 def views(root: Path) -> Iterator[Arrays]:
-    """The views of a folder in the released layout that have all six fields, at half size."""
+    """Yield the views of a folder in the released layout that have all six fields, at half size."""
     for path in sorted(root.glob("rgb/*/*_domain_rgb.png")):
-        found = {
+        labels = {
             name: Path(str(path).replace("/rgb/", f"/{name}/").replace("_rgb.", f"_{name}."))
             for name in VIEW_LABELS
         }
-        if all(label.is_file() for label in found.values()):
+        if all(label.is_file() for label in labels.values()):
             with Image.open(path) as image:
                 arrays = {"rgb": np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))}
-            for name, label in found.items():
+            for name, label in labels.items():
                 with Image.open(label) as image:
                     array = np.asarray(image)
                 step = array.shape[0] // SIZE
@@ -77,18 +77,18 @@ def views(root: Path) -> Iterator[Arrays]:
 
 
 def as_zstd(arrays: Arrays) -> dict[str, bytes]:
-    """The default form: JPEG for rgb, planes for labels."""
+    """Encode a sample in the default format: JPEG for rgb, planes for labels."""
     labels = {f"{name}.planes": encode_planes(a) for name, a in arrays.items() if name != "rgb"}
     return {"rgb.jpg": encode_jpeg(arrays["rgb"]), **labels}
 
 
 def as_portable(arrays: Arrays) -> dict[str, bytes]:
-    """PNG throughout."""
+    """Encode all fields of a sample as PNG."""
     return {f"{name}.png": encode_png(array) for name, array in arrays.items()}
 
 
 def as_pickles(arrays: Arrays) -> dict[str, bytes]:
-    """A float32 pickle a field, channels first."""
+    """Encode each field of a sample as a float32 pickle, channels first."""
     return {
         f"{name}.pickle": pickle.dumps(np.atleast_3d(array).transpose(2, 0, 1).astype(np.float32))
         for name, array in arrays.items()
@@ -107,7 +107,7 @@ FORMS: dict[str, tuple[Callable[[Arrays], dict[str, bytes]], Callable[[str, byte
 
 
 def write_form(root: Path, form: str, samples: list[Arrays]) -> tuple[ShardStore, list[str], Split]:
-    """Write the samples as one shard; the store, the members of a sample and the split."""
+    """Write the samples as one shard; return the store, the members of a sample and the split."""
     encode, _ = FORMS[form]
     members: Mapping[str, bytes] = {}
     with ShardWriter(root, form, len(samples)) as writer:
@@ -119,9 +119,10 @@ def write_form(root: Path, form: str, samples: list[Arrays]) -> tuple[ShardStore
 
 
 def compare_forms(root: Path, samples: list[Arrays], rounds: int) -> dict[str, dict[str, float]]:
-    """Samples a second of one core and bytes of a sample.
+    """Return the samples per second of one core and the bytes per sample of every format.
 
-    The forms take turns and the fastest round counts: what else the machine does only slows one.
+    Measure the formats alternately and use the fastest round, because other programs on the machine
+    can only slow a round down.
     """
     stores = {form: write_form(root, form, samples) for form in FORMS}
     seconds: dict[str, list[float]] = {form: [] for form in FORMS}
@@ -142,38 +143,38 @@ def compare_forms(root: Path, samples: list[Arrays], rounds: int) -> dict[str, d
 
 
 def resident() -> float:
-    """Memory of this process in MiB."""
+    """Return the resident memory of this process in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def measure_scale(root: Path) -> None:
-    """Open the manifest of millions of samples and resume in them; prints JSON."""
+    """Open a manifest of millions of samples, resume at several steps, and print JSON."""
     before, start = resident(), time.perf_counter()
     manifest = Manifest.load(root)
     opened = time.perf_counter()
     split = manifest.split("train")
     order = EpochOrder(tuple(shard.samples for shard in split.shards), seed=0, num_streams=STREAMS)
-    resumed = []
+    resume_ms = []
     for step in np.random.default_rng(0).integers(0, 10**6, 9).tolist():
         begin = time.perf_counter()
         batches = TrainBatches(
             order, global_batch=GLOBAL_BATCH, num_steps=step + 1, start_step=step
         )
         next(iter(batches))
-        resumed.append(1000 * (time.perf_counter() - begin))
+        resume_ms.append(1000 * (time.perf_counter() - begin))
     values = {
         "samples": split.num_samples,
         "shards": len(split.shards),
         "open_seconds": round(opened - start, 3),
-        "resume_ms": round(statistics.median(resumed), 2),
+        "resume_ms": round(statistics.median(resume_ms), 2),
         "memory_mib": round(resident() - before, 1),
     }
     sys.stdout.write(json.dumps(values) + "\n")
 
 
 def scale(root: Path) -> dict[str, float]:
-    """`measure_scale` in a process of its own, whose memory nothing else has used."""
+    """Run `measure_scale` in a new process, so that its memory contains nothing else."""
     shards = tuple(
         Shard(name=f"train-{n:06d}.tar", samples=SAMPLES_PER_SHARD, bytes=10240, sha256=f"{n:064x}")
         for n in range(SHARDS)
@@ -186,13 +187,13 @@ def scale(root: Path) -> dict[str, float]:
 
 
 def loader_overhead(root: Path, split: Split, batch: int, steps: int) -> dict[str, float]:
-    """CPU time of the main process for each batch that a worker has made ready."""
+    """Return the CPU time of the main process for each batch that a worker has loaded."""
     ids = {"kind": "dense_classification", "classes": tuple("abcdefghijklmnopqr")}
     special: dict[str, dict[str, Any]] = {"normal": {"channels": 3}, "segment_semantic": ids}
     fields = {"rgb": Field(member="rgb.jpg", kind="image", channels=3)}
     for name in ROOM_LABELS:
-        described = {"kind": "dense_regression", **special.get(name, {})}
-        fields[name] = Field(member=f"{name}.planes", **described)
+        options = {"kind": "dense_regression", **special.get(name, {})}
+        fields[name] = Field(member=f"{name}.planes", **options)
     labelled = dict.fromkeys(fields, split.num_samples)
     split = split.model_copy(update={"labelled": labelled})
     manifest = Manifest(dataset="rooms", fields=fields, splits={"train": split})
@@ -216,22 +217,22 @@ def loader_overhead(root: Path, split: Split, batch: int, steps: int) -> dict[st
 
 
 def claims(results: dict[str, Any]) -> dict[str, bool]:
-    """What the project says of itself, measured."""
-    held = {}
+    """Return whether each claim holds."""
+    holds = {}
     for name, forms in results["formats"].items():
         zstd, portable, pickles = (forms[form] for form in FORMS)
         speed = "samples_per_second_per_core"
-        held[f"{name}: zstd is at least 3.5 times portable"] = zstd[speed] >= 3.5 * portable[speed]
-        held[f"{name}: zstd takes at most a tenth of the pickles' bytes"] = (
+        holds[f"{name}: zstd is at least 3.5 times portable"] = zstd[speed] >= 3.5 * portable[speed]
+        holds[f"{name}: zstd takes at most a tenth of the pickles' bytes"] = (
             10 * zstd["bytes_per_sample"] <= pickles["bytes_per_sample"]
         )
-    held["4.6 million samples open in a second"] = results["scale"]["open_seconds"] < 1
-    held["4.6 million samples take less than 50 MiB"] = results["scale"]["memory_mib"] < 50
-    return held
+    holds["4.6 million samples open in a second"] = results["scale"]["open_seconds"] < 1
+    holds["4.6 million samples take less than 50 MiB"] = results["scale"]["memory_mib"] < 50
+    return holds
 
 
 def main() -> int:
-    """Measure everything, write the results and say whether the claims hold."""
+    """Measure, write the results and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--views", type=Path, help="folder of views in the released layout")
     parser.add_argument("--samples", type=int, default=32, help="rooms to read")
@@ -250,8 +251,8 @@ def main() -> int:
         samples = list(rooms(arguments.samples))
         results["formats"]["rooms"] = compare_forms(root / "rooms", samples, arguments.rounds)
         if arguments.views:
-            own = list(views(arguments.views))
-            repeated = own * -(-arguments.samples // len(own))
+            originals = list(views(arguments.views))
+            repeated = originals * -(-arguments.samples // len(originals))
             results["formats"]["views"] = compare_forms(root / "views", repeated, arguments.rounds)
         _, _, split = write_form(root / "loader", "zstd", samples)
         results["loader"] = loader_overhead(root / "loader", split, batch=16, steps=20)

@@ -1,14 +1,14 @@
-"""What SIGKILL does to a run that saves after every step: 50 of them, and a start after each.
+"""Kill a run with SIGKILL many times, resume it each time, and compare its result.
 
 python benchmarks/faults.py [--kills N] [--seed S]
 
-A run of one process on the CPU is killed at random times, every second time while the folder of an
-unfinished checkpoint is there, and started again with run.resume=auto. Checkpoints are written
-beside the training and within it in turn. In the end its records and its last checkpoint are
-compared, byte by byte, with those of a run that was left alone.
+The run has one process on the CPU and saves a checkpoint after every step, alternately in the
+background and in the training loop. The script kills it at random times, every second time while
+an unfinished checkpoint exists, and starts it again with run.resume=auto. At the end it compares
+the records and the last checkpoint byte by byte with those of an uninterrupted run.
 
-Results go to benchmarks/results/faults.json and docs/results/faults.md; the exit code is 1 where a
-claim does not hold.
+Writes benchmarks/results/faults.json and docs/results/faults.md; the exit code is 1 if a claim does
+not hold.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from trainer.run import train_run
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "faults.json"
 TABLE = ROOT / "docs" / "results" / "faults.md"
-SAVES_AHEAD = 6  # a process makes at most so many before it is killed, give or take one
-# Its imports are done once, here; a fork has them and nothing of an earlier run.
+SAVES_AHEAD = 6  # approximate maximum of checkpoints between two kills
+# A forked process needs no imports and has no state of an earlier run.
 FORK = multiprocessing.get_context("fork")
 
 logger = logging.getLogger("faults")
@@ -54,15 +54,15 @@ logger = logging.getLogger("faults")
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL and what the next starts made of it.
+    """One SIGKILL and its effect on the next start.
 
     Attributes:
-        background: Whether checkpoints were written beside the training.
-        during_save: Whether an unfinished checkpoint was left behind.
-        unreadable: Checkpoints under their final names that are not whole.
+        background: Whether checkpoints were written in the background.
+        during_save: Whether the kill left an unfinished checkpoint.
+        unreadable: Number of incomplete checkpoints with a final name.
         saved: Step of the newest checkpoint.
         done: Step of the last record in `metrics.jsonl`.
-        resumed: Step that the next start went on from; None if it did not.
+        resumed: Step from which the next start resumed; None if it did not resume.
     """
 
     background: bool
@@ -74,7 +74,7 @@ class Kill:
 
 
 class Run:
-    """A training run in a folder of its own, in a process that can be killed."""
+    """A training run in a separate folder, and in a process that can be killed."""
 
     def __init__(self, folder: Path, shards: Path, steps: int) -> None:
         folder.mkdir()
@@ -83,7 +83,7 @@ class Run:
         self.checkpoints = self.out / "checkpoints"
 
     def start(self, background: bool = True) -> BaseProcess:
-        """Begin or go on."""
+        """Start the process, which begins or resumes the run."""
         self.log.write_text("")
         process = FORK.Process(target=self._train, args=(background,))
         process.start()
@@ -97,30 +97,30 @@ class Run:
         train_run(config, make_accelerator(config))
 
     def newest(self) -> int:
-        """Step of the newest checkpoint under its final name; 0 for none."""
-        found = checkpoints(self.checkpoints)
-        return int(found[-1].name.removeprefix("step-")) if found else 0
+        """Return the step of the newest checkpoint with a final name; 0 without checkpoints."""
+        paths = checkpoints(self.checkpoints)
+        return int(paths[-1].name.removeprefix("step-")) if paths else 0
 
     def is_saving(self) -> bool:
-        """Whether there is an unfinished checkpoint."""
+        """Return whether there is an unfinished checkpoint."""
         return any(self.checkpoints.glob("step-*.partial"))
 
     def unreadable(self) -> int:
-        """Checkpoints that are not whole."""
+        """Return the number of incomplete checkpoints with a final name."""
         return sum(find_damage(path) is not None for path in checkpoints(self.checkpoints))
 
     def done(self) -> int:
-        """Step of the last whole record."""
+        """Return the step of the last complete record; 0 without records."""
         lines = (self.out / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
         return int(json.loads(lines[-1])["step"]) if lines else 0
 
     def resumed(self) -> int | None:
-        """Step that the last start went on from; None if it did not come to say so."""
-        found = re.search(r"continuing from \S*step-(\d+)", self.log.read_text())
-        return int(found[1]) if found else None
+        """Return the step from which the last start resumed; None if its log has no such line."""
+        match = re.search(r"continuing from \S*step-(\d+)", self.log.read_text())
+        return int(match[1]) if match else None
 
     def result(self) -> dict[str, bytes]:
-        """What a finished run has computed."""
+        """Return the files of a finished run that are compared, by name."""
         final = folder_of_step(self.checkpoints, self.steps)
         names = ("weights", "moments", "grouping")
         files = (self.out / "metrics.jsonl", *(final / f"{name}.safetensors" for name in names))
@@ -128,7 +128,7 @@ class Run:
 
 
 def settings(run: Run, background: bool) -> dict[str, Any]:
-    """A network of which a checkpoint has a megabyte; it is pruned on the way."""
+    """Return the settings of a run with checkpoints of 1 MB, which prunes its network."""
     options = {
         "model_type": "convnextv2", "hidden_sizes": [16, 32], "depths": [1, 1], "patch_size": 4,
         "num_stages": 2,
@@ -151,10 +151,13 @@ def settings(run: Run, background: bool) -> dict[str, Any]:
 
 
 def kill(run: Run, rng: random.Random, *, background: bool, aimed: bool) -> Kill | None:
-    """Let a run save a few times and kill it; None if it has ended before.
+    """Kill a run after a few checkpoints; return None if it ends before.
 
     Args:
-        aimed: Whether to wait for an unfinished checkpoint first.
+        run: Run to start and kill.
+        rng: Generator of the times.
+        background: Whether the run writes checkpoints in the background.
+        aimed: Whether to wait for an unfinished checkpoint before the kill.
     """
     process = run.start(background)
     target = run.newest() + 1 + rng.randrange(SAVES_AHEAD)
@@ -172,7 +175,7 @@ def kill(run: Run, rng: random.Random, *, background: bool, aimed: bool) -> Kill
 
 
 def kill_often(run: Run, kills: int, seed: int) -> list[Kill]:
-    """Kill a run so many times, let it end, and note what it went on from each time."""
+    """Kill a run `kills` times, let it finish, and return the kills."""
     rng = random.Random(seed)
     done: list[Kill] = []
     for number in range(kills + 1):
@@ -192,7 +195,7 @@ def kill_often(run: Run, kills: int, seed: int) -> list[Kill]:
 
 
 def summary(done: list[Kill], same: dict[str, bool]) -> dict[str, Any]:
-    """The numbers of the table."""
+    """Return the numbers of the table."""
     repeated = [kill.done - kill.saved for kill in done]
     return {
         "kills": len(done),
@@ -207,31 +210,32 @@ def summary(done: list[Kill], same: dict[str, bool]) -> dict[str, Any]:
     }
 
 
-def claims(found: dict[str, Any], kills: int) -> dict[str, bool]:
-    """Whether each claim holds."""
+def claims(numbers: dict[str, Any], kills: int) -> dict[str, bool]:
+    """Return whether each claim holds."""
     return {
-        f"{kills} kills": found["kills"] == kills,
-        "two fifths of them or more during a save": found["during_save"] >= 0.4 * kills,
-        "every start goes on from the last save": found["resumed_from_last_save"] == kills,
-        "no checkpoint is unreadable": found["unreadable"] == 0,
+        f"{kills} kills": numbers["kills"] == kills,
+        "two fifths of them or more during a save": numbers["during_save"] >= 0.4 * kills,
+        "every start goes on from the last save": numbers["resumed_from_last_save"] == kills,
+        "no checkpoint is unreadable": numbers["unreadable"] == 0,
         "no step is recorded twice or lost, no weight differs": all(
-            found["same_as_uninterrupted"].values()
+            numbers["same_as_uninterrupted"].values()
         ),
     }
 
 
-def table(found: dict[str, Any]) -> str:
-    """The numbers as a page."""
-    same = found["same_as_uninterrupted"]
+def table(numbers: dict[str, Any]) -> str:
+    """Return the numbers as a Markdown page."""
+    same = numbers["same_as_uninterrupted"]
+    mean_repeated = numbers["steps_after_last_save_mean"]
     rows = {
-        "SIGKILLs": found["kills"],
-        "of these with a save unfinished": found["during_save"],
-        "of these with checkpoints written beside the training": found["beside_training"],
-        "starts that went on": found["resumed"],
-        "of these from the last save": found["resumed_from_last_save"],
-        "unreadable checkpoints": found["unreadable"],
-        "steps after the last save that were made again, mean": found["steps_after_last_save_mean"],
-        "the same, most": found["steps_after_last_save_max"],
+        "SIGKILLs": numbers["kills"],
+        "of these with a save unfinished": numbers["during_save"],
+        "of these with checkpoints written beside the training": numbers["beside_training"],
+        "starts that went on": numbers["resumed"],
+        "of these from the last save": numbers["resumed_from_last_save"],
+        "unreadable checkpoints": numbers["unreadable"],
+        "steps after the last save that were made again, mean": mean_repeated,
+        "the same, most": numbers["steps_after_last_save_max"],
         "files equal to those of a run that was left alone": f"{sum(same.values())} of {len(same)}",
     }
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -252,7 +256,7 @@ which files and folders are synced before a checkpoint gets its name.
 
 
 def main() -> int:
-    """Measure, write the results and say whether the claims hold."""
+    """Measure, write the results and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -268,18 +272,18 @@ def main() -> int:
         done = kill_often(cut, arguments.kills, arguments.seed)
         expected, result = whole.result(), cut.result()
     same = {name: result[name] == content for name, content in expected.items()}
-    found = summary(done, same)
+    numbers = summary(done, same)
     results = {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
         "seconds": round(time.perf_counter() - began),
-        **found,
-        "claims": claims(found, arguments.kills),
+        **numbers,
+        "claims": claims(numbers, arguments.kills),
         "each": [asdict(kill) for kill in done],
     }
-    for path, text in ((RESULTS, json.dumps(results, indent=1) + "\n"), (TABLE, table(found))):
+    for path, text in ((RESULTS, json.dumps(results, indent=1) + "\n"), (TABLE, table(numbers))):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    sys.stdout.write(table(found))
+    sys.stdout.write(table(numbers))
     return 0 if all(results["claims"].values()) else 1
 
 

@@ -1,9 +1,9 @@
-"""Do the recipes find groups that are known? Planted problems of several sizes.
+"""Measure how well the recipes recover the true groups of planted problems of several sizes.
 
 python benchmarks/grouping.py [--quick]
 
-Writes docs/results/planted.json, planted.md and planted.png; the exit code is 1 where a claim does
-not hold. Without --quick it takes about ten minutes on two cores.
+Writes docs/results/planted.json, planted.md and planted.png; the exit code is 1 if a claim does not
+hold. Without --quick it takes about ten minutes on two cores.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ ROWS = (
     (60, 3, 8, "affinity", 5, 0),
     (1000, 16, 16, "affinity", 1, 0),
 )
-# tasks, branches: least adjusted Rand index, largest error ratio (None: not claimed)
+# (tasks, branches): minimum adjusted Rand index, maximum error ratio (None: not claimed)
 CLAIMS = {(60, 3): (0.95, 1.05), (200, 8): (0.90, 1.10), (1000, 16): (0.85, None)}
-SURPLUS = (60, 8)  # more branches than groups: these must go, and the error must not suffer
-STEP_COST = 1.10  # of the default recipe's time over that of the published one
+SURPLUS = (60, 8)  # more branches than groups: extra branches must not increase the error
+STEP_COST = 1.10  # maximum time of the default recipe / time of the published recipe
 
 
 def measure(quick: bool) -> list[dict[str, Any]]:
-    """Train all rows, or only the first seed of the small problems."""
-    found = []
+    """Train the recipes of all rows, or only the first seed of the small problems."""
+    rows = []
     for tasks, groups, branches, recipe, seeds, base in ROWS:
         if quick and tasks > 60:
             continue
-        chosen = range(base, base + (1 if quick else seeds))
-        results = as_json(measure_grouping(tasks, groups, branches, chosen, recipe))
+        seed_range = range(base, base + (1 if quick else seeds))
+        results = as_json(measure_grouping(tasks, groups, branches, seed_range, recipe))
         shape = {"tasks": tasks, "groups": groups, "branches": branches, "recipe": recipe}
-        found.append({**shape, **results})
-    return found
+        rows.append({**shape, **results})
+    return rows
 
 
 def faults(rows: list[dict[str, Any]]) -> list[str]:
-    """The claims that do not hold."""
-    wrong = []
+    """Return the claims that do not hold."""
+    failed = []
     seconds = {(r["tasks"], r["branches"], r["recipe"]): r["mean"]["seconds"] for r in rows}
     for row in (row for row in rows if row["recipe"] == "affinity"):
         shape, mean = (row["tasks"], row["branches"]), row["mean"]
-        least, most = CLAIMS.get(shape, (0.0, 1.05 if shape == SURPLUS else None))
-        if mean["ari"] < least or (most is not None and mean["ratio"] > most):
-            wrong.append(f"{shape}: ari {mean['ari']:.3f}, ratio {mean['ratio']:.3f}")
+        min_ari, max_ratio = CLAIMS.get(shape, (0.0, 1.05 if shape == SURPLUS else None))
+        if mean["ari"] < min_ari or (max_ratio is not None and mean["ratio"] > max_ratio):
+            failed.append(f"{shape}: ari {mean['ari']:.3f}, ratio {mean['ratio']:.3f}")
         published = seconds.get((*shape, "published"))
         if published is not None and mean["seconds"] > STEP_COST * published:
-            wrong.append(f"{shape}: {mean['seconds']:.1f} s against {published:.1f} s published")
-    return wrong
+            failed.append(f"{shape}: {mean['seconds']:.1f} s against {published:.1f} s published")
+    return failed
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as a Markdown table."""
     lines = [
         "| tasks | groups | branches | recipe | problems | test error | of the true grouping "
         "| ratio | adjusted Rand index | branches left | seconds |",
@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Error ratio and agreement with the truth of every problem."""
+    """Plot the error ratio and the adjusted Rand index of every problem."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.2))
     names = [f"{r['recipe']}\nN={r['tasks']} K={r['branches']}" for r in rows]
     for axis, key, title in (
@@ -108,13 +108,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> int:
-    """Measure, write and judge."""
+    """Measure, write the results and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed of the small problems")
     quick = parser.parse_args().quick
     logging.disable(logging.INFO)
     plt.switch_backend("Agg")
-    torch.set_num_threads(1)  # small matrices gain nothing from threads
+    torch.set_num_threads(1)  # threads do not speed up small matrices
     rows = measure(quick)
     text = (
         "# Planted problems\n\nMade by `python benchmarks/grouping.py`; 2,000 steps of 256 "
@@ -130,10 +130,10 @@ def main() -> int:
         (OUT / "planted.json").write_text(f"{record}\n")
         (OUT / "planted.md").write_text(text)
         draw(rows, OUT / "planted.png")
-    wrong = faults(rows)
-    for line in wrong:
+    failed = faults(rows)
+    for line in failed:
         sys.stderr.write(f"claim does not hold: {line}\n")
-    return 1 if wrong else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

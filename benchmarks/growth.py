@@ -1,10 +1,10 @@
-"""How the time of a step grows with the number of tasks, beside what the machine needs at least.
+"""Measure how the time of a step and its lower bound grow with the number of tasks.
 
 python benchmarks/growth.py
 
-Eight branches of the published encoder for 32-pixel images, heads for 10 to 2,000 tasks on each of
-them. Writes docs/results/growth.json and growth.png; the exit code is 1 where the growth is not
-linear. It takes about two minutes on two cores.
+The network has eight branches of the published encoder for images of 32 pixels, and heads for 10 to
+2,000 tasks on each branch. Writes docs/results/growth.json and growth.png; the exit code is 1 if
+the growth is not linear. It takes about two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
 TASKS = (10, 25, 50, 100, 200, 350, 500, 750, 1000, 1500, 2000)
 BRANCHES, BATCH, SIZE = 8, 64, 32
 REPEATS = 15
-LEAST_LINEAR = 0.99  # of the variance is explained by a straight line
+MIN_LINEAR = 0.99  # minimum fraction of the variance that a straight line explains
 
 
 def measure(tasks: int, rates: Rates) -> dict[str, float]:
-    """The least milliseconds of a step, which other programs disturb least, and the floor."""
+    """Return the minimum milliseconds of a step over the repeats, and their lower bound.
+
+    The minimum is the time with the least disturbance by other programs.
+    """
     case = StepCase("residual64", tasks, BRANCHES, BATCH, SIZE)
     with our_step(case) as (step, network):
         step()
@@ -47,19 +50,19 @@ def measure(tasks: int, rates: Rates) -> dict[str, float]:
 
 
 def line(rows: list[dict[str, float]], key: str) -> dict[str, float]:
-    """The straight line through the times, and the share of their variance it explains."""
+    """Fit a line to the times; return it with the fraction of the variance that it explains."""
     tasks, times = (np.array([row[name] for row in rows]) for name in ("tasks", key))
-    slope, start = np.polyfit(tasks, times, 1)
-    left = times - (start + slope * tasks)
+    slope, intercept = np.polyfit(tasks, times, 1)
+    residuals = times - (intercept + slope * tasks)
     return {
         "ms_per_task": float(slope),
-        "ms_at_zero": float(start),
-        "explained": float(1 - left.var() / times.var()),
+        "ms_at_zero": float(intercept),
+        "explained": float(1 - residuals.var() / times.var()),
     }
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Times and floor over the number of tasks, with the lines."""
+    """Plot the times and lower bounds over the number of tasks, with the fitted lines."""
     rows = record["rows"]
     figure, axis = plt.subplots(figsize=(7, 4.2))
     tasks = np.array([row["tasks"] for row in rows])
@@ -78,7 +81,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def main() -> int:
-    """Measure, write and judge."""
+    """Measure, write the results and return 1 if the growth is not linear."""
     logging.disable(logging.INFO)
     plt.switch_backend("Agg")
     rates = measure_rates(
@@ -102,7 +105,7 @@ def main() -> int:
     (OUT / "growth.json").write_text(f"{json.dumps(record, indent=1)}\n")
     draw(record, OUT / "growth.png")
     sys.stdout.write(f"{json.dumps(record, indent=1)}\n")
-    return 0 if record["step_ms"]["explained"] >= LEAST_LINEAR else 1
+    return 0 if record["step_ms"]["explained"] >= MIN_LINEAR else 1
 
 
 if __name__ == "__main__":

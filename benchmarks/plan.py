@@ -1,11 +1,11 @@
-"""How far `dmtg plan` is from what real training steps take, in memory and in time.
+"""Compare memory and time predicted by `dmtg plan` with real training steps.
 
 python benchmarks/plan.py
 
-Every case makes steps of `trainer/step.py` on data made up, in one process or in two over gloo. All
-that torch allocates from the start of the session on is counted by its profiler; the time is that
-of other steps, without the profiler. Results go to benchmarks/results/plan.json; the exit code is 1
-where memory or time are off by more than 15 %.
+Every case executes steps of `trainer/step.py` on batches of zeros, in one process or in two over
+gloo. The profiler of torch counts all allocations from the start of the session; the time is
+measured on other steps, without the profiler. Writes benchmarks/results/plan.json; the exit code is
+1 if a prediction of memory or time is wrong by more than 15 %.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ RESULTS = ROOT / "benchmarks" / "results" / "plan.json"
 TIMED_STEPS = 10
 PROFILED_STEPS = 5
 STEP = "a step of the case"
-FIRST_STEP = 10  # from here on the default recipe collects the network's statistics in every step
-LARGE = 900_000_000  # only ZeRO's buffers, which are known, are larger; a CPU never touches them
+FIRST_STEP = 10  # from this step the default recipe collects gradient statistics in every step
+LARGE = 900_000_000  # bytes; only ZeRO's buffers are larger, and a CPU never accesses their pages
 
-REPEATS = (3, 2)  # of one process, and of two
+REPEATS = (3, 2)  # runs of a case with one process, and with two
 ALLOWED = {"parameters": 0.0, "resting": 0.15, "peak": 0.15, "seconds": 0.15}
 
 
 def run_steps(model: str, precision: str, accumulation: int, out: Path) -> None:
-    """Make the steps of a case, in a process of a launcher, and write what they took."""
+    """Execute the steps of a case and write the measurements; the launcher starts this function."""
     config = case_config(model, precision, accumulation)
     config = config.model_copy(
         update={"run": config.run.model_copy(update={"out": out.parent / "run"})}
@@ -76,30 +76,30 @@ def run_steps(model: str, precision: str, accumulation: int, out: Path) -> None:
                 with record_function(STEP):
                     step()
             gc.collect()
-        session.step = 0  # the time is that of steps which collect no statistics, as most do
-        alone = accelerator.num_processes == 1
-        before = predicted_seconds(session) if alone else 0.0
+        session.step = 0  # measure steps without gradient statistics, which are the majority
+        single_process = accelerator.num_processes == 1
+        before = predicted_seconds(session) if single_process else 0.0
         seconds = [step() for _ in range(TIMED_STEPS)]
-        after = predicted_seconds(session) if alone else 0.0
+        after = predicted_seconds(session) if single_process else 0.0
         if accelerator.is_main_process:
             trace = out.with_name("trace.json")
             profiled.export_chrome_trace(str(trace))
             peak, resting = allocations(trace)
-            found = {"peak": peak, "resting": resting, "seconds": statistics.median(seconds[2:])}
-            if alone:  # just before and after the steps, on a machine that others use, too
-                found["predicted_seconds"] = (before + after) / 2
-            found["parameters"] = sum(
+            measured = {"peak": peak, "resting": resting, "seconds": statistics.median(seconds[2:])}
+            if single_process:  # mean of before and after: the load of the machine may change
+                measured["predicted_seconds"] = (before + after) / 2
+            measured["parameters"] = sum(
                 getattr(p, "ds_numel", p.numel()) for p in session.engine.module.parameters()
             )
-            out.write_text(json.dumps(found))
+            out.write_text(json.dumps(measured))
     accelerator.end_training()
 
 
 def predicted_seconds(session: Session) -> float:
-    """A step's time as the plan has it: from passes and updates of a network made up."""
+    """Return the time of a step that the plan predicts from measured passes and updates."""
     config, network = session.config, session.engine.module
     accumulation = config.optim.gradient_accumulation_steps
-    own = measure_time(
+    measured = measure_time(
         network,
         network.heads,
         config.data.global_batch // accumulation,
@@ -107,14 +107,14 @@ def predicted_seconds(session: Session) -> float:
         config.optim,
         session.accelerator.device,
     )
-    return accumulation * own.micro_batch + own.update
+    return accumulation * measured.micro_batch + measured.update
 
 
 def allocations(trace: Path) -> tuple[int, int]:
-    """Bytes in a trace: the least of the steps' peaks, and what is left after the last of them.
+    """Return the minimum over the steps of their peak of bytes, and the bytes after the last step.
 
-    Left out are blocks that are `LARGE`, and what gloo copies for itself within a message. Its
-    threads may let go of a message late, and a peak is that much higher then: the least counts.
+    Ignore blocks of `LARGE` or more bytes and the copies that gloo makes during a message. Use the
+    minimum because gloo's threads may free a message late, which increases the peak of a step.
     """
     events = json.loads(trace.read_text())["traceEvents"]
     messages = [
@@ -131,38 +131,38 @@ def allocations(trace: Path) -> tuple[int, int]:
         for event in events
         if event.get("name") == "[memory]"
     ]
-    for now, size, place in sorted(changes):  # of one time, what is freed comes first
-        total -= alive.pop(place, 0)
+    for now, size, address in sorted(changes):  # at equal times, freed blocks come first
+        total -= alive.pop(address, 0)
         if 0 < size < LARGE and not any(first <= now <= last for first, last in messages):
-            alive[place] = size
+            alive[address] = size
             total += size
-        begun = [start for start in starts if start <= now]
-        if begun:
-            peaks[begun[-1]] = max(peaks[begun[-1]], total)
+        begun_steps = [start for start in starts if start <= now]
+        if begun_steps:
+            peaks[begun_steps[-1]] = max(peaks[begun_steps[-1]], total)
     return min(peaks[start] for start in starts[1:]), total
 
 
 def measure(model: str, engine: str, precision: str, accumulation: int) -> dict[str, Any]:
-    """What the steps of a case took in processes of their own."""
+    """Return the measurements of a case, which runs in new processes."""
     with socket.socket() as probe, tempfile.TemporaryDirectory() as folder:
         probe.bind(("127.0.0.1", 0))
-        port, out = probe.getsockname()[1], Path(folder) / "found.json"
+        port, out = probe.getsockname()[1], Path(folder) / "measured.json"
         probe.close()
         config = ROOT / "accelerate_configs" / f"{engine}.yaml"
         launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         if engine != "cpu":
             launcher += ["--main_process_port", str(port)]
-        own = [__file__, "--child", str(out), model, precision, str(accumulation)]
+        script = [__file__, "--child", str(out), model, precision, str(accumulation)]
         on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, *launcher, *own]
-        end = subprocess.run(command, capture_output=True, timeout=600, env=on_cpu, text=True)
-        if end.returncode:
-            raise RuntimeError(f"{model} with {engine}: {end.stderr[-2000:]}")
+        command = [sys.executable, *launcher, *script]
+        result = subprocess.run(command, capture_output=True, timeout=600, env=on_cpu, text=True)
+        if result.returncode:
+            raise RuntimeError(f"{model} with {engine}: {result.stderr[-2000:]}")
         return json.loads(out.read_text())
 
 
 def predict(model: str, engine: str, precision: str, accumulation: int) -> dict[str, Any]:
-    """What the plan says of a case, without the buffers that were left out of the measurement."""
+    """Return the prediction for a case, without the buffers that the measurement ignores."""
     config, processes = case_config(model, precision, accumulation), 1 if engine == "cpu" else 2
     with torch.device("meta"):
         network = build_network(config, TASKS[model])
@@ -182,16 +182,16 @@ def predict(model: str, engine: str, precision: str, accumulation: int) -> dict[
 
 
 def compare(case: Case) -> dict[str, Any]:
-    """A case as predicted and as measured, and how far they are apart."""
+    """Return the prediction, the measurement and the relative errors of a case."""
     predicted, runs = predict(*case), [measure(*case) for _ in range(REPEATS[case[1] != "cpu"])]
-    # What gloo's threads still hold when a run begins stays until it ends: the least counts.
+    # Use the minimum over runs: gloo's threads may keep memory of the start until the end of a run.
     measured = {key: min(run[key] for run in runs) for key in runs[0]}
     errors = {key: predicted[key] / measured[key] - 1 for key in predicted}
-    if case[0] != "mlp":  # where weights are small beside what a run keeps of statistics and labels
+    if case[0] != "mlp":  # statistics and labels are larger than the weights of the other models
         del errors["resting"]
     if "predicted_seconds" in measured:
-        pairs = [run["predicted_seconds"] / run["seconds"] - 1 for run in runs]
-        errors["seconds"] = statistics.median(pairs)
+        time_errors = [run["predicted_seconds"] / run["seconds"] - 1 for run in runs]
+        errors["seconds"] = statistics.median(time_errors)
     return {"predicted": predicted, "measured": measured, "errors": errors}
 
 
@@ -215,8 +215,8 @@ def main() -> int:
         sys.stdout.flush()
     claims = {
         f"{name}: {key} within {ALLOWED[key]:.0%}": abs(error) <= ALLOWED[key]
-        for name, own in cases.items()
-        for key, error in own["errors"].items()
+        for name, compared in cases.items()
+        for key, error in compared["errors"].items()
     }
     results = {"command": "python benchmarks/plan.py", "cases": cases, "claims": claims}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

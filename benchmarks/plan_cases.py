@@ -1,4 +1,4 @@
-"""What `benchmarks/plan.py` compares: networks, their data, engines."""
+"""The cases of `benchmarks/plan.py`: networks, data and engines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ BATCHES = {"mlp": 128, "residual64": 64, "digits": 64, "dense": 16}
 
 
 def case_config(model: str, precision: str, accumulation: int = 1) -> Config:
-    """The configuration of a case."""
+    """Return the configuration of a case."""
     tree = {
         "run": {"out": "unused", "steps": NUM_STEPS, "precision": precision, "seed": 1},
         "data": {
@@ -75,7 +75,7 @@ def case_config(model: str, precision: str, accumulation: int = 1) -> Config:
 
 
 class MadeUpData:
-    """`trainer.run_data.RunData` of zeros."""
+    """`trainer.run_data.RunData` whose batches are zeros."""
 
     train_samples: int | None = None
     eval_samples = 1
@@ -90,14 +90,14 @@ class MadeUpData:
         self._shape = (channels, *config.data.image_size)
 
     def steps_per_epoch(self) -> int:
-        """Any number: there are no epochs."""
+        """Return an arbitrary number: these data have no epochs."""
         return 1000
 
     def train_batches(self, start_step: int, end_step: int, **_: int) -> Iterator[Batch]:
-        """The same micro-batch for ever, at a new place in memory."""
+        """Yield micro-batches of zeros, each in newly allocated memory."""
         for _step in range(start_step, end_step):
             yield empty_batch(self.tasks, self._size, self._shape)
 
     def eval_batches(self, **_: int) -> list[Batch]:
-        """None: nothing is evaluated."""
+        """Return no batches, because the cases evaluate nothing."""
         return []

@@ -1,10 +1,10 @@
-"""Does pruning pay at once? Taskonomy's five published tasks on rooms, with and without it.
+"""Measure what pruning saves during training, on Taskonomy's five published tasks on rooms.
 
 python benchmarks/pruning.py [--steps 300]
 
-Both runs have the same data, start and sharpening of the groups; in one of them no head is ever
-switched off. Writes docs/results/pruning.json, pruning.md and pruning.png; the exit code is 1 where
-a claim does not hold. It takes about five minutes on two cores.
+Two runs have the same data, initial parameters and updates of the grouping; one of them prunes, the
+other one never switches off a head. Writes docs/results/pruning.json, pruning.md and pruning.png;
+the exit code is 1 if a claim does not hold. It takes about five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ from trainer.loop import train
 from trainer.session import Session, start_session
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
-TIME_SHARE, LOSS_SHARE = 0.65, 0.02
-LAST = 30  # steps over which the final losses are means
+# Limits: time of the pruned run / time of the unpruned run, relative difference of the losses.
+MAX_TIME_RATIO, MAX_LOSS_DIFFERENCE = 0.65, 0.02
+LAST = 30  # steps over which the final losses are averaged
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen of a run.
+    """The measurements of a run.
 
     Attributes:
-        seconds: From the first step to the end of the last, with everything between.
-        steps: Seconds of every step, with what followed it: pruning and rebuilding.
-        heads: Heads of the network in every step.
+        seconds: Seconds from the first to the last step.
+        steps: Seconds of every step, including the pruning and compaction after it.
+        heads: Number of heads of the network in every step.
         losses: Mean loss of every task over the last steps.
     """
 
@@ -59,11 +60,11 @@ class Run:
 
 
 def settings(shards: Path, out: Path, steps: int) -> Config:
-    """Three branches and published decoders, at a size that two cores can train."""
+    """Return a small configuration with three branches and the published decoders."""
     resnet = {
         "model_type": "resnet",
         "embedding_size": 32,
-        "hidden_sizes": [32, 48, 64],  # features at 1/16, as those of the published encoder
+        "hidden_sizes": [32, 48, 64],  # 1/16 of the image size, as in the published encoder
         "depths": [1, 1, 1],
         "layer_type": "basic",
     }
@@ -84,7 +85,7 @@ def settings(shards: Path, out: Path, steps: int) -> Config:
 
 
 def measure(config: Config, *, prunes: bool) -> Run:
-    """Train once."""
+    """Train a run and return its measurements."""
     starts, heads = [], []
 
     def observe(session: Session, _: list[Batch]) -> None:
@@ -103,7 +104,7 @@ def measure(config: Config, *, prunes: bool) -> Run:
 
 
 def table(runs: dict[str, Run]) -> str:
-    """The runs as Markdown."""
+    """Return the runs as a Markdown table."""
     tasks = list(runs["pruned"].losses)
     lines = [
         f"| | seconds | ms of a step, first tenth | last tenth | {' | '.join(tasks)} |",
@@ -119,7 +120,7 @@ def table(runs: dict[str, Run]) -> str:
 
 
 def draw(runs: dict[str, Run], path: Path) -> None:
-    """Time of every step, and the heads that the network has."""
+    """Plot the time of every step and the number of heads of the network."""
     figure, axis = plt.subplots(figsize=(8, 4))
     heads = axis.twinx()
     for name, run in runs.items():
@@ -136,20 +137,20 @@ def draw(runs: dict[str, Run], path: Path) -> None:
     plt.close(figure)
 
 
-def faults(share: float, differences: dict[str, float]) -> list[str]:
-    """The claims that do not hold."""
-    wrong = [
+def faults(time_ratio: float, differences: dict[str, float]) -> list[str]:
+    """Return the claims that do not hold."""
+    failed = [
         f"final loss of {task} differs by {value:+.1%} of the unpruned run's"
         for task, value in differences.items()
-        if abs(value) > LOSS_SHARE
+        if abs(value) > MAX_LOSS_DIFFERENCE
     ]
-    if share > TIME_SHARE:
-        wrong.append(f"the pruned run takes {share:.2f} of the unpruned one's time")
-    return wrong
+    if time_ratio > MAX_TIME_RATIO:
+        failed.append(f"the pruned run takes {time_ratio:.2f} of the unpruned one's time")
+    return failed
 
 
 def main() -> int:
-    """Measure, write and judge."""
+    """Measure, write the results and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
@@ -163,9 +164,9 @@ def main() -> int:
             for name in ("unpruned", "pruned")
         }
     pruned, unpruned = runs["pruned"], runs["unpruned"]
-    share = pruned.seconds / unpruned.seconds
+    time_ratio = pruned.seconds / unpruned.seconds
     differences = {t: value / unpruned.losses[t] - 1 for t, value in pruned.losses.items()}
-    text = f"{table(runs)}\n\nThe pruned run takes {share:.2f} of the unpruned one's time.\n"
+    text = f"{table(runs)}\n\nThe pruned run takes {time_ratio:.2f} of the unpruned one's time.\n"
     sys.stdout.write(text)
     OUT.mkdir(parents=True, exist_ok=True)
     command = f"`python benchmarks/pruning.py --steps {steps}`"
@@ -175,17 +176,19 @@ def main() -> int:
     (OUT / "pruning.md").write_text(
         f"{head}means over the last {LAST} steps.\n\n{text}\n![time of a step](pruning.png)\n"
     )
-    (OUT / "pruning.json").write_text(f"{json.dumps(_record(runs, share, differences))}\n")
+    (OUT / "pruning.json").write_text(f"{json.dumps(_record(runs, time_ratio, differences))}\n")
     draw(runs, OUT / "pruning.png")
-    wrong = faults(share, differences)
-    for line in wrong:
+    failed = faults(time_ratio, differences)
+    for line in failed:
         sys.stderr.write(f"claim does not hold: {line}\n")
-    return 1 if wrong else 0
+    return 1 if failed else 0
 
 
-def _record(runs: dict[str, Run], share: float, differences: dict[str, float]) -> dict[str, Any]:
+def _record(
+    runs: dict[str, Run], time_ratio: float, differences: dict[str, float]
+) -> dict[str, Any]:
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-    found = {
+    measured = {
         name: {
             "seconds": round(run.seconds, 2),
             "step_ms": [round(1e3 * seconds, 1) for seconds in run.steps],
@@ -194,7 +197,12 @@ def _record(runs: dict[str, Run], share: float, differences: dict[str, float]) -
         }
         for name, run in runs.items()
     }
-    return {"machine": machine, "share": share, "loss_differences": differences, **found}
+    return {
+        "machine": machine,
+        "share": time_ratio,
+        "loss_differences": differences,
+        **measured,
+    }
 
 
 if __name__ == "__main__":

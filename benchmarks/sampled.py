@@ -1,11 +1,11 @@
-"""What do sampled heads cost in quality? Planted problems, and the variance of the gradients.
+"""Measure the effect of sampled heads on planted problems and on the variance of gradients.
 
 python benchmarks/sampled.py [--quick]
 
-Writes docs/results/sampled.json and sampled.md; the exit code is 1 where a claim does not hold.
+Writes docs/results/sampled.json and sampled.md; the exit code is 1 if a claim does not hold.
 Without --quick it takes about ten minutes on one core.
 
-Legend: N tasks, K branches, s sampled heads of a task.
+Legend: N tasks, K branches.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ ROWS = (
     (60, 3, 3, "published", None, 3, 100),
     (60, 3, 3, "published", 2, 3, 100),
 )
-LEAST_ARI, MOST_RATIO = 0.90, 1.10  # of the recipe `affinity` with s=2
+MIN_ARI, MAX_RATIO = 0.90, 1.10  # limits for the recipe `affinity` with two sampled heads
 VARIANCE = ((60, 3, 2), (200, 8, 2), (200, 8, 1))  # tasks, branches (and groups), sampled heads
-STEPS, BATCH, DRAWS = 400, 256, 300
+STEPS, BATCH, NUM_SAMPLES = 400, 256, 300
 
 
 def quality(quick: bool) -> list[dict[str, Any]]:
-    """Train all rows, or only the first problem of the small ones."""
-    found = []
+    """Train the recipes of all rows, or only the first of the small problems."""
+    rows = []
     for tasks, groups, branches, recipe, size, problems, base in ROWS:
         if quick and tasks > 60:
             continue
@@ -66,17 +66,18 @@ def quality(quick: bool) -> list[dict[str, Any]]:
         shape = {"tasks": tasks, "groups": groups, "branches": branches, "recipe": recipe}
         record = as_json(results)
         for values in (*record["seeds"], record["mean"]):
-            del values["seconds"]  # no claim is made of them
-        found.append({**shape, "sampled": size, **record})
-        logger.warning("%s", _line(found[-1]))
-    return found
+            del values["seconds"]  # not claimed
+        rows.append({**shape, "sampled": size, **record})
+        logger.warning("%s", _line(rows[-1]))
+    return rows
 
 
 def variance(tasks: int, branches: int, size: int) -> dict[str, Any]:
-    """Spread of the gradients over the choice of heads, in a run of 400 steps with the updates.
+    """Return the relative variance of the gradients over head samples, after 400 training steps.
 
-    All numbers are mean squared deviations from the gradient of all heads of the same batch, over
-    that gradient's square; `batches` is the spread of that gradient over batches.
+    All numbers are mean squared deviations from the gradient of all heads on the same batch,
+    divided by the square of that gradient; `batches` is the variance over batches instead of head
+    samples.
     """
     problem = PlantedProblem(tasks, branches, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -94,71 +95,72 @@ def variance(tasks: int, branches: int, size: int) -> dict[str, Any]:
             for batch in data.train_batches(0, STEPS, rank=0, world_size=1):
                 train_step(session, [batch])
                 session.step += 1
-            found = _spreads(session, problem)
-    return {"tasks": tasks, "branches": branches, "sampled": size, **found}
+            variances = _variances(session, problem)
+    return {"tasks": tasks, "branches": branches, "sampled": size, **variances}
 
 
-def _spreads(session: Session, problem: PlantedProblem) -> dict[str, float]:
+def _variances(session: Session, problem: PlantedProblem) -> dict[str, float]:
     learner, step = session.learner, session.step
-    draws = [learner.sample_heads(step + n) for n in range(DRAWS)]
-    samples = [sample for sample in draws if sample is not None]
+    candidates = [learner.sample_heads(step + n) for n in range(NUM_SAMPLES)]
+    samples = [sample for sample in candidates if sample is not None]
     losses = _losses(session, problem, STEPS)
-    everything = torch.ones(len(session.tasks))
+    per_task = torch.ones(len(session.tasks))
 
-    def logits_gradient(own: Tensor) -> Tensor:
-        return learner.grouping.logit_gradient(learner.weights(step, 1), own).flatten()
+    def logits_gradient(head_losses: Tensor) -> Tensor:
+        return learner.grouping.logit_gradient(learner.weights(step, 1), head_losses).flatten()
 
-    def estimated(head_sample: HeadSample) -> Tensor:
-        return logits_gradient(head_sample.losses(losses.detach(), everything))
+    def with_baseline(head_sample: HeadSample) -> Tensor:
+        return logits_gradient(head_sample.losses(losses.detach(), per_task))
 
-    def divided(head_sample: HeadSample) -> Tensor:
+    def without_baseline(head_sample: HeadSample) -> Tensor:
         return logits_gradient(losses.detach() * head_sample.factor)
 
     z = learner.weights(step, 1).detach()
     full = _weights_gradient(session, losses, z)
-    chosen = (_weights_gradient(session, losses, sample.weights(z)) for sample in samples[:100])
+    sampled = (_weights_gradient(session, losses, sample.weights(z)) for sample in samples[:100])
     batches = (
         _weights_gradient(session, _losses(session, problem, STEPS + 1 + n), z) for n in range(100)
     )
+    of_all_heads = logits_gradient(losses)
     return {
-        "logits_without_baseline": _spread(map(divided, samples), logits_gradient(losses)),
-        "logits_with_baseline": _spread(map(estimated, samples), logits_gradient(losses)),
-        "weights": _spread(chosen, full),
-        "batches": _spread(batches, full),
+        "logits_without_baseline": _relative_variance(map(without_baseline, samples), of_all_heads),
+        "logits_with_baseline": _relative_variance(map(with_baseline, samples), of_all_heads),
+        "weights": _relative_variance(sampled, full),
+        "batches": _relative_variance(batches, full),
     }
 
 
 def _losses(session: Session, problem: PlantedProblem, number: int) -> Tensor:
-    """The losses [N,K] of all heads on a batch."""
+    """Return the losses [N,K] of all heads on a batch."""
     module, batch = session.engine.module, problem.batch(number, BATCH)
     targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
     return module(batch.images, module.select(module.heads), targets)["losses"] / BATCH
 
 
 def _weights_gradient(session: Session, losses: Tensor, weights: Tensor) -> Tensor:
-    """The gradient of the objective in the branches' weights."""
+    """Return the gradient of the objective with respect to the parameters of the branches."""
     parameters = list(session.engine.module.branches.parameters())
     gradients = torch.autograd.grad((weights * losses).sum(), parameters, retain_graph=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _spread(found: Iterable[Tensor], expected: Tensor) -> float:
-    """The mean squared distance over the squared length of what is expected."""
-    squares = [float((value - expected).square().sum()) for value in found]
+def _relative_variance(gradients: Iterable[Tensor], expected: Tensor) -> float:
+    """Return the mean squared deviation from the expected gradient, divided by its square."""
+    squares = [float((value - expected).square().sum()) for value in gradients]
     return sum(squares) / len(squares) / float(expected.square().sum())
 
 
-def faults(rows: list[dict[str, Any]], spreads: list[dict[str, Any]]) -> list[str]:
-    """The claims that do not hold."""
-    wrong = []
+def faults(rows: list[dict[str, Any]], variances: list[dict[str, Any]]) -> list[str]:
+    """Return the claims that do not hold."""
+    failed = []
     for row in rows:
         if (row["recipe"], row["sampled"]) != ("affinity", 2):
             continue
         mean, shape = row["mean"], (row["tasks"], row["branches"])
-        if mean["ari"] < LEAST_ARI or mean["ratio"] > MOST_RATIO:
-            wrong.append(f"{shape}: ari {mean['ari']:.3f}, ratio {mean['ratio']:.3f}")
-    worse = (r for r in spreads if r["logits_with_baseline"] >= r["logits_without_baseline"])
-    return wrong + [f"no less variance with the baseline: {row}" for row in worse]
+        if mean["ari"] < MIN_ARI or mean["ratio"] > MAX_RATIO:
+            failed.append(f"{shape}: ari {mean['ari']:.3f}, ratio {mean['ratio']:.3f}")
+    worse = (r for r in variances if r["logits_with_baseline"] >= r["logits_without_baseline"])
+    return failed + [f"no less variance with the baseline: {row}" for row in worse]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -170,8 +172,8 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def report(rows: list[dict[str, Any]], spreads: list[dict[str, Any]]) -> str:
-    """Both tables as Markdown."""
+def report(rows: list[dict[str, Any]], variances: list[dict[str, Any]]) -> str:
+    """Return both tables as Markdown."""
     lines = [
         "| tasks | groups = branches | recipe | heads of a task in a step | problems "
         "| test error | of the true grouping | ratio | adjusted Rand index |",
@@ -188,36 +190,36 @@ def report(rows: list[dict[str, Any]], spreads: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     names = ("logits_without_baseline", "logits_with_baseline", "weights", "batches")
-    for row in spreads:
+    for row in variances:
         cells = " | ".join(f"{row[name]:,.{2 if row[name] < 10 else 0}f}" for name in names)
         lines.append(f"| {row['tasks']} | {row['branches']} | {row['sampled']} | {cells} |")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Measure, write and judge."""
+    """Measure, write the results and return 1 if a claim does not hold."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one seed of the small problems")
     quick = parser.parse_args().quick
     logging.disable(logging.INFO)
-    torch.set_num_threads(1)  # small matrices gain nothing from threads
-    spreads = [variance(*row) for row in VARIANCE]
+    torch.set_num_threads(1)  # threads do not speed up small matrices
+    variances = [variance(*row) for row in VARIANCE]
     rows = quality(quick)
-    text = report(rows, spreads)
+    text = report(rows, variances)
     sys.stdout.write(f"{text}\n")
     if not quick:
         OUT.mkdir(parents=True, exist_ok=True)
         machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
-        record = {"machine": machine, "rows": rows, "variance": spreads}
+        record = {"machine": machine, "rows": rows, "variance": variances}
         (OUT / "sampled.json").write_text(f"{json.dumps(record, indent=1)}\n")
         (OUT / "sampled.md").write_text(
             "# Sampled heads\n\nMade by `python benchmarks/sampled.py`; 2,000 steps of 256 samples "
             f"of planted problems, means over the problems.\n\n{text}\n"
         )
-    wrong = faults(rows, spreads)
-    for line in wrong:
+    failed = faults(rows, variances)
+    for line in failed:
         sys.stderr.write(f"does not hold: {line}\n")
-    return int(bool(wrong))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":
