@@ -97,13 +97,14 @@ def test_a_killed_worker_is_an_error():
 
 @pytest.mark.usefixtures("limited")
 def test_leaving_the_block_does_not_wait_for_the_work():
+    others = multiprocessing.active_children()
     with (
         pytest.raises(KeyboardInterrupt),
         mapped(time.sleep, [0] + [LONG] * 100, 2) as results,
     ):
         next(results)
         raise KeyboardInterrupt
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(others)
 
 
 def test_workers_end_with_their_parent(tmp_path):

@@ -145,9 +145,9 @@ def test_bilinear_refuses_other_dtypes():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"size": (0, 4)}, r"size: \(0, 4\) must be at least 1 x 1"),
-        ({"size": (4, 4), "crop": 0.0}, "crop: 0.0 must be greater than 0"),
-        ({"size": (4, 4), "crop": 1.5}, "crop: 1.5 must be greater than 0 and at most 1"),
+        ({"image_size": (0, 4)}, r"image_size: \(0, 4\) must be at least 1 x 1"),
+        ({"image_size": (4, 4), "crop": 0.0}, "crop: 0.0 must be greater than 0"),
+        ({"image_size": (4, 4), "crop": 1.5}, "crop: 1.5 must be greater than 0 and at most 1"),
     ],
 )
 def test_bad_geometries_are_refused(options, expected):

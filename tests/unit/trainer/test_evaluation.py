@@ -46,7 +46,7 @@ def test_shares_of_the_ranks_add_up(engine, rooms):
         for batch in batches(rooms, module.tasks, batch_size=5, rank=rank, world_size=3):
             with torch.no_grad():
                 predictions = module.eval()(batch.images, module.select(HEADS))
-            sums.update(predictions, task_targets(module, batch))
+            sums.update(predictions["predictions"], task_targets(module, batch))
         total = total + sums.vector
     expected = evaluate(engine, batches(rooms, module.tasks, batch_size=12), HEADS)
     found = MetricSums(module.tasks).compute(total)

@@ -11,8 +11,7 @@ from data_pipelines.synthetic.planted import PlantedProblem
 from trainer.bench.planted import PlantedData, planted_config
 from trainer.checkpoints.state import NamedState
 from trainer.engines.accelerator import make_accelerator
-from trainer.errors import UserError
-from trainer.health.preemption import Preempted
+from trainer.errors import Preempted, UserError
 from trainer.loop import train
 from trainer.session import Session, start_session
 from trainer.snapshot import save_session
@@ -34,18 +33,18 @@ def start(tmp_path, forget_accelerate):
     return make
 
 
-def handlers():
-    """The handlers of log files of ranks."""
+def handlers(session):
+    """The handlers that write the log file of a session."""
     files = [h for h in logging.getLogger().handlers if isinstance(h, logging.FileHandler)]
-    return [handler for handler in files if handler.baseFilename.endswith("rank-0.log")]
+    return [file for file in files if file.baseFilename == str(session.folder.logs / "rank-0.log")]
 
 
 def test_a_session_that_ends_has_closed_everything(start):
     with start() as session:
-        assert len(handlers()) == 1 and session.folder._lock is not None
+        assert len(handlers(session)) == 1 and session.folder._lock is not None
         train(session)
         assert session.step == STEPS
-    assert handlers() == [] and session.folder._lock is None
+    assert handlers(session) == [] and session.folder._lock is None
     assert session.engine.network is None and session.engine.optimizer is None
     assert session.log._file.closed
 
@@ -58,7 +57,7 @@ def test_a_session_that_fails_closes_its_files(start, monkeypatch, error, num_pr
         accelerator = type(session.accelerator)
         monkeypatch.setattr(accelerator, "num_processes", property(lambda _: num_processes))
         raise error
-    assert handlers() == [] and session.folder._lock is None and session.log._file.closed
+    assert handlers(session) == [] and session.folder._lock is None and session.log._file.closed
     assert (session.engine.network is None) == (num_processes == 1)
     lines = (session.folder.logs / "rank-0.log").read_text()
     assert "the run failed" in lines and f"{type(error).__name__}" in lines
@@ -68,7 +67,9 @@ def test_a_session_that_fails_closes_its_files(start, monkeypatch, error, num_pr
 def test_a_session_that_is_preempted_has_not_failed(start):
     with pytest.raises(Preempted), start() as session:
         raise Preempted(3, "SIGTERM")
-    assert handlers() == [] and session.folder._lock is None and session.engine.network is None
+    assert (
+        handlers(session) == [] and session.folder._lock is None and session.engine.network is None
+    )
     assert "the run failed" not in (session.folder.logs / "rank-0.log").read_text()
 
 
@@ -92,7 +93,7 @@ def test_a_session_is_built_by_keyword_only(start):
         Session(session.config, session.folder)
 
 
-def test_all_heads_are_selected_once_and_sampled_heads_in_every_step(start):
+def test_all_heads_are_selected_once_and_sampled_heads_in_every_step(start, tmp_path):
     with start() as session:
         batches = list(session.data.train_batches(0, 3, rank=0, world_size=1))
         selection = session.selection
@@ -100,7 +101,7 @@ def test_all_heads_are_selected_once_and_sampled_heads_in_every_step(start):
             train_step(session, [batch])
             session.step += 1
             assert session.selection is selection
-    with start("grouping.sampled_heads=1", "run.resume=auto") as session:
+    with start("grouping.sampled_heads=1", f"run.out={tmp_path / 'sampled'}") as session:
         seen = []
         for batch in batches:
             train_step(session, [batch])

@@ -19,9 +19,9 @@ from model.network import MultiTaskNetwork
 from model.tasks.decode import natural
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder
-from trainer.builders import label_requests
 from trainer.doctor.rules import rule_of
 from trainer.planning.step_cost import empty_batch
+from trainer.tasks import label_requests
 
 HUBER = """
 import torch.nn.functional as F
@@ -231,13 +231,13 @@ def test_a_network_learns_them_and_is_exported(tmp_path):
     dense = {"height": torch.full((6, 1, 8, 8), 2.0)}
     valid = torch.ones(4, 6, dtype=torch.bool)
     valid[:, 5] = False
-    targets = network.targets(scalars, dense, valid)
-    assert network.weights(targets).tolist() == [5.0] * 4
+    targets = network.labels.targets(scalars, dense, valid)
+    assert network.labels.label_counts(targets).tolist() == [5.0] * 4
     selection = network.select(network.heads)
     optimizer = torch.optim.Adam(network.parameters(), 0.01)
     history = []
     for _ in range(6):
-        losses = network(images, selection, targets)
+        losses = network(images, selection, targets)["losses"]
         optimizer.zero_grad()
         losses.sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -249,5 +249,7 @@ def test_a_network_learns_them_and_is_exported(tmp_path):
     model = load_pruned(tmp_path / "model.safetensors")
     assert model.tasks == tuple(tasks)
     with torch.no_grad():
-        rates = model.network(images, model.network.select(model.network.heads))["count"]
+        rates = model.network(images, model.network.select(model.network.heads))["predictions"][
+            "count"
+        ]
     torch.testing.assert_close(model(images)["count"], rates[:, 0].exp())

@@ -81,6 +81,6 @@ def test_every_command_has_help(help_texts):
 
 def test_print_config_imports_no_engine():
     shown, modules = run_python(PRINT_CONFIG)
-    assert shown.startswith("run:\n") and "steps: 600" in shown
+    assert shown.startswith("plugins: []\nrun:\n") and "steps: 600" in shown
     assert not {name.partition(".")[0] for name in modules} & HEAVY
     assert "torch.utils.tensorboard" not in modules

@@ -80,7 +80,7 @@ def test_flattened_labels_are_a_fault(tmp_path):
     report = examine(written(tmp_path / "data", change=flatten_depth), 100, "train")
     assert report.level == "error"
     [message] = findings_of(report, "depth_zbuffer")
-    assert message == "fault: flattened: one value (900) in all 20 labels"
+    assert message == "error: flattened: one value (900) in all 20 labels"
 
 
 def test_damaged_samples_are_counted_and_named(tmp_path):
@@ -101,7 +101,7 @@ def test_labels_of_two_types_are_a_fault(tmp_path):
             members["depth.png"] = encode_png(np.full((10, 12), 200, np.uint8))
 
     report = examine(written(tmp_path / "data", change=narrow), 100, "train", tmp_path / "s.png")
-    assert "fault: stored in several types: uint16, uint8" in findings_of(report, "depth_zbuffer")
+    assert "error: stored in several types: uint16, uint8" in findings_of(report, "depth_zbuffer")
 
 
 def test_nothing_readable(tmp_path):
@@ -160,7 +160,7 @@ def test_command(tmp_path):
     assert (tmp_path / "good.png").is_file()
     result = run(bad, "--out", tmp_path / "bad.png")
     assert result.exit_code == 1
-    assert "flattened" in result.stdout and "20 of 20 samples of train read: fault" in result.stdout
+    assert "flattened" in result.stdout and "20 of 20 samples of train read: error" in result.stdout
 
 
 @needs_views

@@ -202,7 +202,7 @@ def config_of(**data):
 
 def test_a_stream_has_no_epochs():
     with pytest.raises(UserError, match=r"run\.epochs: data\.tar_urls has no end, give run\.steps"):
-        steps_per_epoch(config_of(stream="a.tar"), None)
+        steps_per_epoch(config_of(tar_urls="a.tar"), None)
 
 
 def test_urls_stay_urls():
@@ -212,7 +212,7 @@ def test_urls_stay_urls():
     assert config_of().data.shards.name == "here"
 
 
-@pytest.mark.parametrize("key", ["shards", "stream"])
+@pytest.mark.parametrize("key", ["shards", "tar_urls"])
 def test_pipes_are_refused_by_name(key):
     with pytest.raises(UserError, match=rf"data\.{key}: 'pipe:ls': pipe: would run a command"):
         config_of(**{key: "pipe:ls"})
@@ -232,5 +232,7 @@ def test_a_stream_needs_only_the_evaluation_split(whole):
     missing = config_of(shards=str(whole), train_split="none", eval_split="train")
     with pytest.raises(DataError, match="split 'none': small has train"):
         open_manifest(missing)
-    streamed = config_of(shards=str(whole), train_split="none", eval_split="train", stream="a.tar")
+    streamed = config_of(
+        shards=str(whole), train_split="none", eval_split="train", tar_urls="a.tar"
+    )
     assert open_manifest(streamed).dataset == "small"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainer.config.sections import LogSection
 
-from trainer.config.config import parse_config
+from trainer.config.loading import parse_config
+from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.monitoring import trackers
 from trainer.monitoring.logs import RunLog
 from trainer.run_folder import RunFolder
 
-SETTINGS = {"run": {"seed": 5}, "data": {"size": [8, 8]}, "optim": {"clip": None}}
+SETTINGS = {"run": {"seed": 5}, "data": {"image_size": [8, 8]}, "optim": {"max_grad_norm": None}}
 
 
 class FakeTracker(GeneralTracker):
@@ -144,7 +144,11 @@ def test_a_registered_tracker_continues_its_run_and_has_every_step_once(fake, tm
     (run,) = fake.runs.values()
     assert run["starts"] == 5 and run["finished"]
     assert run["settings"] == [
-        {"run.seed": 5, "data.size": "[8, 8]", "optim.clip": None}  # of the first start only
+        {
+            "run.seed": 5,
+            "data.image_size": "[8, 8]",
+            "optim.max_grad_norm": None,
+        }  # of the first start only
     ]
     assert set(Counter(run["points"]).values()) == {1}
     steps = {name: sorted(s for s, n in run["points"] if n == name) for name in EXPECTED}
@@ -235,7 +239,7 @@ def test_every_tracker_of_accelerate_that_is_installed_is_allowed(monkeypatch):
 def test_what_is_no_list_of_trackers_is_refused(log, message):
     tree = {
         "run": {"out": "x", "steps": 10},
-        "data": {"shards": "s", "size": [8, 8], "global_batch": 8},
+        "data": {"shards": "s", "image_size": [8, 8], "global_batch": 8},
         "model": {"encoder": {"name": "residual64"}, "branches": 3},
         "log": log,
     }
@@ -266,7 +270,7 @@ def test_a_resumed_run_is_in_tensorboard_once(rooms_config, train_here):
     assert folder.metrics.read_bytes() == before
     events = events_of(folder.out / "tensorboard")
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [e.step for e in events.Scalars("eval/normal/mean_angle")] == [3, 6]
+    assert [e.step for e in events.Scalars("eval/normal/angle")] == [3, 6]
 
 
 def test_mlflow_continues_its_run(tmp_path, monkeypatch):

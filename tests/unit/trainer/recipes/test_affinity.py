@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from model.grouping.grouping import Grouping
+from model.grouping.head_sampling import HeadSample
 from trainer.config.loading import parse_config
 from trainer.errors import NonFiniteLossError, UserError
 from trainer.recipes.affinity import AffinityGroups
@@ -51,6 +52,13 @@ def statistics(num_tasks=N, num_branches=K, seed=0):
     }
 
 
+def inputs(step, gradient, losses):
+    """Of a step that computes all heads."""
+    shape = tuple(losses.shape)
+    sample = HeadSample.all_heads(np.ndindex(shape), shape, torch.device("cpu"))
+    return LearnerInput(step, gradient, losses, lr_factor=1.0, head_sample=sample)
+
+
 def advance(own, first, last, losses=None):
     """The steps of the loop from `first` to `last`, as far as the learner sees them."""
     shape = own.grouping.logits.shape
@@ -58,7 +66,7 @@ def advance(own, first, last, losses=None):
         if own.collects(step):
             own.collect(statistics(*shape), torch.arange(shape[0]))
         given = torch.ones(shape) if losses is None else losses(step)
-        own.update(LearnerInput(step, torch.full(shape, torch.nan), given))
+        own.update(inputs(step, torch.full(shape, torch.nan), given))
         own.prune(step + 1)
 
 
@@ -66,7 +74,7 @@ def started(**options):
     """A learner at the end of its warm-up, before anything is switched off."""
     own = learner(**options)
     advance(own, 0, WARM - 1)
-    own.update(LearnerInput(WARM - 1, torch.zeros(N, K), torch.ones(N, K)))
+    own.update(inputs(WARM - 1, torch.zeros(N, K), torch.ones(N, K)))
     return own
 
 
@@ -167,9 +175,9 @@ def test_tasks_stay_where_they_start_for_a_while():
     before = own.weights(WARM, 7)
     losses = torch.rand(N, K, generator=torch.Generator().manual_seed(0))
     for step in range(WARM, HELD):
-        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+        own.update(inputs(step, torch.zeros(N, K), losses))
     assert torch.equal(own.weights(HELD, 7), before)
-    own.update(LearnerInput(HELD, torch.zeros(N, K), losses))
+    own.update(inputs(HELD, torch.zeros(N, K), losses))
     assert not torch.equal(own.weights(HELD + 1, 7), before)
 
 
@@ -183,7 +191,7 @@ def test_posterior_against_numpy():
         losses[3] = np.nan  # never has a label
         if step % 3:
             losses[4] = np.nan  # now and then
-        own.update(LearnerInput(step, torch.full((N, K), torch.nan), torch.tensor(losses)))
+        own.update(inputs(step, torch.full((N, K), torch.nan), torch.tensor(losses)))
         keep = np.where(average == 0, 0.0, 0.9)  # the first loss of a task is its average
         mixed = keep * average + (1 - keep) * losses
         average = np.where(np.isnan(losses), average, mixed)
@@ -203,7 +211,7 @@ def test_a_loss_of_exactly_zero_counts_as_seen():
     losses = torch.ones(N, K)
     losses[:, 2] = 0.0
     for step in range(WARM, HELD + 10):
-        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+        own.update(inputs(step, torch.zeros(N, K), losses))
     assert own.weights(HELD + 10, 7).argmax(dim=1).tolist() == [2] * N
 
 
@@ -213,7 +221,7 @@ def test_posterior_over_the_live_heads_only():
     losses = torch.full((N, K), 1e6)  # of heads that are not computed nothing may matter
     losses[:, :2] = torch.tensor([1.0, 1.1])
     for step in range(WARM, HELD + 1):
-        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+        own.update(inputs(step, torch.zeros(N, K), losses))
     expected = softmax(-np.array([1.0, 1.1]) / 1.05 / own.temperature(HELD + 1))
     weights = own.weights(HELD + 1, 7)
     np.testing.assert_allclose(weights[:, :2], np.tile(expected, (N, 1)), rtol=1e-3)
@@ -224,9 +232,9 @@ def test_the_scale_of_a_tasks_losses_does_not_matter():
     own, losses = started(), torch.rand(N, K) + 0.5
     scaled = started()
     for step in range(WARM, HELD + 5):
-        own.update(LearnerInput(step, torch.zeros(N, K), losses))
+        own.update(inputs(step, torch.zeros(N, K), losses))
         other = losses * torch.logspace(-5, 5, N)[:, None]
-        scaled.update(LearnerInput(step, torch.zeros(N, K), other))
+        scaled.update(inputs(step, torch.zeros(N, K), other))
     found = [each.weights(HELD + 5, 7) for each in (own, scaled)]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 

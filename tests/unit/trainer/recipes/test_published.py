@@ -10,6 +10,7 @@ from scipy.special import softmax
 from scipy.stats import bernoulli, entropy
 
 from model.grouping.grouping import Grouping
+from model.grouping.head_sampling import HeadSample
 from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.recipes.learner import LearnerInput
@@ -36,7 +37,8 @@ def learner(rank=0, logits=None, sampler="gumbel", **grouping):
 
 
 def update(own, gradient, factor=1.0, step=0):
-    own.update(LearnerInput(step, gradient, LOSSES, factor))
+    sample = HeadSample.all_heads(np.ndindex(N, K), (N, K), torch.device("cpu"))
+    own.update(LearnerInput(step, gradient, LOSSES, factor, sample))
 
 
 def test_noise_of_every_rank_or_of_all():

@@ -157,7 +157,9 @@ def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
             result = LearnerInput(step, gradient, losses, 1.0, head_sample)
             own.record_losses(result)
             own.update(result)
-        assert torch.equal(head_samples[0].baseline, head_samples[1].baseline)
+        torch.testing.assert_close(
+            *(sample.baseline for sample in head_samples), rtol=0, atol=0, equal_nan=True
+        )
 
 
 @pytest.mark.parametrize("size", [K, K + 3, None])
