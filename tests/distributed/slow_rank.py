@@ -48,6 +48,8 @@ def keep_statuses(out: Path) -> None:
 
     def write_and_keep(status, *arguments, **values):
         write(status, *arguments, **values)
+        if not out.is_dir():
+            return
         with open(out / "statuses.jsonl", "a") as file:
             file.write(json.dumps(json.loads((out / "status.json").read_text())) + "\n")
 

@@ -26,9 +26,9 @@ from trainer.config.renamed import RENAMED
 from trainer.config.unions import has_value
 from trainer.errors import UserError
 from trainer.json_file import write_json
+from trainer.launch_files import TRAIN_SCRIPT
 from trainer.run_folder import RunFolder
 
-_MAIN = Path(__file__).resolve().parents[1] / "main.py"
 _CELL_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
 _HEARTBEAT = 5.0  # seconds between two updates of the record of a running cell
 _LOG_LINES = 20
@@ -195,7 +195,7 @@ def _command(cell: Cell, launch: Path | None) -> list[str]:
         # Port 0 selects a free port: several cells of a job array may run on one machine.
         launcher += ["-m", "accelerate.commands.launch", "--config_file", str(launch)]
         launcher += ["--main_process_port", "0"]
-    return [*launcher, str(_MAIN), *cell.arguments]
+    return [*launcher, str(TRAIN_SCRIPT), *cell.arguments]
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def main_of(tmp_path, monkeypatch):
     def replace(code):
         script = tmp_path / "main.py"
         script.write_text(code)
-        monkeypatch.setattr(compare, "_MAIN", script)
+        monkeypatch.setattr(compare, "TRAIN_SCRIPT", script)
         monkeypatch.setattr(compare, "read_result", lambda folder: {"groups": [folder.name]})
 
     return replace
@@ -165,7 +165,7 @@ def test_the_launcher_comes_before_the_script(cells_of, tmp_path):
         "--config_file",
         str(tmp_path / "ddp.yaml"),
     ]
-    assert command.index("--config") > command.index(str(compare._MAIN)) > 5
+    assert command.index("--config") > command.index(str(compare.TRAIN_SCRIPT)) > 5
 
 
 def test_the_training_ends_with_the_comparison(cells_of, main_of, tmp_path, monkeypatch):
