@@ -198,6 +198,8 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
     plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
     damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
+    profile = ProfileWindow(config.run, accelerator.process_index, phases[-1].end)
+    # Errors above leave no folder behind.
     with ExitStack() as stack:
         stack.callback(folder.release)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
@@ -211,7 +213,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             learner=learner,
             log=log,
             monitor=_begin_monitor(config, accelerator, data, step, phases[-1].end),
-            profile=ProfileWindow(config.run, accelerator.process_index, phases[-1].end),
+            profile=profile,
             writer=CheckpointWriter(accelerator, folder.checkpoints, config.run),
             damaged_samples=damaged_samples,
             guard=guard,

@@ -107,8 +107,11 @@ def test_loading_without_the_plug_in_names_what_to_import(folder, model):
 
 def test_a_run_with_the_recipe_continues(folder):
     """The plug-ins are named in the configuration; the second start resumes the first."""
-    arguments = ("--config", "run.yaml", "run.out=lowest", "grouping={recipe: lowest_loss}",
-                 "grouping.sharpness=2.0", "run.resume=auto", "run.checkpoint_every=3")  # fmt: skip
+    tree = yaml.safe_load((folder / "run.yaml").read_text())
+    tree["grouping"] = {"recipe": "lowest_loss", "sharpness": 2.0}
+    (folder / "lowest.yaml").write_text(yaml.safe_dump(tree))
+    arguments = ("--config", "lowest.yaml", "run.out=lowest", "run.resume=auto",
+                 "run.checkpoint_every=3")  # fmt: skip
     result = run(folder, *MAIN, *arguments)
     assert result.returncode == 0, result.stderr
     first = (folder / "lowest" / "metrics.jsonl").read_bytes()

@@ -106,7 +106,7 @@ import os, signal, sys
 from pathlib import Path
 from dmtg import files
 from trainer.checkpoints import files as checkpoint_files
-from trainer.config.config import load_config
+from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.loop import train
 from trainer.session import start_session
