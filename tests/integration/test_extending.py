@@ -85,7 +85,7 @@ def test_training_uses_the_parts(folder, model):
         "my_package.two_convs": ["encoder two_convs"],
         "my_package.bilinear": ["dense decoder bilinear"],
         "my_package.log_regression": ["task kind log_regression", "metric factor"],
-        "my_package.huber": ["loss huber"],
+        "my_package.huber": ["loss my_huber"],
     }
     assert records[-1]["metrics"]["width"]["factor"] > 1
     assert description["network"]["encoder"]["options"] == {"channels": 8}

@@ -30,7 +30,7 @@ from dmtg.plugins import register_loss
 from model.losses.loss import ValueLoss
 
 
-@register_loss("huber")
+@register_loss("my_huber")
 class Huber(ValueLoss):
     kinds = ("regression", "dense_regression")
 
@@ -116,15 +116,15 @@ def parts(tmp_path_factory):
 
 def test_the_modules_are_outside_the_packages(parts):
     assert Path(sys.modules["huber_part"].__file__).parent == parts
-    assert plugins.LOSSES.plugin_of("huber") == "huber_part"
+    assert plugins.LOSSES.plugin_of("my_huber") == "huber_part"
     assert plugins.TASK_KINDS.plugin_of("count") == "count_part"
 
 
 def test_a_task_takes_the_new_loss_and_no_other_kind_does():
-    assert TaskSpec("t", "regression", loss="huber").signature == ("regression", 1, "huber")
+    assert TaskSpec("t", "regression", loss="my_huber").signature == ("regression", 1, "huber")
     assert TaskSpec.from_dict(TaskSpec("t", "count").to_dict()).loss == "poisson"
     with pytest.raises(ValueError, match="must be one of bce, cross_entropy for a binary task"):
-        TaskSpec("t", "binary", loss="huber")
+        TaskSpec("t", "binary", loss="my_huber")
     with pytest.raises(ValueError, match="must be one of poisson for a count task"):
         TaskSpec("t", "count", loss="l1")
     with pytest.raises(ValueError, match=r"kind is 'rank', must be one of .*, count"):
@@ -132,7 +132,7 @@ def test_a_task_takes_the_new_loss_and_no_other_kind_does():
 
 
 def test_huber_of_a_map_against_torch():
-    spec = TaskSpec("t", "dense_regression", loss="huber", valid_below=200.0, scale=(50.0,))
+    spec = TaskSpec("t", "dense_regression", loss="my_huber", valid_below=200.0, scale=(50.0,))
     generator = torch.Generator().manual_seed(0)
     raw = torch.randint(0, 256, (4, 1, 5, 6), generator=generator)
     valid = torch.tensor([[True, True, False, True]])
@@ -140,7 +140,7 @@ def test_huber_of_a_map_against_torch():
     prediction = 3 * torch.randn(1, 4, 1, 5, 6, generator=generator)
     prediction[0, 2] = float("nan")
     prediction.requires_grad_()
-    losses = get_loss("huber").sample_losses(prediction, targets)
+    losses = get_loss("my_huber").sample_losses(prediction, targets)
     losses.sum().backward()
     for sample in (0, 1, 3):
         kept = raw[sample] < 200
@@ -165,7 +165,7 @@ def test_poisson_of_counts_against_its_closed_form():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"kind": "regression", "loss": "huber"}, {"kind": "count"}], ids=str
+    "arguments", [{"kind": "regression", "loss": "my_huber"}, {"kind": "count"}], ids=str
 )
 def test_the_constant_has_the_least_loss(arguments):
     spec = TaskSpec("t", **arguments)
@@ -219,8 +219,8 @@ def test_loader_doctor_and_plan_take_it():
 def test_a_network_learns_them_and_is_exported(tmp_path):
     tasks = [
         TaskSpec("count", "count"),
-        TaskSpec("weight", "regression", loss="huber"),
-        TaskSpec("height", "dense_regression", loss="huber"),
+        TaskSpec("weight", "regression", loss="my_huber"),
+        TaskSpec("height", "dense_regression", loss="my_huber"),
         TaskSpec("cube", "binary"),
     ]
     torch.manual_seed(0)

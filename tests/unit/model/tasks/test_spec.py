@@ -114,6 +114,6 @@ def test_every_kind_has_a_default_loss_and_names_the_others(kind, losses):
 
 
 def test_an_unknown_loss_is_an_error_that_lists_what_the_kind_allows():
-    message = "loss is 'huber', must be one of l1, mse for a regression task"
+    message = "loss is 'hubber', must be one of l1, mse for a regression task"
     with pytest.raises(ValueError, match=message):
-        TaskSpec("t", "regression", loss="huber")
+        TaskSpec("t", "regression", loss="hubber")
