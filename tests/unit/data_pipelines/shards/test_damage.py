@@ -319,7 +319,7 @@ def check_one_mutation(whole, root, originals, seed):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(200), pytest.param(range(200, 1200), marks=pytest.mark.slow)], ids=["200", "1k"]
+    "seeds", [range(200), pytest.param(range(200, 2200), marks=pytest.mark.slow)], ids=["200", "2k"]
 )
 def test_mutated_shards_indexes_and_manifests(whole, tmp_path, seeds):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
