@@ -21,7 +21,7 @@ RESULT = {
 def compare_with(rooms_yaml, tmp_path, monkeypatch):
     """Runs `dmtg compare` with a script in the place of trainer/main.py."""
     script = tmp_path / "main.py"
-    monkeypatch.setattr(compare, "_MAIN", script)
+    monkeypatch.setattr(compare, "TRAIN_SCRIPT", script)
     monkeypatch.setattr(compare, "read_result", lambda _: RESULT)
 
     def run(code, *options):
