@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
 
@@ -118,10 +121,8 @@ def build_engine(
         return Engine(accelerator, module, config)
     progress = checkpoint.progress
     module = MultiTaskNetwork.from_config(progress.network)
-    engine = prepare_engine(accelerator, module, config, phase, checkpoint.state)
-    if engine.scaler is not None and progress.loss_scale:
-        engine.scaler.load_state_dict(progress.loss_scale)
-    return engine
+    state, loss_scale = checkpoint.state, progress.loss_scale
+    return prepare_engine(accelerator, module, config, phase, state, loss_scale)
 
 
 def prepare_engine(
@@ -130,11 +131,18 @@ def prepare_engine(
     config: Config,
     phase: Phase,
     state: NamedState,
+    loss_scale: Mapping[str, Any] | None,
 ) -> Engine:
-    """Return an engine of a network with this state, which trains what the phase trains."""
+    """Return an engine of a network with this state, which trains what the phase trains.
+
+    Args:
+        loss_scale: State of the fp16 loss scaler; None or empty for a new one.
+    """
     load_weights(module, state)
     engine = Engine(accelerator, module, config, freeze(module, phase, config.finetune))
     write_moments(engine, state)
+    if engine.scaler is not None and loss_scale:
+        engine.scaler.load_state_dict(dict(loss_scale))
     return engine
 
 

@@ -164,11 +164,12 @@ class Session:
             module: The network; its weights are overwritten.
             state: Weights and, if the optimizer continues, moments by the network's names.
         """
-        scale = self.engine.scaler.state_dict() if self.engine.scaler is not None else {}
+        scaler = self.engine.scaler
+        loss_scale = None if scaler is None else scaler.state_dict()
         self.engine.release()
-        self.engine = prepare_engine(self.accelerator, module, self.config, self.phase, state)
-        if self.engine.scaler is not None and scale:
-            self.engine.scaler.load_state_dict(scale)
+        self.engine = prepare_engine(
+            self.accelerator, module, self.config, self.phase, state, loss_scale
+        )
 
 
 def start_session(config: Config, accelerator: Accelerator, data: RunData | None = None) -> Session:
