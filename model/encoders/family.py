@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
@@ -74,3 +74,20 @@ class EncoderFamily(ABC):
         Raises:
             ValueError: If the encoder cannot be split there.
         """
+
+
+def check_option_names(encoder: str, options: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Check the names in `model.encoder.options`.
+
+    Args:
+        encoder: Its registered name, for the message.
+        options: By name.
+        allowed: Names of all options of the encoder.
+
+    Raises:
+        ValueError: If an option is unknown.
+    """
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        listed = ", ".join(map(repr, allowed))
+        raise ValueError(f"model.encoder.options has {unknown[0]!r}, {encoder} knows only {listed}")

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dmtg.plugins import register_encoder
-from model.encoders.family import EncoderFamily, Parts
+from model.encoders.family import EncoderFamily, Parts, check_option_names
 
 
 @register_encoder("mlp")
@@ -37,9 +37,7 @@ class Mlp(EncoderFamily):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(options, image_size, pretrained)
-        unknown = sorted(set(options) - {"widths"})
-        if unknown:
-            raise ValueError(f"model.encoder.options has {unknown[0]!r}, mlp knows only 'widths'")
+        check_option_names("mlp", options, ["widths"])
         widths = options.get("widths")
         if (
             not isinstance(widths, (list, tuple))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
 from model.encoders.encoder import Pool
-from model.encoders.family import EncoderFamily, Parts
+from model.encoders.family import EncoderFamily, Parts, check_option_names
 from model.encoders.pooled_stem import PooledStem
 
 MAX_TRUNK_DEPTH = 1
@@ -60,11 +60,7 @@ class Residual64(EncoderFamily):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(options, image_size, pretrained)
-        unknown = sorted(set(options) - {"channels"})
-        if unknown:
-            raise ValueError(
-                f"model.encoder.options has {unknown[0]!r}, residual64 knows only 'channels'"
-            )
+        check_option_names("residual64", options, ["channels"])
         channels = options.get("channels", 64)
         if not isinstance(channels, int) or channels < 1:
             raise ValueError(

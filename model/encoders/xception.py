@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
-from model.encoders.family import EncoderFamily, Parts
+from model.encoders.family import EncoderFamily, Parts, check_option_names
 
 SIZES = (32, 64, 128, 256, *(728,) * 9)
 CHANNELS = 512
@@ -77,11 +77,7 @@ def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
     Raises:
         ValueError: If an option is unknown or a value not allowed.
     """
-    unknown = sorted(set(options) - {"sizes", "channels"})
-    if unknown:
-        raise ValueError(
-            f"model.encoder.options has {unknown[0]!r}, xception knows only 'sizes', 'channels'"
-        )
+    check_option_names("xception", options, ["sizes", "channels"])
     sizes, channels = options.get("sizes", SIZES), options.get("channels", CHANNELS)
     listed = isinstance(sizes, list | tuple) and all(map(_positive_int, sizes))
     if not listed or len(sizes) < STEM_DEPTH:
