@@ -18,7 +18,7 @@ from dmtg.plugins import SAMPLERS
 from model.grouping.samplers.diagonal import diagonal
 from model.grouping.samplers.sampler import Sampler
 
-Start = Literal["equal", "diagonal", "gaussian"]
+LogitsInit = Literal["equal", "diagonal", "gaussian"]
 EntropyForm = Literal["binary", "plain"]
 
 
@@ -27,14 +27,15 @@ class Grouping(nn.Module):
 
     Args:
         sampler: Name of a registered `Sampler`, which gives the weights of `sample`.
-        start: Logits are all `init` (`equal`), `init` on the branch of the task's number modulo
-            K and zero elsewhere (`diagonal`), or normal with deviation `init` (`gaussian`).
-        init: See `start`.
-        init_noise: Width of uniform noise added to the start values.
+        logits_init: Logits are all `logits_value` (`equal`), `logits_value` on the branch of the
+            task's number modulo K and zero elsewhere (`diagonal`), or normal with standard
+            deviation `logits_value` (`gaussian`).
+        logits_value: See `logits_init`.
+        logits_noise: Width of uniform noise added to the initial values.
         seed: Of the noise and of `gaussian`.
 
     Raises:
-        ValueError: If the sampler or the start is unknown.
+        ValueError: If the sampler or `logits_init` is unknown.
     """
 
     alive: Tensor
@@ -44,15 +45,15 @@ class Grouping(nn.Module):
         num_tasks: int,
         num_branches: int,
         sampler: str = "gumbel",
-        start: Start = "equal",
-        init: float = 1.0,
-        init_noise: float = 0.0,
+        logits_init: LogitsInit = "equal",
+        logits_value: float = 1.0,
+        logits_noise: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, allowed in (
             ("sampler", sampler, SAMPLERS.names()),
-            ("logits_init", start, get_args(Start)),
+            ("logits_init", logits_init, get_args(LogitsInit)),
         ):
             if value not in allowed:
                 names = ", ".join(allowed)
@@ -61,13 +62,13 @@ class Grouping(nn.Module):
         self._sampler: Sampler = SAMPLERS[sampler]()
         generator = torch.Generator().manual_seed(seed)
         noise = torch.rand(num_tasks, num_branches, generator=generator)
-        if start == "diagonal":
-            values = init * diagonal(num_tasks, num_branches)
-        elif start == "gaussian":
-            values = init * torch.randn(num_tasks, num_branches, generator=generator)
+        if logits_init == "diagonal":
+            values = logits_value * diagonal(num_tasks, num_branches)
+        elif logits_init == "gaussian":
+            values = logits_value * torch.randn(num_tasks, num_branches, generator=generator)
         else:
-            values = torch.full((num_tasks, num_branches), init)
-        self.logits = nn.Parameter(values + init_noise * noise)
+            values = torch.full((num_tasks, num_branches), logits_value)
+        self.logits = nn.Parameter(values + logits_noise * noise)
         self.register_buffer("alive", torch.ones(num_tasks, num_branches, dtype=torch.bool))
 
     def _alive_logits(self) -> Tensor:

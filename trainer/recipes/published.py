@@ -69,9 +69,9 @@ class PublishedGroups(GroupLearner):
             num_tasks,
             config.model.branches,
             sampler=section.sampler,
-            start=section.logits_init,
-            init=section.logits_value,
-            init_noise=section.logits_noise,
+            logits_init=section.logits_init,
+            logits_value=section.logits_value,
+            logits_noise=section.logits_noise,
             seed=config.run.seed,
         )
 

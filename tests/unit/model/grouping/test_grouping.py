@@ -40,21 +40,22 @@ def test_start_is_uniform_and_fp32():
 
 
 def test_start_noise_is_seeded_and_bounded():
-    one, same, other = (Grouping(5, 3, init_noise=0.1, seed=s).logits.detach() for s in (1, 1, 2))
+    one, same, other = (Grouping(5, 3, logits_noise=0.1, seed=s).logits.detach() for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert float(one.min()) >= 1.0 and float(one.max()) <= 1.1
     assert float(one.max() - one.min()) > 0.01
 
 
 def test_diagonal_start():
-    grouping = Grouping(4, 3, start="diagonal", init=2.0)
+    grouping = Grouping(4, 3, logits_init="diagonal", logits_value=2.0)
     assert grouping.logits.tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]]
     assert torch.equal(diagonal(2, 3), torch.eye(3)[:2])
 
 
 def test_gaussian_start_is_seeded_and_normal():
     one, same, other = (
-        Grouping(400, 5, start="gaussian", init=0.5, seed=s).logits.detach() for s in (1, 1, 2)
+        Grouping(400, 5, logits_init="gaussian", logits_value=0.5, seed=s).logits.detach()
+        for s in (1, 1, 2)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert stats.kstest(one.flatten().numpy(), stats.norm(0, 0.5).cdf).pvalue > 1e-3
@@ -209,7 +210,7 @@ def test_faults():
         ValueError,
         match=r"grouping\.logits_init is 'zero', must be one of equal, diagonal, gaussian",
     ):
-        Grouping(1, 2, start="zero")
+        Grouping(1, 2, logits_init="zero")
     for sampler in SAMPLERS:
         with pytest.raises(ValueError, match="tau is 0, must be above 0"):
             Grouping(1, 2, sampler).sample(torch.zeros(1, 2), 0)
