@@ -110,7 +110,7 @@ class Trackers:
     trains is dropped with a warning, because `metrics.jsonl` has all values.
 
     Args:
-        section: The `log` section.
+        section: The `log` section, which `check_trackers` accepts.
         out: Folder of the run; its name is the run's, that of the folder around it the project's.
         start_step: Steps done before.
         run_ids: Ids of the tracker runs to continue, by tracker.
@@ -118,7 +118,7 @@ class Trackers:
         settings: The configuration, which a new tracker run shows.
 
     Raises:
-        UserError: A tracker is unknown, not installed, or cannot be started.
+        UserError: A tracker cannot be started.
     """
 
     def __init__(
@@ -131,7 +131,6 @@ class Trackers:
         logged: Mapping[Kind, int],
         settings: Mapping[str, Any],
     ) -> None:
-        check_trackers(section)
         self.run_ids: dict[str, str] = {}
         self._open: dict[str, _Open] = {}
         for name in section.trackers:
