@@ -111,10 +111,10 @@ class _PooledConv(torch.autograd.Function):
             means.append(mean)
             variances.append(variance)
             sizes.append(len(part))
-        shares = images.new_tensor(sizes).unsqueeze(1) / len(images)  # [P,1]
-        own = torch.stack(means)  # [P,C]
-        mean = (shares * own).sum(dim=0)
-        variance = (shares * (torch.stack(variances) + (own - mean).square())).sum(dim=0)
+        fractions = images.new_tensor(sizes).unsqueeze(1) / len(images)  # [P,1]
+        part_means = torch.stack(means)  # [P,C]
+        mean = (fractions * part_means).sum(dim=0)
+        variance = (fractions * (torch.stack(variances) + (part_means - mean).square())).sum(dim=0)
         ctx.save_for_backward(images, weight, mean)
         return pooled, mean, variance
 
@@ -131,11 +131,11 @@ class _PooledConv(torch.autograd.Function):
         slope = 2 * variance / count
         offset = mean / count - slope * centre
         gradient = torch.zeros_like(weight)
-        for part, own in _parts(images, weight, pooled):
+        for part, gradient_of_pooled in _parts(images, weight, pooled):
             maps = F.conv2d(part, weight, padding=1)
             _, indices = F.max_pool2d(maps, _POOL, _STRIDE, return_indices=True)
             into = torch.ops.aten.max_pool2d_with_indices_backward(
-                own, maps, [_POOL] * 2, [_STRIDE] * 2, [0, 0], [1, 1], False, indices
+                gradient_of_pooled, maps, [_POOL] * 2, [_STRIDE] * 2, [0, 0], [1, 1], False, indices
             )
             into.addcmul_(maps, slope.view(-1, 1, 1)).add_(offset.view(-1, 1, 1))
             gradient += conv2d_weight(part, list(weight.shape), into, padding=1)
