@@ -1,0 +1,63 @@
+"""Names that come from data, models and configurations: as parts of paths, and on a terminal."""
+
+from __future__ import annotations
+
+import re
+
+MAX_LENGTH = 100  # characters of a name that becomes part of a path
+FILE_NAME_RULE = (
+    f"1 to {MAX_LENGTH} letters, digits, spaces and _ . , + ( ) -, of which the first is a letter, "
+    "a digit or _"
+)
+_FILE_NAME = re.compile(rf"\w[\w .,+()-]{{0,{MAX_LENGTH - 1}}}")
+_NOT_ALLOWED = re.compile(r"[^\w.,+()-]")
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a name follows `FILE_NAME_RULE`, so that it stays in the folder it is used in.
+
+    Such a name has no slash, no control character and is neither `.` nor `..`.
+    """
+    return _FILE_NAME.fullmatch(name) is not None
+
+
+def check_file_name(what: str, name: str) -> str:
+    """Return a name that becomes part of a path.
+
+    Args:
+        what: What is called so, for the message.
+        name: The name.
+
+    Raises:
+        ValueError: It breaks `FILE_NAME_RULE`.
+    """
+    if not is_file_name(name):
+        raise ValueError(f"{what} is {shortened(repr(name))}, must be {FILE_NAME_RULE}")
+    return name
+
+
+def to_file_name(key: str) -> str:
+    """Return a file name for a key that may have any characters, such as `building/point 3`.
+
+    Each character that `FILE_NAME_RULE` does not allow becomes `_`, so different keys can get equal
+    names. A key longer than `MAX_LENGTH` keeps its end, where keys usually differ.
+    """
+    name = _NOT_ALLOWED.sub("_", key)[-MAX_LENGTH:]
+    return name if is_file_name(name) else f"_{name[1:]}"
+
+
+def printable(text: str) -> str:
+    """Return text in which characters that a terminal would obey or hide are escaped.
+
+    Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def shortened(text: str, length: int = 80) -> str:
+    """Return at most `length` characters of a text; dots show that some are left out."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."

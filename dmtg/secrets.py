@@ -1,0 +1,24 @@
+"""Removal of credentials from URLs in everything that is written or shown."""
+
+from __future__ import annotations
+
+import re
+
+_SCHEME = r"(\b[A-Za-z][A-Za-z0-9+.-]*://)"
+_USER_INFO = re.compile(rf"{_SCHEME}[^\s/]*@")
+# Signatures and tokens are in the query. Punctuation at its end belongs to the text around the URL.
+_QUERY = re.compile(rf"""({_SCHEME}[^\s'"<>?#]*)[?#][^\s'"<>]*?(?=[.,:;)\]]*(?:[\s'"<>]|$))""")
+
+
+def without_secrets(text: str) -> str:
+    """Return text in which no URL has a user, a password, a query or a fragment.
+
+    Args:
+        text: A URL, or a message with URLs in it.
+
+    Returns:
+        The text; `https://me:key@host/a?sig=1` in it becomes `https://host/a`.
+    """
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1", _USER_INFO.sub(r"\1", text))
