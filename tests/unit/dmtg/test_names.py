@@ -16,8 +16,23 @@ def test_usual_names_are_allowed(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../a", "/a", "a/b", "a\\b", "a\0", "a\n", "-a", ".a", " a", "a\x1b[2J", "x" * 101],
-)  # fmt: skip
+    [
+        "a\n",
+        "a\\b",
+        "a\0",
+        "",
+        ".",
+        "..",
+        "../a",
+        "/a",
+        "a/b",
+        "-a",
+        ".a",
+        " a",
+        "\x1b[2J",
+        101 * "x",
+    ],
+)
 def test_other_names_are_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"^task is .*, must be 1 to 100 letters"):
         check_file_name("task", name)
