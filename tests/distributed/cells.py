@@ -77,7 +77,9 @@ class Cell:
 
 
 # Micro-batches per step and process; two of them in some engines, whose results must not differ.
-_ACCUMULATION = {None: 1, "ddp_cpu": 1, "zero1_cpu": 2, "zero2_cpu": 1, "zero3_cpu": 2}
+_ACCUMULATION = {
+    None: 1, "ddp_cpu": 1, "zero1_cpu": 2, "zero2_cpu": 1, "zero3_cpu": 2, "fsdp2_cpu": 2,
+}  # fmt: skip
 
 
 def thirty_steps(engine: str | None) -> Cell:

@@ -8,8 +8,6 @@ from tests.distributed.cells import PLAIN, Cell, Launch
 
 pytestmark = pytest.mark.distributed
 
-SLOW_DDP = pytest.param("ddp_cpu", marks=pytest.mark.slow)
-
 ACCUMULATION = {None: 1, "ddp_cpu": 2, "zero2_cpu": 1}
 
 
@@ -44,7 +42,8 @@ def test_one_process_finds_groups(trained):
     assert records(run, "prune")
 
 
-@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_two_processes_find_the_same_with_the_same_losses(trained, engine):
     run, alone = trained(cell(engine)), trained(cell(None))
     found, expected = of_rank(run, 0), of_rank(alone, 0)
@@ -58,7 +57,8 @@ def test_two_processes_find_the_same_with_the_same_losses(trained, engine):
         assert now == pytest.approx(then, rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_both_ranks_have_the_same_groups_averages_and_metrics(trained, engine):
     run = trained(cell(engine))
     assert of_rank(run, 0) == of_rank(run, 1)

@@ -17,13 +17,10 @@ OPTIONS = (
     "run.keep_last=9", "pruning.threshold=0.3", "pruning.end=0.75", "pruning.every=2",
     "grouping.logits_noise=1.0",
 )  # fmt: skip
+ENGINES = ("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu", "fsdp2_cpu", "zero3_offload_cpu")
 LAUNCHES = [
     PLAIN,
-    Launch("zero3_cpu"),
-    *(
-        pytest.param(Launch(engine), marks=pytest.mark.slow)
-        for engine in ("ddp_cpu", "zero1_cpu", "zero2_cpu", "fsdp2_cpu", "zero3_offload_cpu")
-    ),
+    *(pytest.param(Launch(engine), marks=pytest.mark.slow) for engine in ENGINES),
 ]
 
 

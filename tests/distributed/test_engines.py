@@ -10,7 +10,10 @@ from tests.distributed.cells import thirty_steps
 
 pytestmark = pytest.mark.distributed
 
-ENGINES = ("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu")
+ENGINES = (
+    "ddp_cpu", "zero2_cpu", "zero3_cpu", "fsdp2_cpu",
+    pytest.param("zero1_cpu", marks=pytest.mark.slow),
+)  # fmt: skip
 
 
 def cells(engine=None):

@@ -82,7 +82,8 @@ def test_one_rank_is_killed(engine, start):
     assert fault.newest() == 4
 
 
-@pytest.mark.parametrize("engine", [SLOW_DDP, "zero2_cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_one_rank_is_stopped(engine, start):
     """Its connections stay open: only the timeout tells."""
     fault = start("stop:1:5", engine=engine)
@@ -209,17 +210,9 @@ def test_a_loss_of_one_rank_is_not_a_number(engine, start):
     assert fault.newest() == 4
 
 
-@pytest.mark.parametrize(
-    ("engine", "kind"),
-    [
-        ("zero2_cpu", "nan"),
-        pytest.param("ddp_cpu", "gradient", marks=pytest.mark.slow),
-        pytest.param("zero3_cpu", "nan", marks=pytest.mark.slow),
-        pytest.param("ddp_cpu", "nan", marks=pytest.mark.slow),
-        pytest.param("zero2_cpu", "gradient", marks=pytest.mark.slow),
-        pytest.param("zero3_cpu", "gradient", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nan", "gradient"])
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu", "zero3_cpu"])
 def test_bad_steps_of_one_rank_are_left_out_on_both(engine, kind, start):
     """One more than allowed ends the run."""
     options = ("optim.skip_nonfinite=2", "optim.gradient_accumulation_steps=2")

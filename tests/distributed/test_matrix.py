@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tests.distributed.cells import PLAIN, Cell, Launch
 from trainer.export import export_run
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 ENGINES = ("ddp_cpu", "zero1_cpu", "zero2_cpu", "zero3_cpu", "zero3_offload_cpu", "fsdp2_cpu")
 NUM_STEPS = 8
@@ -46,30 +46,20 @@ class Case:
 RECIPES = ("published", "affinity")
 WHOLE = tuple(Case(p, 1, r) for p in TOLERANCE for r in RECIPES)
 ALL = (*WHOLE, *(Case(p, 4, r) for p in TOLERANCE for r in RECIPES))
-FEW = (Case("fp32", 4, "published"), Case("bf16", 1, "affinity"))
-LAUNCHES = [
-    # Of the others, other tests here start two processes in some cell.
-    pytest.param((Launch("fsdp2_cpu"), FEW), id="fsdp2_cpu-2-few"),
-    *(
-        pytest.param((Launch(e, n), ALL), id=f"{e}-{n}", marks=pytest.mark.slow)
-        for e in ENGINES
-        for n in (1, 2)
-    ),
-]
+LAUNCHES = [Launch(engine, n) for engine in ENGINES for n in (1, 2)]
 
 
 def cells(launched=None):
     if launched is None:
         return [case.reference for case in WHOLE]
-    launch, cases = launched
-    return [case.cell(launch) for case in cases]
+    return [case.cell(launched) for case in ALL]
 
 
-@pytest.fixture(scope="module", params=LAUNCHES)
+@pytest.fixture(scope="module", params=LAUNCHES, ids=str)
 def launched(request, trained):
     """Every case with its run by one engine, and that of one process on the whole batch."""
-    launch, cases = request.param
-    return [(case, trained(case.cell(launch)), trained(case.reference)) for case in cases]
+    launch = request.param
+    return [(case, trained(case.cell(launch)), trained(case.reference)) for case in ALL]
 
 
 def records(run, kind):

@@ -35,7 +35,8 @@ def preempted_at(stderr: str, cause: str) -> int:
     return int(re.search(rf"preempted by {cause} after step (\d+); the run is saved", stderr)[1])
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(
     engine, launcher, rooms_yaml, trained, tmp_path
 ):

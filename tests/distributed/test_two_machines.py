@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.cells import Cell, Launch
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 NUM_STEPS = 8
 FINAL = f"checkpoints/step-{NUM_STEPS:09d}"
@@ -38,7 +38,7 @@ def train_losses(run):
     return [r["losses"] for line in lines if (r := json.loads(line))["kind"] == "train"]
 
 
-@pytest.mark.parametrize("engine", ["ddp_cpu", pytest.param("zero2_cpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["ddp_cpu", "zero2_cpu"])
 def test_two_machines_equal_one(engine, trained, launcher, rooms_yaml, tmp_path, free_port):
     one, two = trained(one_machine(engine)), tmp_path / "two"
     port = free_port()

@@ -12,6 +12,7 @@ def measured(end):
     return json.loads(end.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forget_accelerate")
 def test_a_small_problem(dmtg):
     end = dmtg(
@@ -71,6 +72,7 @@ STEP_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("forget_accelerate")
 def test_a_step_beside_the_published_one(dmtg):
     end = dmtg(

@@ -29,6 +29,7 @@ def pruned_network(run: Path) -> MultiTaskNetwork:
     return MultiTaskNetwork.from_config(progress["network"])
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_the_runs_have(comparison):
     out, _, finished = comparison
     assert finished.code == 0, finished.stderr
@@ -58,6 +59,7 @@ def test_the_table_holds_what_the_runs_have(comparison):
     assert (folders(out)["tag", 4] / "search" / "groups.json").exists()
 
 
+@pytest.mark.slow
 def test_finished_runs_are_not_trained_again(comparison, dmtg):
     out, arguments, first = comparison
     logs = {run: run.joinpath("cell.log").read_bytes() for run in folders(out).values()}

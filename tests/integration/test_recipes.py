@@ -12,6 +12,8 @@ from data_pipelines.shards.manifest import Field
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
 from model.tasks.presets import PRESETS
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).resolve().parents[2] / "experiments" / "celeba9_k2.yaml"
 NAMES = [task.name for task in PRESETS["celeba9"]]
 SHORT = (
