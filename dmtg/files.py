@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -76,3 +76,33 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_outputs(
+    outputs: Iterable[tuple[Path, str]], inputs: Iterable[Path] = (), *, overwrite: bool = False
+) -> None:
+    """Check, before anything is written, that writing files loses none.
+
+    Args:
+        outputs: The files to write, and what each of them is, for messages.
+        inputs: Files that are read, which are never replaced.
+        overwrite: Whether other existing files may be replaced.
+
+    Raises:
+        ValueError: Two outputs have one path, or an output would replace a file.
+    """
+    planned: dict[Path, str] = {}
+    read = {(status.st_dev, status.st_ino) for status in map(os.stat, inputs)}
+    for path, what in outputs:
+        if path in planned:
+            raise ValueError(f"{path}: would be both {planned[path]} and {what}")
+        planned[path] = what
+        if not os.path.lexists(path):
+            continue
+        if path.exists() and (path.stat().st_dev, path.stat().st_ino) in read:
+            raise ValueError(f"{path}: is an input and would be replaced by {what}")
+        if not overwrite:
+            raise ValueError(
+                f"{path}: exists and would be replaced by {what}; name another folder, or add "
+                "--overwrite"
+            )

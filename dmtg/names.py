@@ -9,6 +9,7 @@ FILE_NAME_RULE = (
     f"1 to {MAX_LENGTH} letters, digits, spaces and _ . , + ( ) -, of which the first is a letter, "
     "a digit or _"
 )
+MAX_TEXT = 500  # characters of a name that is only shown, such as that of a class
 _FILE_NAME = re.compile(rf"\w[\w .,+()-]{{0,{MAX_LENGTH - 1}}}")
 _NOT_ALLOWED = re.compile(r"[^\w.,+()-]")
 
@@ -36,13 +37,30 @@ def check_file_name(what: str, name: str) -> str:
     return name
 
 
+def check_text(what: str, text: str) -> str:
+    """Return a name that is shown, but is no part of a path.
+
+    Args:
+        what: What is called so, for the message.
+        text: The name.
+
+    Raises:
+        ValueError: It is longer than `MAX_TEXT` or has characters that `printable` would escape.
+    """
+    if len(text) > MAX_TEXT or not text.isprintable():
+        raise ValueError(
+            f"{what} is {shortened(repr(text))}, must be at most {MAX_TEXT} printable characters"
+        )
+    return text
+
+
 def to_file_name(key: str) -> str:
     """Return a file name for a key that may have any characters, such as `building/point 3`.
 
     Each character that `FILE_NAME_RULE` does not allow becomes `_`, so different keys can get equal
-    names. A key longer than `MAX_LENGTH` keeps its end, where keys usually differ.
+    names. A key of more than `MAX_LENGTH` bytes keeps its end, where keys usually differ.
     """
-    name = _NOT_ALLOWED.sub("_", key)[-MAX_LENGTH:]
+    name = _NOT_ALLOWED.sub("_", key).encode()[-MAX_LENGTH:].decode(errors="ignore")
     return name if is_file_name(name) else f"_{name[1:]}"
 
 
@@ -56,6 +74,11 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def one_line(text: str) -> str:
+    """Return text that may have any characters, such as a sample's key, as one short line."""
+    return shortened(" ".join(printable(text).split()))
 
 
 def shortened(text: str, length: int = 80) -> str:

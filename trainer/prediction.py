@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from data_pipelines.decode.pictures import check_photo, read_photo
 from data_pipelines.transforms import Geometry
-from dmtg.files import atomic_path, atomic_write
+from dmtg.files import atomic_path, atomic_write, check_outputs
 from model.bundle import PrunedModel, load_pruned
 from model.kinds.kind import get_kind
 from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
+from trainer.figures import figure_file
 
 _COLUMNS = 4
+_SHOWN_PIXELS = 600  # of the longer side of the image in the overview
 
 
-def predict_images(model_path: Path, images: list[Path], out: Path) -> list[dict[str, Any]]:
+def predict_images(
+    model_path: Path, images: list[Path], out: Path, *, overwrite: bool = False
+) -> list[dict[str, Any]]:
     """Predict the labels of images and write them to files.
 
     For `room.png`, write `room.TASK.png` for every dense task, `room.json` with the scalar tasks,
-    and `room.overview.png` with all predictions.
+    and `room.overview.png` with all predictions. The names of the outputs and the headers of all
+    images are checked before the first file is written; one image at a time is decoded.
 
     Args:
         model_path: File of the exported model.
         images: Image files with different names.
         out: Folder of the files to write.
+        overwrite: Whether files that exist may be replaced; an image never is.
 
     Returns:
         The content of the JSON file of each image.
 
     Raises:
-        UserError: An image cannot be read, or two have the same name.
+        DataError: An image cannot be read.
+        UserError: Two images have the same name, or an output would replace a file or another
+            output.
         BundleError: The model cannot be read.
     """
     stems = [image.stem for image in images]
@@ -50,28 +55,47 @@ def predict_images(model_path: Path, images: list[Path], out: Path) -> list[dict
         raise UserError(
             f"images: several are called {min(duplicates)!r}; give them different names"
         )
+    for path in images:
+        check_photo(path)
     model = load_pruned(model_path)
-    pictures = [_read(path) for path in images]
-    out.mkdir(parents=True, exist_ok=True)
-    records = []
-    for path, picture in zip(images, pictures, strict=True):
-        records.append(_predict(model, path, picture, out))
-    return records
-
-
-def _read(path: Path) -> Picture:
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"image {path}: cannot be read ({error})") from None
+        outputs = _outputs(model.tasks, images, out)
+        check_outputs(outputs, [model_path, *images], overwrite=overwrite)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    out.mkdir(parents=True, exist_ok=True)
+    return [_predict(model, path, out) for path in images]
 
 
-def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dict[str, Any]:
+def _outputs(
+    tasks: Sequence[TaskSpec], images: Sequence[Path], out: Path
+) -> Iterator[tuple[Path, str]]:
+    """Yield the files that the predictions are written to, and what each of them is."""
+    for image in images:
+        for task in tasks:
+            if task.dense:
+                yield _picture_file(out, image, task.name), f"task {task.name!r} of {image.name}"
+        yield _attributes_file(out, image), f"the attributes of {image.name}"
+        yield _overview_file(out, image), f"the overview of {image.name}"
+
+
+def _picture_file(out: Path, image: Path, task: str) -> Path:
+    return out / f"{image.stem}.{task}.png"
+
+
+def _attributes_file(out: Path, image: Path) -> Path:
+    return out / f"{image.stem}.json"
+
+
+def _overview_file(out: Path, image: Path) -> Path:
+    return out / f"{image.stem}.overview.png"
+
+
+def _predict(model: PrunedModel, path: Path, out: Path) -> dict[str, Any]:
+    picture = read_photo(str(path), path)
     geometry = Geometry(model.image_size)
-    channels_first = np.ascontiguousarray(np.moveaxis(picture, -1, 0))
     params = geometry.draw(np.random.default_rng(0), *picture.shape[:2])
-    resized = geometry.apply(channels_first, params, "bilinear")
+    resized = geometry.apply(np.moveaxis(picture, -1, 0), params, "bilinear")
     predictions = {
         name: value[0] for name, value in model(torch.from_numpy(resized.copy())[None]).items()
     }
@@ -84,12 +108,12 @@ def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dic
     for spec, values in dense.items():
         drawn = Image.fromarray(get_kind(spec.kind).draw(spec, values))
         drawn = drawn.resize((picture.shape[1], picture.shape[0]), Image.Resampling.NEAREST)
-        with atomic_path(out / f"{path.stem}.{spec.name}.png", sync=False) as partial:
+        with atomic_path(_picture_file(out, path, spec.name), sync=False) as partial:
             drawn.save(partial)
     record = {"image": str(path), "attributes": attributes}
-    with atomic_write(out / f"{path.stem}.json", sync=False) as file:
+    with atomic_write(_attributes_file(out, path), sync=False) as file:
         file.write(json.dumps(record, indent=1) + "\n")
-    _overview(picture, dense, attributes, out / f"{path.stem}.overview.png")
+    _overview(picture, dense, attributes, _overview_file(out, path))
     return record
 
 
@@ -101,24 +125,26 @@ def _overview(
 ) -> None:
     cells = len(dense) + 1 + bool(attributes)
     rows = -(-cells // _COLUMNS)
-    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(3 * _COLUMNS, 3 * rows), squeeze=False)
-    remaining = iter(axes.flat)
-    axis = next(remaining)
-    axis.imshow(picture)
-    axis.set_title("image", fontsize=9)
-    for spec, values in dense.items():
+    with figure_file(path, rows, _COLUMNS, size=(3 * _COLUMNS, 3 * rows), dpi=100) as axes:
+        remaining = iter(axes.flat)
         axis = next(remaining)
-        axis.imshow(get_kind(spec.kind).draw(spec, values))
-        axis.set_title(_title(spec, values), fontsize=9)
-    if attributes:
-        lines = [f"{name}: {_short(entry['value'])}" for name, entry in attributes.items()]
-        next(remaining).text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace")
-    for axis in axes.flat:
-        axis.axis("off")
-    figure.tight_layout()
-    with atomic_path(path, sync=False) as partial:
-        figure.savefig(partial, dpi=100)
-    plt.close(figure)
+        axis.imshow(_reduced(picture))
+        axis.set_title("image", fontsize=9)
+        for spec, values in dense.items():
+            axis = next(remaining)
+            axis.imshow(get_kind(spec.kind).draw(spec, values))
+            axis.set_title(_title(spec, values), fontsize=9)
+        if attributes:
+            lines = [f"{name}: {_short(entry['value'])}" for name, entry in attributes.items()]
+            next(remaining).text(0, 1, "\n".join(lines), va="top", fontsize=8, family="monospace")
+        for axis in axes.flat:
+            axis.axis("off")
+
+
+def _reduced(picture: Picture) -> Picture:
+    """Return a picture of a size that matplotlib resizes in little memory."""
+    factor = max(picture.shape) // _SHOWN_PIXELS
+    return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
 
 
 def _title(spec: TaskSpec, values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from data_pipelines.decode.codecs import encode_json
 from data_pipelines.errors import DataError
 from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.names import FILE_NAME_RULE, is_file_name, shortened
 from dmtg.plugins import register_converter
 
 IMAGE, ATTRIBUTES_MEMBER = "rgb", "attributes.json"
@@ -149,6 +150,11 @@ def _read_partition(path: Path) -> dict[str, str]:
         name, *rest = line.split()
         if len(rest) != 1 or rest[0] not in ("0", "1", "2"):
             raise DataError(f"{path}: line {number}: {line!r} is not FILE and 0, 1 or 2")
+        if not is_file_name(name):
+            raise DataError(
+                f"{path}: line {number}: the file is {shortened(repr(name))}, must be "
+                f"{FILE_NAME_RULE}"
+            )
         partition[name] = SPLITS[int(rest[0])]
     return partition
 

@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_pipelines.convert.pictures import shrunk, stored_image
 from data_pipelines.convert.tally import MissingLabel
-from data_pipelines.decode.codecs import MAX_PIXELS, PILLOW_ERRORS, decode
+from data_pipelines.decode.codecs import decode
+from data_pipelines.decode.pictures import (
+    FORMATS,
+    PictureError,
+    is_upright,
+    read_photo,
+    read_values,
+)
 from data_pipelines.errors import DataError
 from data_pipelines.shards.encoded import Storage
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _JPEG_START = b"\xff\xd8"
 _GREY_MODES = ("L", "P", "RGB", "F", "I", "I;16", "I;16B", "I;16L")  # stored values, unchanged
 
@@ -27,7 +29,8 @@ def convert_image(
 ) -> tuple[bytes, tuple[int, int]]:
     """Convert a source image to the bytes of a member.
 
-    A JPEG that keeps its size is copied byte for byte, without loss.
+    An upright JPEG that keeps its size is copied byte for byte, without loss. A picture that is to
+    be turned is stored turned, so that its labels fit it in every reader.
 
     Args:
         storage: The encoding of images.
@@ -43,11 +46,13 @@ def convert_image(
     picture = _plain_jpeg(data)
     if picture is not None and not storage.portable:
         height, width = picture.shape[1:]
-        if shrunk((height, width), image_size) == (height, width):
+        if shrunk((height, width), image_size) == (height, width) and is_upright(data):
             return data, (height, width)
     if picture is None:
-        with _opened(data) as image:
-            picture = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        try:
+            picture = read_photo("image", data).transpose(2, 0, 1)
+        except PictureError as error:
+            raise MissingLabel(error.reason) from error
     return stored_image(storage, picture, image_size), picture.shape[1:]
 
 
@@ -58,10 +63,11 @@ def label_picture(data: bytes, dtype: str | None = None) -> np.ndarray:
         MissingLabel: The picture is damaged, too large or of another format, or a value does
             not fit the type.
     """
-    with _opened(data) as image:
-        if image.mode not in _GREY_MODES:
-            raise MissingLabel(f"picture of mode {image.mode}")
-        return label_values(np.asarray(image), dtype)
+    try:
+        values = read_values("label", data, FORMATS, _GREY_MODES)
+    except PictureError as error:
+        raise MissingLabel(error.reason) from error
+    return label_values(values, dtype)
 
 
 def label_values(values: np.ndarray, dtype: str | None = None) -> np.ndarray:
@@ -99,14 +105,3 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
     except DataError:
         return None
     return picture if isinstance(picture, np.ndarray) else None
-
-
-@contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MissingLabel("too large")
-            yield image
-    except PILLOW_ERRORS as error:
-        raise MissingLabel("unreadable") from error

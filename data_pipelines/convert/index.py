@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from data_pipelines.convert.mapping import FieldMap, described_field
 from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, moments_of, with_statistics
-from data_pipelines.decode.codecs import RECORDS, decode
+from data_pipelines.decode.codecs import RECORDS, decode_sample
 from data_pipelines.errors import DataError
 from data_pipelines.parallel import mapped
 from data_pipelines.reading.fields import Label, LabelRequest
@@ -24,6 +24,7 @@ from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
 from data_pipelines.shards.store import ShardStore
 from dmtg.files import PARTIAL_PREFIX
+from dmtg.names import FILE_NAME_RULE, is_file_name
 
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
 _CHUNK = 2**20  # bytes
@@ -61,6 +62,9 @@ def index_shards(
         name: described_field(f"fields.{name}", entry) for name, entry in field_map.fields.items()
     }
     shards = _shards_by_split(root, field_map.splits)
+    for split in shards:
+        if not is_file_name(split):
+            raise DataError(f"{root}: split {split!r} of its shards: must be {FILE_NAME_RULE}")
     names = [name for of_split in shards.values() for name in of_split]
     count = partial(_count, root, fields, field_map.image)
     with mapped(count, names, workers) as counted:
@@ -125,7 +129,7 @@ def _count(root: Path, fields: Mapping[str, Field], image: str, name: str) -> _C
         index=index,
     )
     values: defaultdict[str, list[float]] = defaultdict(list)
-    for key, labels in _labels(ShardStore(root, [shard]), path, fields):
+    for key, labels in _labels(ShardStore(root, [shard]), path, fields, image):
         if image not in labels:
             raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
         for field_name, value in labels.items():
@@ -136,26 +140,24 @@ def _count(root: Path, fields: Mapping[str, Field], image: str, name: str) -> _C
 
 
 def _labels(
-    store: ShardStore, path: Path, fields: Mapping[str, Field]
+    store: ShardStore, path: Path, fields: Mapping[str, Field], image: str
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Yield key and values of the samples of one shard, checked; a picture has the value 1."""
     suffixes = frozenset(field.member for field in fields.values())
     for number in range(len(store)):
         key, members = store.read(number, suffixes)
         try:
-            decoded = _decoded(members, pictures=number == 0)
+            pictures = number == 0
+            chosen = {m: data for m, data in members.items() if pictures or _is_record(m)}
+            decoded = decode_sample(fields[image].member, chosen)
             values = {name: _value(name, f, members, decoded) for name, f in fields.items()}
         except DataError as error:
             raise DataError(f"{path}: sample {key}: {error}") from error
         yield key, {name: value for name, value in values.items() if value is not None}
 
 
-def _decoded(members: Mapping[str, bytes], *, pictures: bool) -> dict[str, Any]:
-    return {
-        member: decode(member, data)
-        for member, data in members.items()
-        if pictures or member.rpartition(".")[2] in RECORDS
-    }
+def _is_record(member: str) -> bool:
+    return member.rpartition(".")[2] in RECORDS
 
 
 def _value(

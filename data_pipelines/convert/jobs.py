@@ -46,6 +46,8 @@ class ConversionJobs:
     inherited_digest: str | None = None
 
     def __post_init__(self) -> None:
+        for split in self.splits:
+            shard_name(split, 0)  # raises DataError before anything is written
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard: {self.samples_per_shard} must be at least 1")
         if not any(self.splits.values()):

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import DataError
-from data_pipelines.shards.manifest import Field
+from data_pipelines.shards.manifest import Field, FileName
 
 
 class FieldMap(BaseModel):
@@ -29,8 +29,8 @@ class FieldMap(BaseModel):
     dataset: str | None = None
     image: str
     subset: str | None = None
-    splits: dict[str, str] | None = None
-    fields: dict[str, dict[str, Any]]
+    splits: dict[FileName, str] | None = None
+    fields: dict[FileName, dict[str, Any]]
 
     @classmethod
     def load(cls, path: Path) -> FieldMap:

@@ -11,10 +11,17 @@ from data_pipelines.transforms import Geometry, Params
 
 
 def stored_image(storage: Storage, picture: np.ndarray, image_size: int | None) -> bytes:
-    """Return an image [C,H,W], resized with antialiasing, as bytes of a member."""
+    """Return an image [C,H,W], resized with antialiasing, as bytes of a member.
+
+    Raises:
+        MissingLabel: It cannot be stored.
+    """
     target = shrunk(picture.shape[1:], image_size)
     resized = Geometry(target).apply(picture, _whole(picture), "bilinear")
-    return storage.encode_image(_as_rows(resized))
+    try:
+        return storage.encode_image(_as_rows(resized))
+    except ValueError as error:
+        raise MissingLabel("picture that cannot be stored") from error
 
 
 def stored_label(

@@ -5,33 +5,21 @@ from __future__ import annotations
 import io
 import json
 import math
-import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from data_pipelines.decode.pictures import LABEL_PIXELS, MAX_PIXELS, read_values
 from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
 
-MAX_PIXELS = 64 * 2**20
 RECORDS = frozenset({"json", "cls"})  # suffixes that decode to a record, not to a picture
+PICTURES = frozenset({"png", "jpg", "jpeg"})  # suffixes of pictures that any program shows
+IMAGES = PICTURES | {"planes"}  # suffixes that decode to a picture
 _MAX_DIGITS = 9
-_PNG_BIT_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # byte offsets in the IHDR chunk
-_PNG_DEEP, _PNG_COLOURS = b"\x10", (b"\x02", b"\x04", b"\x06")
-PILLOW_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_PNG_BIT_DEPTH, _PNG_DEEP = 24, b"\x10"  # byte offset in the IHDR chunk, 16 bits
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -56,11 +44,19 @@ def encode_jpeg(array: np.ndarray, quality: int = 95) -> bytes:
     decoder.
 
     Raises:
-        ValueError: Another dtype or shape.
+        ValueError: Another dtype or shape, or a side is longer than a JPEG can be.
     """
     if not _is_rgb(array) and not (array.ndim == 2 and array.dtype == np.uint8):
         raise ValueError(f"array: {array.dtype} {list(array.shape)} is not uint8 [H,W] or [H,W,3]")
-    return _saved(array, format="JPEG", quality=quality, subsampling=0, optimize=True)
+    options = {"format": "JPEG", "quality": quality, "subsampling": 0}
+    try:
+        return _saved(array, optimize=True, **options)
+    except OSError:  # noise does not fit the buffer that Pillow reserves for optimized codes
+        pass
+    try:
+        return _saved(array, **options)
+    except OSError as error:
+        raise ValueError(f"array: {list(array.shape)} cannot be a JPEG: {error}") from error
 
 
 def encode_json(record: dict[str, Any]) -> bytes:
@@ -73,24 +69,44 @@ def encode_json(record: dict[str, Any]) -> bytes:
     return text.encode()
 
 
-def decode(member: str, data: bytes) -> np.ndarray | dict[str, Any]:
+def decode(member: str, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray | dict[str, Any]:
     """Decode a member by its last suffix.
 
     Args:
         member: Name of the member, such as `depth_zbuffer.png`.
         data: Its bytes.
+        max_pixels: Maximum number of pixels of a picture.
 
     Returns:
         A picture as [C,H,W] in the stored dtype, which may be read-only, or a record.
 
     Raises:
-        DataError: The suffix is not on the list or the bytes are damaged.
+        DataError: The suffix is not on the list, the bytes are damaged or the picture is too large.
     """
     codec = member.rpartition(".")[2]
     decoder = _DECODERS.get(codec)
     if decoder is None:
         raise DataError(f"{member}: suffix {codec!r} is not one of {', '.join(_DECODERS)}")
-    return decoder(member, data)
+    return decoder(member, data, max_pixels)
+
+
+def decode_sample(image: str, members: Mapping[str, bytes]) -> dict[str, Any]:
+    """Decode the members of a sample, by name; the size of its labels is bounded by its image.
+
+    Args:
+        image: Name of the member that is the input.
+        members: Bytes by name.
+
+    Raises:
+        DataError: As `decode`, and a label has more than `LABEL_PIXELS` times the image's pixels.
+    """
+    decoded: dict[str, Any] = {}
+    max_pixels = MAX_PIXELS
+    for member in sorted(members, key=lambda name: name != image):  # the image first
+        decoded[member] = decode(member, members[member], max_pixels)
+        if member == image and isinstance(decoded[member], np.ndarray):
+            max_pixels = min(MAX_PIXELS, LABEL_PIXELS * decoded[member][0].size)
+    return decoded
 
 
 def _is_rgb(array: np.ndarray) -> bool:
@@ -103,35 +119,24 @@ def _saved(array: np.ndarray, **options: Any) -> bytes:  # noqa: ANN401
     return buffer.getvalue()
 
 
-def _decode_png(member: str, data: bytes) -> np.ndarray:
+def _decode_png(member: str, data: bytes, max_pixels: int) -> np.ndarray:
     deep = data[_PNG_BIT_DEPTH : _PNG_BIT_DEPTH + 1] == _PNG_DEEP
-    if deep and data[_PNG_COLOUR_TYPE : _PNG_COLOUR_TYPE + 1] in _PNG_COLOURS:
-        # Pillow would drop the low eight of the sixteen bits without an error.
-        raise DataError(
-            f"{member}: 16-bit PNG in colour; allowed are 8-bit grey or RGB, 16-bit grey"
-        )
-    picture = _decode_picture(member, data, "PNG", ("L", "RGB", "I;16", "I"))
+    values = read_values(member, data, ("PNG",), ("L", "RGB", "I;16", "I"), max_pixels)
+    picture = _channels_first(values)
     return picture.astype(np.uint16) if deep else picture
 
 
-def _decode_jpeg(member: str, data: bytes) -> np.ndarray:
-    return _decode_picture(member, data, "JPEG", ("L", "RGB"))
+def _decode_jpeg(member: str, data: bytes, max_pixels: int) -> np.ndarray:
+    return _channels_first(read_values(member, data, ("JPEG",), ("L", "RGB"), max_pixels))
 
 
-def _decode_picture(member: str, data: bytes, kind: str, modes: tuple[str, ...]) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{member}: {width}x{height} pixels, at most {MAX_PIXELS} allowed")
-            if image.mode not in modes:
-                raise DataError(f"{member}: {kind} of mode {image.mode}, allowed are {modes}")
-            array = np.asarray(image)  # [H,W] or [H,W,C]
-    except DataError:
-        raise
-    except PILLOW_ERRORS as error:
-        raise DataError(f"{member}: damaged {kind} of {len(data)} bytes: {error}") from error
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+def _channels_first(values: np.ndarray) -> np.ndarray:
+    """Return [H,W] or [H,W,C] as [C,H,W]."""
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def _decode_record(member: str, data: bytes, _max_pixels: int) -> dict[str, Any]:
+    return decode_json(member, data)
 
 
 def decode_json(member: str, data: bytes) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def decode_json(member: str, data: bytes) -> dict[str, Any]:
     return record
 
 
-def _decode_cls(member: str, data: bytes) -> dict[str, Any]:
+def _decode_cls(member: str, data: bytes, _max_pixels: int) -> dict[str, Any]:
     """Decode a class id in decimal digits, the usual label of classification shards."""
     text = data.strip()
     if not text.isdigit() or len(text) > _MAX_DIGITS:
@@ -166,11 +171,11 @@ def _finite(text: str) -> float:
     return value
 
 
-_DECODERS: dict[str, Callable[[str, bytes], np.ndarray | dict[str, Any]]] = {
+_DECODERS: dict[str, Callable[[str, bytes, int], np.ndarray | dict[str, Any]]] = {
     "png": _decode_png,
     "jpg": _decode_jpeg,
     "jpeg": _decode_jpeg,
     "planes": decode_planes,
-    "json": decode_json,
+    "json": _decode_record,
     "cls": _decode_cls,
 }

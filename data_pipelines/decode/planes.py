@@ -11,9 +11,14 @@ from typing import Any
 import numpy as np
 from pyarrow import ArrowException, Codec
 
+from data_pipelines.decode.pictures import MAX_PIXELS, check_size
 from data_pipelines.errors import DataError
 
-MAX_VALUES = 64 * 2**20  # values of a picture over all channels
+# Bytes of a decoded picture: three uint8 or one uint16 channel of 4096 x 4096, one float32 channel
+# of 4000 x 3000. Decoding takes three times as much.
+MAX_BYTES = 48 * 2**20
+# A block of zstd has at least 4 bytes and at most 128 KiB of content.
+_MAX_RATIO = 2**15
 _MAGIC, _VERSION = b"DMPL", 1
 # magic, version, dtype, filter, channels, height, width; then the CRC-32 of these and the payload
 _HEADER = struct.Struct("<4sBBBBII")
@@ -35,11 +40,12 @@ def encode_planes(array: np.ndarray) -> bytes:
     """
     dtype = array.dtype.newbyteorder("<") if array.dtype.itemsize > 1 else array.dtype
     codes = [code for code, allowed in _DTYPES.items() if allowed == dtype]
-    shape = (*array.shape, 1)[:3]
-    if not codes or array.ndim not in (2, 3) or not 0 < array.size <= MAX_VALUES or shape[2] > 255:
+    shape = (*array.shape, 1, 1, 1)[:3]
+    fits = 0 < array.nbytes <= MAX_BYTES and shape[0] * shape[1] <= MAX_PIXELS
+    if not codes or array.ndim not in (2, 3) or not fits or shape[2] > 255:
         raise ValueError(
             f"array: {array.dtype} {list(array.shape)} is not uint8, uint16 or float32 [H,W] or "
-            f"[H,W,C] with 1 to 255 channels and at most {MAX_VALUES} values"
+            f"[H,W,C] with 1 to 255 channels, at most {MAX_PIXELS} pixels and {MAX_BYTES} bytes"
         )
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError("array: a value is not finite")
@@ -55,12 +61,13 @@ def encode_planes(array: np.ndarray) -> bytes:
     return header + _CHECKSUM.pack(zlib.crc32(payload, zlib.crc32(header))) + payload
 
 
-def decode_planes(member: str, data: bytes) -> np.ndarray:
+def decode_planes(member: str, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the picture [C,H,W] that `encode_planes` stored.
 
     Args:
         member: Name of the member, for messages.
         data: Its bytes.
+        max_pixels: Maximum number of pixels.
 
     Raises:
         DataError: The bytes are damaged, of another version or too large when decoded.
@@ -75,19 +82,26 @@ def decode_planes(member: str, data: bytes) -> np.ndarray:
     checksum = zlib.crc32(payload, zlib.crc32(data[: _HEADER.size]))
     if checksum != recorded:
         raise DataError(f"{member}: damaged planes: checksum {checksum}, recorded {recorded}")
-    num_values = shape[0] * shape[1] * shape[2]
-    if code not in _DTYPES or number not in _FILTERS or not 0 < num_values <= MAX_VALUES:
+    check_size(member, shape[2], shape[1], max_pixels)
+    dtype = _DTYPES.get(code, np.dtype(np.uint8))
+    num_bytes = shape[0] * shape[1] * shape[2] * dtype.itemsize
+    if code not in _DTYPES or number not in _FILTERS or not 0 < num_bytes <= MAX_BYTES:
         raise DataError(
             f"{member}: planes of dtype {code}, filter {number}, shape {shape}; allowed are "
-            f"dtypes {list(_DTYPES)}, filters {list(_FILTERS)}, at most {MAX_VALUES} values"
+            f"dtypes {list(_DTYPES)}, filters {list(_FILTERS)}, at most {MAX_BYTES} bytes"
         )
-    dtype = _DTYPES[code]
+    if num_bytes > len(payload) * _MAX_RATIO:
+        raise DataError(
+            f"{member}: damaged planes: {num_bytes} bytes cannot be in {len(payload)} compressed "
+            "ones"
+        )
     try:
-        planes = _QUICK.decompress(payload, num_values * dtype.itemsize)
+        planes = _QUICK.decompress(payload, num_bytes, asbytes=True)
     except (ArrowException, OSError) as error:
         raise DataError(f"{member}: damaged planes: {error}") from error
-    levels = _FILTERS[number][1](_joined(np.frombuffer(planes, np.uint8), shape, dtype.itemsize))
-    picture = levels.view(dtype)
+    levels = _joined(np.frombuffer(planes, np.uint8), shape, dtype.itemsize)
+    del planes  # as large as the picture
+    picture = _FILTERS[number][1](levels).view(dtype)
     if dtype.kind == "f" and not np.isfinite(picture).all():
         raise DataError(f"{member}: a value is not finite")
     return picture
@@ -115,11 +129,12 @@ def _differences(levels: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _sums(differences: np.ndarray, axis: int) -> np.ndarray:
-    """Return running sums modulo the range of the dtype."""
+    """Return running sums modulo the range of the dtype; several bytes per value may be reused."""
     if axis == 2 and differences.dtype.itemsize > 1:
-        return np.add.accumulate(differences, axis=axis, dtype=differences.dtype)
+        return np.add.accumulate(differences, axis=axis, dtype=differences.dtype, out=differences)
     # Adding shifted copies in doubling steps is vectorised and several times faster than a scan.
     sums, step = differences.swapaxes(0, axis), 1
+    del differences  # frees its memory after the first step
     while step < len(sums):
         doubled = sums.copy(order="K")
         doubled[step:] += sums[:-step]
@@ -136,9 +151,14 @@ def _folded(differences: np.ndarray) -> np.ndarray:
 
 
 def _unfolded(folded: np.ndarray) -> np.ndarray:
+    """Undo `_folded`, in place."""
     if folded.dtype.itemsize == 1:
         return folded
-    return (folded >> 1) ^ (0 - (folded & 1))
+    signs = folded & 1
+    np.negative(signs, out=signs)
+    folded >>= 1
+    folded ^= signs
+    return folded
 
 
 def _unchanged(levels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.decode.codecs import decode
+from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError
 from data_pipelines.reading.fields import Label
 from data_pipelines.transforms import Geometry, Params
@@ -54,7 +54,7 @@ class SampleBuilder:
         Raises:
             DataError: A member is damaged or has a value that its field does not allow.
         """
-        decoded = {member: decode(member, data) for member, data in members.items()}
+        decoded = decode_sample(self.image_member, members)
         picture = _checked_image(self.image_member, decoded)
         params = self.geometry.draw(rng, *picture.shape[1:])
         image = self.geometry.apply(picture, params, "bilinear")

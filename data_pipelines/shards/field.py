@@ -10,10 +10,12 @@ from pydantic import (
     FiniteFloat,
     PositiveInt,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
-from data_pipelines.decode.codecs import RECORDS
+from data_pipelines.decode.codecs import IMAGES, RECORDS
+from dmtg.names import check_text
 
 FieldKind = Literal[
     "image", "binary", "multiclass", "regression", "dense_regression", "dense_classification"
@@ -65,6 +67,11 @@ class Field(Frozen):
         """Whether a sample has one value rather than a picture of values."""
         return self.kind in SCALAR_KINDS
 
+    @field_validator("classes")
+    @classmethod
+    def _printable(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_text(f"class {index}", name) for index, name in enumerate(classes))
+
     @model_validator(mode="after")
     def _consistent(self) -> Field:
         in_record = self.member.rpartition(".")[2] in RECORDS
@@ -78,6 +85,11 @@ class Field(Frozen):
             errors.append(
                 f"member {self.member!r} and key {self.key!r}: kind {self.kind} needs a picture "
                 "member and no key"
+            )
+        if self.kind == "image" and self.member.rpartition(".")[2] not in IMAGES:
+            errors.append(
+                f"member {self.member!r}: kind image needs a member that ends with one of "
+                f"{', '.join(sorted(IMAGES))}"
             )
         if self.kind in CLASS_KINDS and len(self.classes) < 2:
             errors.append(f"classes {self.classes!r}: kind {self.kind} needs at least two names")

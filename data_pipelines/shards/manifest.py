@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     NonNegativeInt,
     PositiveInt,
     StringConstraints,
@@ -21,11 +23,13 @@ from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.field import Field, Frozen
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
 from dmtg.files import atomic_write
+from dmtg.names import check_file_name
 
 MANIFEST_NAME = "manifest.json"
 MAX_ERRORS_SHOWN = 10
 
 ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+FileName = Annotated[str, AfterValidator(partial(check_file_name, "the name"))]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -92,8 +96,8 @@ class Manifest(Frozen):
     version: Literal[1] = 1
     dataset: str
     image: str = "rgb"
-    fields: dict[str, Field]
-    splits: dict[str, Split]
+    fields: dict[FileName, Field]
+    splits: dict[FileName, Split]
     conversion: Conversion | None = None
     checksum: Sha256 | None = None
 

@@ -12,8 +12,10 @@ from data_pipelines.errors import DataError
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import Shard, Split
 from dmtg.files import PARTIAL_PREFIX, partial_path, publish
+from dmtg.names import MAX_LENGTH, shortened
 
 _EARLIER_PARTIALS = (".tar.partial", ".tar.index.partial")  # names in earlier versions
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # as in the manifest
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 
 
@@ -84,8 +86,18 @@ class ShardFile:
 
 
 def shard_name(split: str, number: int) -> str:
-    """Return the file name of a split's shard."""
-    return f"{split}-{number:06d}.tar"
+    """Return the file name of a split's shard.
+
+    Raises:
+        DataError: The split has a name that no shard can have.
+    """
+    name = f"{split}-{number:06d}.tar"
+    if len(split) > MAX_LENGTH or not _SHARD_NAME.fullmatch(name):
+        raise DataError(
+            f"split: found {shortened(repr(split))}; allowed are 1 to {MAX_LENGTH} of A-Z a-z 0-9 "
+            "_ . -, of which the first is none of . -"
+        )
+    return name
 
 
 def remove_partial_shards(root: Path) -> None:
@@ -106,6 +118,9 @@ class ShardWriter:
         root: Folder of the shards, created if absent.
         split: Name of the split.
         samples_per_shard: Number of samples in every shard but the last.
+
+    Raises:
+        DataError: No shard can have the name of the split.
     """
 
     def __init__(self, root: Path, split: str, samples_per_shard: int = 1000) -> None:
@@ -117,6 +132,7 @@ class ShardWriter:
         self.shards: tuple[Shard, ...] = ()
         self._keys: set[str] = set()
         self._open: ShardFile | None = None
+        shard_name(split, 0)
         root.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> ShardWriter:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from dmtg.names import check_file_name, check_text
 from dmtg.plugins import LOSSES, TASK_KINDS
 from model.tasks.display import DISPLAYS
 
@@ -17,7 +18,7 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        name: Unique among the tasks of a run.
+        name: Unique among the tasks of a run; part of file names, see `dmtg.names`.
         kind: What a label is: the name of a class in `model.kinds` or of a plug-in.
         channels: Number of classes (multiclass, dense_classification), of values per pixel
             (dense_regression); 1 for binary and regression.
@@ -60,6 +61,7 @@ class TaskSpec:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("task name is empty; give every task a name")
+        check_file_name("task name", str(self.name))
         if self.kind not in TASK_KINDS.names():
             raise self.error("kind", f"one of {', '.join(TASK_KINDS.names())}")
         kind = TASK_KINDS[self.kind]()
@@ -67,6 +69,8 @@ class TaskSpec:
         object.__setattr__(self, "loss", self.loss or kind.default_loss)
         for name in ("mean", "scale", "classes"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in (self.field, self.unit, *self.classes):
+            check_text(f"task {self.name!r}: a field, unit or class", str(name))
         kind.check(self)
         if self.display not in tuple(DISPLAYS):
             raise self.error("display", f"one of {', '.join(DISPLAYS)}")

@@ -14,3 +14,7 @@ Plugins = Annotated[
         help="Module that registers parts, such as my_package.my_module; may be repeated.",
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace files that exist; without it they are an error."),
+]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from trainer.commands.options import Plugins
+from trainer.commands.options import Overwrite, Plugins
 from trainer.commands.output import AsJson, finish
 
 
@@ -15,6 +15,7 @@ def predict(
     model: Annotated[Path, typer.Argument(help="An exported model.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    overwrite: Overwrite = False,
     plugin: Plugins = None,
     as_json: AsJson = False,
 ) -> None:
@@ -23,5 +24,5 @@ def predict(
     from trainer.prediction import predict_images
 
     load_plugins(plugin or ())
-    records = predict_images(model, images, out)
+    records = predict_images(model, images, out, overwrite=overwrite)
     finish(as_json, {"out": str(out), "images": records} if as_json else {"images": len(records)})

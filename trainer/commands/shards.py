@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.commands.options import Plugins
+from trainer.commands.options import Overwrite, Plugins
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
 
@@ -242,12 +242,14 @@ def images(
     out: Annotated[Path, typer.Option("--out", help="Folder for the images.")],
     split: Annotated[str, typer.Option(help="Split to read.")] = "val",
     limit: Annotated[int, typer.Option(min=1, help="Number of images.")] = 6,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Extract the first images of a split from the shards."""
     from data_pipelines.shards.extract import extract_images
 
-    finish(as_json, {"images": len(extract_images(root, out, split=split, limit=limit))})
+    paths = extract_images(root, out, split=split, limit=limit, overwrite=overwrite)
+    finish(as_json, {"images": len(paths)})
 
 
 def _split_names(text: str | None) -> tuple[str, ...] | None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from dmtg.files import atomic_path
 from trainer.compare.table import REFERENCE, RecipeResult, Spread
+from trainer.figures import figure_file
 
 
 def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
@@ -22,17 +17,12 @@ def draw_comparison(results: Sequence[RecipeResult], path: Path) -> None:
     results = [result for result in results if result.done]
     tasks = [name for name in results[0].tasks if any(name in r.gains for r in results)]
     panels = 3 if tasks else 2
-    figure, axes = plt.subplots(
-        1, panels, figsize=(5.5 * panels, max(4.5, 0.24 * len(tasks))), squeeze=False
-    )
-    _draw_scores(axes[0, 0], results)
-    _draw_cost(axes[0, 1], results)
-    if tasks:
-        _draw_gains(axes[0, 2], results, tasks)
-    figure.tight_layout()
-    with atomic_path(path, sync=False) as partial:
-        figure.savefig(partial, dpi=110)
-    plt.close(figure)
+    size = (5.5 * panels, max(4.5, 0.24 * len(tasks)))
+    with figure_file(path, 1, panels, size=size) as axes:
+        _draw_scores(axes[0, 0], results)
+        _draw_cost(axes[0, 1], results)
+        if tasks:
+            _draw_gains(axes[0, 2], results, tasks)
 
 
 def _score(result: RecipeResult) -> Spread:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_pipelines.reading.collate import Batch
 from dmtg.files import atomic_path
+from dmtg.names import one_line
 from model.kinds.kind import get_kind
 from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
@@ -49,7 +50,7 @@ def draw_sheet(samples: Sequence[Batch], tasks: Sequence[TaskSpec], path: Path) 
     for row, sample in enumerate(samples):
         top = _HEADER + row * (_CELL + _HEADER)
         _paste(sheet, np.moveaxis(sample.images[0].numpy(), 0, -1), 0, top)
-        _caption(pen, _MARGIN, top, sample.keys[0])
+        _caption(pen, _MARGIN, top, one_line(sample.keys[0]))
         for column, task in enumerate(dense, start=1):
             _draw_label(sheet, pen, sample, task, (column, top))
         left = _MARGIN + (1 + len(dense)) * (_CELL + _MARGIN)

@@ -6,16 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter
 
-from dmtg.files import atomic_path
 from trainer.errors import UserError
+from trainer.figures import figure_file
 from trainer.run_folder import RunFolder
 
 
@@ -51,22 +47,20 @@ def draw_report(run: Path, out: Path) -> None:
         raise UserError(f"{run}: metrics.jsonl has no training record yet")
     names = list(training[0]["losses"])
     switched_off = _deaths(records, len(names), config.model.branches)
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(15, max(4.0, 0.28 * len(names))), width_ratios=(1.2, 1, 1)
-    )
-    _draw_grouping(left, names, switched_off, training[-1]["step"])
-    steps = [record["step"] for record in training]
-    middle.plot(steps, [record["heads"] for record in training], drawstyle="steps-post")
-    middle.set(title="heads alive", xlabel="step", ylim=(0, None))
-    middle.axhline(len(names), color="grey", linewidth=0.8, linestyle=":")
-    right.plot(steps, [record["loss"] for record in training], linewidth=0.8)
-    right.set(title="mean training loss", xlabel="step", yscale="log")
-    figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     out = out if out.suffix else out.with_suffix(".png")  # the default of `savefig`
-    with atomic_path(out, sync=False) as partial:
-        figure.savefig(partial, dpi=110)
-    plt.close(figure)
+    size = (15.0, max(4.0, 0.28 * len(names)))
+    with figure_file(out, 1, 3, size=size, width_ratios=(1.2, 1, 1)) as axes:
+        left, middle, right = axes[0]
+        _draw_grouping(left, names, switched_off, training[-1]["step"])
+        steps = [record["step"] for record in training]
+        middle.plot(steps, [record["heads"] for record in training], drawstyle="steps-post")
+        middle.set(title="heads alive", xlabel="step", ylim=(0, None))
+        middle.axhline(len(names), color="grey", linewidth=0.8, linestyle=":")
+        right.plot(steps, [record["loss"] for record in training], linewidth=0.8)
+        right.set(title="mean training loss", xlabel="step", yscale="log")
+        right.yaxis.set_major_formatter(LogFormatter())  # the default one writes math markup
+        right.yaxis.set_minor_formatter(LogFormatter())
 
 
 def _deaths(records: list[dict[str, Any]], num_tasks: int, num_branches: int) -> np.ndarray:

@@ -53,13 +53,13 @@ class _Views:
         for ref in refs:
             try:
                 image = self._read(IMAGE, ref)
+                stored = stored_image(self.storage, image, self.image_size)
             except MissingLabel as missing:  # noqa: PERF203
                 tally.skipped[f"rgb: {missing}"] += 1
             else:
-                yield self._sample(ref, image, tally)
+                yield self._sample(ref, image, stored, tally)
 
-    def _sample(self, ref: str, image: np.ndarray, tally: Tally) -> EncodedSample:
-        stored = stored_image(self.storage, image, self.image_size)
+    def _sample(self, ref: str, image: np.ndarray, stored: bytes, tally: Tally) -> EncodedSample:
         members = {self.storage.image_member(IMAGE): stored}
         for name in self.name_ends:
             if name == IMAGE:

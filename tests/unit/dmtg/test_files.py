@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dmtg.files import atomic_path, atomic_write
+from dmtg.files import atomic_path, atomic_write, check_outputs
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -185,3 +185,29 @@ def test_processes_that_write_one_file_leave_a_whole_one(tmp_path):
         assert len(text) == 10_000 and len(set(text)) == 1
     assert [writer.returncode for writer in writers] == [0, 0]
     assert names(tmp_path) == ["a.txt"]
+
+
+def test_outputs_that_replace_nothing_are_fine(tmp_path):
+    (tmp_path / "in").write_text("x")
+    check_outputs([(tmp_path / "a", "one"), (tmp_path / "b", "two")], [tmp_path / "in"])
+    (tmp_path / "a").write_text("x")
+    check_outputs([(tmp_path / "a", "one")], [tmp_path / "in"], overwrite=True)
+
+
+def test_outputs_that_replace_a_file_are_refused_by_name(tmp_path):
+    a = tmp_path / "a"
+    with pytest.raises(ValueError, match="a: would be both one and two"):
+        check_outputs([(a, "one"), (a, "two")], overwrite=True)
+    a.write_text("x")
+    with pytest.raises(ValueError, match=r"a: exists and would be replaced by one; .*--overwrite"):
+        check_outputs([(a, "one")])
+    with pytest.raises(ValueError, match="a: is an input and would be replaced by one"):
+        check_outputs([(a, "one")], [tmp_path / "." / "a"], overwrite=True)
+    (tmp_path / "hard").hardlink_to(a)
+    (tmp_path / "soft").symlink_to(a)
+    for link in ("hard", "soft"):
+        with pytest.raises(ValueError, match=f"{link}: is an input"):
+            check_outputs([(tmp_path / link, "one")], [a], overwrite=True)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="broken: exists and would be replaced"):
+        check_outputs([(tmp_path / "broken", "one")])

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmtg.names import MAX_LENGTH, check_file_name, is_file_name, printable, to_file_name
+from dmtg.names import (
+    MAX_LENGTH,
+    MAX_TEXT,
+    check_file_name,
+    check_text,
+    is_file_name,
+    one_line,
+    printable,
+    to_file_name,
+)
 
 
 @pytest.mark.parametrize("name", ["depth_zbuffer", "5_o_Clock_Shadow", "Pale Skin", "größe", "a.b"])
@@ -44,12 +53,34 @@ def test_a_file_name_of_any_key_stays_in_its_folder(key: str) -> None:
     assert is_file_name(name)
     folder = Path("/out")
     assert (folder / name).parent == folder
-    assert len(name) <= MAX_LENGTH
+    assert len(name.encode()) <= MAX_LENGTH
+
+
+def test_a_long_key_of_wide_letters_is_a_name_that_file_systems_take(tmp_path):
+    name = to_file_name(300 * "\N{CJK UNIFIED IDEOGRAPH-4E00}" + "7")
+    assert name.endswith("7") and len(name) > 30
+    (tmp_path / f".partial-{'h' * 64}-4194304-4194304-{name}.jpeg").touch()
 
 
 @given(st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", fullmatch=True))
 def test_a_key_that_is_a_file_name_is_kept(key: str) -> None:
     assert to_file_name(key) == key
+
+
+@pytest.mark.parametrize("text", ["", "tench, Tinca tinca", "50 % or more", "größe/€", "$x$"])
+def test_texts_that_are_only_shown_may_have_any_printable_characters(text: str) -> None:
+    assert check_text("class", text) == text
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\u202e", "\ud800", (MAX_TEXT + 1) * "x"])
+def test_other_texts_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^class is .*, must be at most 500 printable characters"):
+        check_text("class", text)
+
+
+@given(st.text())
+def test_a_key_is_shown_on_one_short_line(key: str) -> None:
+    assert one_line(key).isprintable() and len(one_line(key)) <= 80
 
 
 @given(st.text())

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from data_pipelines.decode.planes import MAX_VALUES, decode_planes, encode_planes
+from data_pipelines.decode.pictures import MAX_PIXELS
+from data_pipelines.decode.planes import MAX_BYTES, decode_planes, encode_planes
 from data_pipelines.errors import DataError
 
 RNG = np.random.default_rng(3)
@@ -177,13 +178,35 @@ def test_other_formats_and_versions_are_named():
         (5, b"\x09"),
         (FILTER, b"\x03"),
         (7, b"\x00"),
-        (8, struct.pack("<I", 2**31)),
-        (8, struct.pack("<II", 2**13, 2**13 + 1)),
+        (7, b"\xff\x00\x10\x00\x00\x00\x10\x00\x00"),
     ],
 )
 def test_a_header_that_asks_for_too_much_is_refused_before_memory_is_taken(place, value):
-    with pytest.raises(DataError, match=rf"allowed are .* at most {MAX_VALUES} values"):
+    with pytest.raises(DataError, match=rf"allowed are .* at most {MAX_BYTES} bytes"):
         decode_planes("a", resealed(encode_planes(PLANE), place, value))
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [(8, struct.pack("<I", 2**31)), (8, struct.pack("<II", 2**13, 2**13)), (12, b"\0\0\0\1")],
+)
+def test_a_size_that_is_too_large_is_refused_before_memory_is_taken(place, value):
+    data = resealed(encode_planes(PLANE), place, value)
+    with pytest.raises(DataError, match=rf"^a: \d+x\d+ pixels, at most {MAX_PIXELS} allowed$"):
+        decode_planes("a", data)
+    with pytest.raises(DataError, match="64x48 pixels, at most 3071 allowed, 64 times those of"):
+        decode_planes("a", encode_planes(PLANE), 3071)
+    assert decode_planes("a", encode_planes(PLANE), 3072).shape == (1, 48, 64)
+
+
+def test_a_payload_too_short_for_the_size_is_refused_before_memory_is_taken():
+    data = encode_planes(np.zeros((64, 64), np.uint8))
+    large = resealed(data, 8, struct.pack("<II", 4096, 4096))
+    with pytest.raises(
+        DataError, match=r"^a: damaged planes: 16777216 bytes cannot be in \d+ comp"
+    ):
+        decode_planes("a", large)
+    assert not decode_planes("a", encode_planes(np.zeros((4096, 4096, 3), np.uint8))).any()
 
 
 @pytest.mark.parametrize("height", [47, 49, 4800])
