@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -27,6 +28,10 @@ STEPS = 8  # of a short run, which saves after each
 _ALLOWED = 120.0  # seconds for the end of a run, after which it counts as hung
 # A forked process needs no imports and has no state of an earlier run.
 _FORK = multiprocessing.get_context("fork")
+_IMPORTED = (
+    "aiohttp", "fsspec.implementations.http", "sklearn.cluster", "trainer.run",
+    "transformers.models.convnextv2.modeling_convnextv2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class Site:
     """
 
     def __init__(self, root: Path, *, fast: bool) -> None:
+        for name in _IMPORTED:
+            importlib.import_module(name)
         self.root, self.fast = root, fast
         self._runs = 0
 
