@@ -152,6 +152,7 @@ class Site:
     def __init__(self, root: Path, *, fast: bool) -> None:
         for name in _IMPORTED:
             importlib.import_module(name)
+        os.environ["DMTG_CACHE_DIR"] = str(root / "cache")  # not the user's
         self.root, self.fast = root, fast
         self._runs = 0
 

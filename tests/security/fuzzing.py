@@ -239,6 +239,7 @@ def _serve(fmt: Format, sandbox: Path, pipe: Connection) -> None:
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.chdir(sandbox)
+    os.environ["DMTG_CACHE_DIR"] = str(sandbox / "case" / "cache")
     watch = _Watch(sandbox / "case")
     sys.addaudithook(watch)
     write_files(fmt.valid.files, _emptied(sandbox / "case"))
