@@ -8,7 +8,7 @@ import pytest
 from tests.security.fuzz_formats import FORMATS
 from tests.security.fuzzing import LOADED, REFUSED, fuzz
 
-NUM_CASES = 150
+NUM_CASES = 100
 
 
 @pytest.mark.parametrize("name", FORMATS)
