@@ -167,7 +167,8 @@ def _two_starts(site: Site) -> Sequence[Case]:
 
     def never(delay: float) -> Result:
         ends = start_two(delay, "run.resume=never")
-        return one_wins(ends, "already holds a run", [site.undisturbed] * 2)
+        refusal = "already holds a run|uses .*; end it first"
+        return one_wins(ends, refusal, [site.undisturbed] * 2)
 
     def one_wins(ends: list[Ended], message: str, expected: list[dict[str, bytes]]) -> Result:
         winner = 0 if ends[0].code == 0 else 1
