@@ -41,7 +41,7 @@ $(DEMO)/shards/manifest.json: | setup
 # Two processes for the unit tests; the others start two processes themselves.
 test test-slow: export OMP_NUM_THREADS := 1
 test: setup lint
-	$(BIN)/python -m pytest tests/unit -m "not slow and not gpu" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/unit tests/security -m "not slow and not gpu" -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests/distributed tests/integration -m "not slow and not gpu"
 
 test-slow: setup

@@ -1,18 +1,16 @@
 """Whatever happens to one of two ranks, both end soon, with one message and a good checkpoint."""
 
-import contextlib
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.processes import mounted
 from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 
 pytestmark = pytest.mark.distributed
@@ -156,18 +154,6 @@ def test_the_launcher_is_killed(start):
     message = fault.message(code=-9)
     assert re.search(rf"rank [01] of 2 on {HOST}: the launcher \(process \d+\) has ended$", message)
     assert fault.newest() >= 4
-
-
-@contextlib.contextmanager
-def mounted(*arguments: str, at: Path) -> Iterator[None]:
-    """Something else over a folder."""
-    done = subprocess.run(["mount", *arguments, str(at)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(at)], check=True)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import NonNegativeInt, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dmtg.names import shortened
 from trainer.checkpoints.files import (
     GROUPING,
     MOMENTS_FILE,
@@ -55,18 +58,21 @@ class Progress:
         trackers: Ids of the tracker runs, by name of the tracker.
     """
 
-    step: int
-    optimizer_step: int
-    logits_updates: int
+    step: NonNegativeInt
+    optimizer_step: NonNegativeInt
+    logits_updates: NonNegativeInt
     network: dict[str, Any]
     data: str
-    metrics_bytes: int
+    metrics_bytes: NonNegativeInt
     loss_scale: dict[str, float]
-    replaced: int = 0
-    skipped: int = 0
+    replaced: NonNegativeInt = 0
+    skipped: NonNegativeInt = 0
     plateau: dict[str, float | None] = field(default_factory=dict)
     dataset: str = ""
     trackers: dict[str, str] = field(default_factory=dict)
+
+
+_PROGRESS = TypeAdapter(Progress)
 
 
 @dataclass(frozen=True)
@@ -136,27 +142,49 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         raise UserError(f"checkpoint {path}: {damage}")
     try:
         progress, version = _read_progress(path)
-        weights = convert_parameters(load_file(path / WEIGHTS), version)
-        stored = load_file(path / MOMENTS_FILE)
-        grouping = convert_grouping(load_file(path / GROUPING), version)
+        weights = convert_parameters(_read_tensors(path, WEIGHTS), version)
+        stored = _read_tensors(path, MOMENTS_FILE)
+        grouping = convert_grouping(_read_tensors(path, GROUPING), version)
     except OSError as error:
         raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
     moments: dict[str, dict[str, Tensor]] = {moment: {} for moment in MOMENTS}
     for name, value in stored.items():
         moment, _, parameter = name.partition("/")
+        if moment not in moments:
+            raise UserError(
+                f"checkpoint {path}: {MOMENTS_FILE} holds {shortened(repr(name))}, a name must "
+                f"begin with {' or '.join(f'{moment}/' for moment in MOMENTS)}"
+            )
         moments[moment][parameter] = value
     moments = {moment: convert_parameters(values, version) for moment, values in moments.items()}
     return Checkpoint(progress, NamedState(weights, moments, progress.optimizer_step), grouping)
 
 
+def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path / name)
+    except SafetensorError as error:
+        raise UserError(f"checkpoint {path}: {name} cannot be used: {error}") from None
+
+
 def _read_progress(path: Path) -> tuple[Progress, int]:
     """Return the progress of a checkpoint and the version that wrote it."""
-    values = json.loads((path / PROGRESS).read_text())
     try:
+        text = (path / PROGRESS).read_text(encoding="utf-8")
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"{type(values).__name__} found, a JSON object is needed")
         version = check_version(values.pop("version", 1))
-        return Progress(**convert_progress(values, version)), version
-    except (TypeError, ValueError) as error:  # of a later version, or no progress at all
+        progress = Progress(**convert_progress(values, version))
+        _PROGRESS.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {message}") from None
+    # A later version wrote it, or it is no progress at all.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"checkpoint {path}: {PROGRESS} cannot be used: {error}") from None
+    return progress, version
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
