@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.convert.tally import MissingLabel
+from data_pipelines.decode.pictures import MAX_PIXELS
 from data_pipelines.shards.encoded import Storage
 from data_pipelines.transforms import Geometry, Params
 
@@ -17,6 +18,8 @@ def stored_image(storage: Storage, picture: np.ndarray, image_size: int | None) 
         MissingLabel: It cannot be stored.
     """
     target = shrunk(picture.shape[1:], image_size)
+    if target[0] * target[1] > MAX_PIXELS:
+        raise MissingLabel("too large to be stored without --size")
     resized = Geometry(target).apply(picture, _whole(picture), "bilinear")
     try:
         return storage.encode_image(_as_rows(resized))

@@ -14,10 +14,12 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from data_pipelines.errors import DataError
 
-# Pixels, compared with the header before anything is decoded. Pillow keeps 4 bytes of an RGB
-# pixel and the array has 3, so the largest picture takes 176 MB, besides the coefficients of a
-# progressive JPEG and the canvas of a WebP.
+# Pixels of a member of a shard, compared with the header before anything is decoded. Pillow keeps
+# 4 bytes of an RGB pixel and the array has 3, so the largest picture takes 176 MB, besides the
+# coefficients of a progressive JPEG and the canvas of a WebP.
 MAX_PIXELS = 24 * 2**20
+# Pixels of a photo that is converted or predicted, one at a time: phones take 50 megapixels.
+MAX_PHOTO_PIXELS = 52 * 2**20
 # A label has at most this many pixels for each pixel of its sample's image: 8 times its sides.
 LABEL_PIXELS = 64
 # Formats of photos and label pictures of other datasets; no format that starts a program, as EPS.
@@ -61,7 +63,8 @@ def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         PictureError: It is larger.
     """
     if width * height > max_pixels:
-        limit = "" if max_pixels == MAX_PIXELS else f", {LABEL_PIXELS} times those of the image"
+        fixed = max_pixels in (MAX_PIXELS, MAX_PHOTO_PIXELS)
+        limit = "" if fixed else f", {LABEL_PIXELS} times those of the image"
         raise PictureError(
             f"{name}: {width}x{height} pixels, at most {max_pixels} allowed{limit}", "too large"
         )
@@ -73,7 +76,7 @@ def check_photo(path: Path) -> None:
     Raises:
         PictureError: `read_photo` would refuse the file for what its header says.
     """
-    with _opened(str(path), path, FORMATS, MAX_PIXELS) as image:
+    with _opened(str(path), path, FORMATS, MAX_PHOTO_PIXELS) as image:
         _check_mode(str(path), image, _PHOTO_MODES)
 
 
@@ -88,10 +91,10 @@ def read_photo(name: str, source: Path | bytes) -> np.ndarray:
         source: The file, or its content.
 
     Raises:
-        PictureError: It is damaged, larger than `MAX_PIXELS`, of a format that is not in
+        PictureError: It is damaged, larger than `MAX_PHOTO_PIXELS`, of a format that is not in
             `FORMATS`, or its values are floating-point or 32-bit numbers, whose range is unknown.
     """
-    with _opened(name, source, FORMATS, MAX_PIXELS) as image:
+    with _opened(name, source, FORMATS, MAX_PHOTO_PIXELS) as image:
         _check_mode(name, image, _PHOTO_MODES)
         return _upright(image, _rows(image, _as_rgb))
 
@@ -134,7 +137,7 @@ def read_values(
 
 def is_upright(data: bytes) -> bool:
     """Return whether the content of a readable picture is stored as it is to be shown."""
-    with _opened("picture", data, FORMATS, MAX_PIXELS) as image:
+    with _opened("picture", data, FORMATS, MAX_PHOTO_PIXELS) as image:
         return _orientation(image) not in _TURNS
 
 

@@ -18,7 +18,7 @@ from data_pipelines.decode.codecs import decode, decode_sample, encode_jpeg, enc
 from data_pipelines.decode.pictures import (
     FORMATS,
     LABEL_PIXELS,
-    MAX_PIXELS,
+    MAX_PHOTO_PIXELS,
     check_photo,
     read_photo,
 )
@@ -134,7 +134,7 @@ else:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("check_photo(path)", f"huge.png: 13000x13000 pixels, at most {MAX_PIXELS} allowed"),
+        ("check_photo(path)", f"huge.png: 13000x13000 pixels, at most {MAX_PHOTO_PIXELS} allowed"),
         ("read_photo(str(path), path)", "huge.png: 13000x13000 pixels, at most"),
         ("decode('rgb.png', path.read_bytes())", "rgb.png: 13000x13000 pixels, at most"),
         ("convert_image(Storage(), path.read_bytes(), 64)", "too large"),
@@ -185,6 +185,14 @@ def test_the_largest_pictures_are_read_under_200_mb(peak, channels):
     if channels > 1:
         code = "assert read_photo(str(path), path).shape == (4096, 6144, 3)"
         assert peak(data, "a.jpg", code) < MAX_MEGABYTES
+
+
+def test_a_photo_of_a_phone_is_converted_to_a_size_that_can_be_stored():
+    photo = saved(np.full((6144, 8192), 77, np.uint8), "JPEG")
+    member, shape = convert_image(Storage(), photo, 512)
+    assert shape == (6144, 8192) and decode("a.jpg", member).shape == (3, 512, 683)
+    with pytest.raises(MissingLabel, match="too large to be stored without --size"):
+        convert_image(Storage(), photo, None)
 
 
 @pytest.mark.parametrize(
