@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.decode.bounds import MAX_RECORD_DEPTH, check_member_size
 from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
 
 MAX_PIXELS = 64 * 2**20
-RECORDS = frozenset({"json", "cls"})  # suffixes that decode to a record, not to a picture
 _MAX_DIGITS = 9
 _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # byte offsets in the IHDR chunk
 _PNG_DEEP, _PNG_COLOURS = b"\x10", (b"\x02", b"\x04", b"\x06")
@@ -84,8 +84,9 @@ def decode(member: str, data: bytes) -> np.ndarray | dict[str, Any]:
         A picture as [C,H,W] in the stored dtype, which may be read-only, or a record.
 
     Raises:
-        DataError: The suffix is not on the list or the bytes are damaged.
+        DataError: The suffix is not on the list, or the bytes are damaged or too many.
     """
+    check_member_size(member, len(data))
     codec = member.rpartition(".")[2]
     decoder = _DECODERS.get(codec)
     if decoder is None:
@@ -138,15 +139,31 @@ def decode_json(member: str, data: bytes) -> dict[str, Any]:
     """Decode a JSON object of finite numbers.
 
     Raises:
-        DataError: The bytes are not such an object.
+        DataError: The bytes are not such an object, or it is too large or too deep.
     """
+    check_member_size(member, len(data))
     try:
         record = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{member}: damaged JSON of {len(data)} bytes: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{member}: {type(record).__name__} found, a JSON object is needed")
+    if _is_deep(record, data):
+        raise DataError(
+            f"{member}: JSON of more than {MAX_RECORD_DEPTH} objects and arrays inside each other"
+        )
     return record
+
+
+def _is_deep(record: dict[str, Any], data: bytes) -> bool:
+    """Return whether a record, decoded from `data`, is deeper than `MAX_RECORD_DEPTH`."""
+    if data.count(b"{") + data.count(b"[") <= MAX_RECORD_DEPTH:
+        return False  # the usual record, which need not be walked through
+    level: list[Any] = [record]
+    for _ in range(MAX_RECORD_DEPTH):
+        values = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [v for part in values for v in part if isinstance(v, dict | list)]
+    return bool(level)
 
 
 def _decode_cls(member: str, data: bytes) -> dict[str, Any]:

@@ -71,6 +71,12 @@ class Shards:
     requests: tuple[LabelRequest, ...] = REQUESTS
 
 
+@pytest.fixture(autouse=True)
+def no_kept_indexes(monkeypatch, tmp_path_factory) -> None:
+    """Keep the indexes that a test builds from the others."""
+    monkeypatch.setenv("DMTG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     """37 train samples in 4 shards and 11 val samples in 2; not to be modified."""
