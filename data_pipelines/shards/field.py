@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     FiniteFloat,
     StringConstraints,
     model_validator,
@@ -58,7 +59,7 @@ class Field(Frozen):
     kind: FieldKind
     key: str | None = None
     channels: Annotated[int, Constrained(ge=1, le=MAX_CHANNELS)] = 1
-    classes: Annotated[tuple[str, ...], Constrained(max_length=MAX_CLASSES)] = ()
+    classes: Annotated[tuple[str, ...], Constrained(max_length=MAX_CLASSES), FailFast()] = ()
     mean: FiniteFloat | None = None
     std: FiniteFloat | None = None
     dtype: Dtype | None = None
