@@ -73,3 +73,56 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def log_message(self, *_) -> None:
         """Do nothing: requests are not logged."""
+
+
+class HostileServer(ThreadingHTTPServer):
+    """Answer every request with chosen headers and a body that may not end.
+
+    Attributes:
+        status: Status of the answers.
+        answer_headers: Headers of the answers.
+        block: What the body repeats.
+        repeats: How often; None repeats it until the client hangs up.
+        sent: Bytes of bodies that were sent.
+        requests: Headers of the requests.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _HostileHandler)
+        self.status = 200
+        self.answer_headers: dict[str, str] = {}
+        self.block = bytes(2**16)
+        self.repeats: int | None = None
+        self.sent = 0
+        self.requests: list[dict[str, str]] = []
+        Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _HostileHandler(BaseHTTPRequestHandler):
+    server: HostileServer
+
+    def do_GET(self) -> None:
+        self.server.requests.append(dict(self.headers))
+        self.send_response(self.server.status)
+        for name, value in self.server.answer_headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        blocks = 0
+        try:
+            while self.command == "GET" and blocks != self.server.repeats:
+                self.wfile.write(self.server.block)
+                self.server.sent += len(self.server.block)
+                blocks += 1
+        except OSError:
+            pass  # the client has hung up
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_) -> None:
+        """Do nothing: requests are not logged."""

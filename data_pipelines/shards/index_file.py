@@ -135,7 +135,8 @@ def _fits_a_tar(index: TarIndex, shard_bytes: int) -> bool:
     """Return whether members follow each other, within the file, and differ within a sample."""
     starts = index.blocks.astype(np.int64) * BLOCK
     ends = starts + index.sizes
-    num_members = np.diff(index.first.astype(np.int64))
+    first = index.first.astype(np.int64)
+    num_members = first[1:] - first[:-1]
     samples = np.repeat(np.arange(index.num_samples), num_members)
     members = samples * len(index.suffixes) + index.kinds
     key_lengths = np.diff(index.key_ends.astype(np.int64), prepend=0)

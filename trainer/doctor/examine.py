@@ -110,9 +110,7 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
     present = tuple(task for task in tasks if labelled.get(task.field))
     # Ids without a class are counted, not refused: the task of a run can name one of them.
     requests = [replace(request, num_classes=None) for request in label_requests(present)]
-    dataset = ShardDataset(
-        location, manifest, split, requests, Geometry(SIZE), on_error="replace"
-    )
+    dataset = ShardDataset(location, manifest, split, requests, Geometry(SIZE), on_error="replace")
     statistics = DataStatistics([rule_of(task) for task in present])
     numbers = np.arange(min(samples, total)) * total // min(samples, total)
     shown, damage = _read(dataset, numbers.tolist(), statistics)

@@ -68,7 +68,8 @@ class LabelGuard:
         ]
         sums = torch.tensor(local_counts, device=self._accelerator.device)  # [N,3]
         counts = self._accelerator.reduce(sums, reduction="sum").tolist()
-        empty, flattened = [], []
+        empty: list[str] = []
+        flattened: list[str] = []
         for task, (without_pixels, without_content, present) in zip(
             self._tasks, counts, strict=True
         ):
