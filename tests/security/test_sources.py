@@ -6,9 +6,12 @@ import json
 import os
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 from safetensors.numpy import load, save
 
+from data_pipelines.convert.streamed_dataset import StreamedDataset
 from data_pipelines.decode.codecs import encode_png
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.reading import streaming
@@ -165,6 +168,22 @@ def test_a_manifest_of_six_gigabytes_is_not_read(tmp_path):
     os.truncate(path, SIX_GB)
     message = refusal(lambda: Manifest.load(tmp_path / "x"))
     assert message.startswith(f"{path}: {SIX_GB} bytes, allowed are at most {MAX_MANIFEST_BYTES}")
+
+
+def test_a_parquet_file_that_decompresses_to_gigabytes(tmp_path):
+    column = pyarrow.array([bytes(2**20)]).take(pyarrow.array([0] * 400))
+    path = tmp_path / "train.parquet"
+    parquet.write_table(
+        pyarrow.table({"photo": column}), path, compression="zstd", use_dictionary=False
+    )
+    del column
+    assert path.stat().st_size < 10**6
+    for dataset in (path, tmp_path):
+        message = refusal(
+            lambda dataset=dataset: StreamedDataset(str(dataset), None, 0, None).splits()
+        )
+        assert message.startswith(f"{path}: row group 0 has 4194")
+        assert "allowed are 268435456, or 256 times as many" in message
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
