@@ -2,6 +2,8 @@
 
 import contextlib
 import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from trainer.loop import train
 from trainer.session import Session, start_session
 
 TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solids", "camera_pitch")
+# Kept indexes of this session; processes that tests start inherit it.
+_CACHE = tempfile.TemporaryDirectory(prefix="dmtg-tests-")
+os.environ["DMTG_CACHE_DIR"] = _CACHE.name
 # Tiny networks gain nothing from threads, and a run here is to equal one in a process below.
 torch.set_num_threads(1)
 

@@ -68,5 +68,17 @@ def _spec_of_field(name: str, kind: str, field: Field) -> dict[str, Any]:
 
 
 def label_requests(tasks: tuple[TaskSpec, ...]) -> list[LabelRequest]:
-    """Return what the loader must read for the tasks."""
-    return [LabelRequest(t.name, t.field, get_kind(t.kind).stored_channels(t)) for t in tasks]
+    """Return what the loader must read for the tasks, and how each task understands it."""
+    return [_label_request(task) for task in tasks]
+
+
+def _label_request(task: TaskSpec) -> LabelRequest:
+    kind = get_kind(task.kind)
+    return LabelRequest(
+        task.name,
+        task.field,
+        channels=kind.stored_channels(task),
+        kind=kind.stored_as,
+        num_classes=len(kind.class_names(task)) or None,
+        ignore_index=task.ignore_index,
+    )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 
+from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.foreign import convert_image, label_picture, label_values
 from data_pipelines.convert.mapping import FieldMap, described_field
 from data_pipelines.convert.pictures import stored_label
@@ -34,6 +34,7 @@ class ColumnReader:
         fields: The fields to store.
         image_size: Pixels of the shorter side of the stored pictures; None keeps their size.
         storage: The encodings of pictures.
+        files: The files that rows may name.
     """
 
     image: str
@@ -42,11 +43,12 @@ class ColumnReader:
     fields: Mapping[str, Field]
     image_size: int | None
     storage: Storage
+    files: DatasetFiles
 
     def sample(self, key: str, row: Mapping[str, Any], tally: Tally) -> EncodedSample | None:
         """Return the sample of a row; None, counted in `tally`, where its image is unusable."""
         try:
-            data = _file(row[self.columns[self.image]])
+            data = self._file(row[self.columns[self.image]])
             image, shape = convert_image(self.storage, data, self.image_size)
         except MissingLabel as missing:
             tally.skipped[f"image: {missing}"] += 1
@@ -70,15 +72,25 @@ class ColumnReader:
 
     def _label(self, field: Field, value: object, shape: tuple[int, int]) -> bytes:
         if isinstance(value, Mapping | bytes):
-            picture = label_picture(_file(value), field.dtype)
+            picture = label_picture(self._file(value), field.dtype)
         else:
             try:
                 picture = label_values(np.asarray(value), field.dtype)
             except ValueError as error:  # rows of different lengths
                 raise MissingLabel("not a picture of numbers") from error
-        if len(picture) < field.channels:
+        if len(picture) != field.channels:
             raise MissingLabel(f"{len(picture)} channels")
-        return stored_label(self.storage, picture[: field.channels], self.image_size, shape)
+        if field.kind == "dense_classification" and not _are_ids(picture):
+            raise MissingLabel("values that are no class ids")
+        return stored_label(self.storage, picture, self.image_size, shape)
+
+    def _file(self, value: object) -> bytes:
+        """Return the bytes of a picture column, which holds them or names a file."""
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
+            raise MissingLabel("no file")
+        return bytes(value["bytes"]) if value.get("bytes") else self.files.read(value["path"])
 
 
 def read_columns(
@@ -87,6 +99,7 @@ def read_columns(
     tasks: Sequence[str] | None,
     image_size: int | None,
     storage: Storage,
+    files: DatasetFiles,
 ) -> ColumnReader:
     """Return the reader of the mapped columns.
 
@@ -96,6 +109,7 @@ def read_columns(
         tasks: Fields to take besides the image; None takes all.
         image_size: See `ColumnReader`.
         storage: See `ColumnReader`.
+        files: See `ColumnReader`.
 
     Raises:
         DataError: The map names a column, or the tasks a field, that does not exist.
@@ -120,7 +134,7 @@ def read_columns(
         columns[name] = column
         fields[name] = described_field(f"fields.{name}", entry | _stored_as(name, entry, storage))
     pictures = tuple(c for c in columns.values() if isinstance(features[c], datasets.Image))
-    return ColumnReader(field_map.image, columns, pictures, fields, image_size, storage)
+    return ColumnReader(field_map.image, columns, pictures, fields, image_size, storage, files)
 
 
 def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
@@ -150,16 +164,5 @@ def scalar_value(field: Field, value: object) -> int | float:
     raise MissingLabel(f"not a class from 0 to {num_classes - 1}")
 
 
-def _file(value: object) -> bytes:
-    """Return the bytes of a picture column, which holds them or names a file."""
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
-        raise MissingLabel("no file")
-    if value.get("bytes"):
-        return bytes(value["bytes"])
-    try:
-        with fsspec.open(value["path"], "rb") as file:
-            return bytes(file.read())
-    except OSError as error:
-        raise MissingLabel("unreadable") from error
+def _are_ids(values: np.ndarray) -> bool:
+    return values.dtype.kind == "u" or bool((values == np.rint(values)).all())

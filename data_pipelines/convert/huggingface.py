@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from data_pipelines.convert.columns import SCALARS_MEMBER, ColumnReader, read_columns
+from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
@@ -87,7 +88,9 @@ def write_huggingface(
     splits = field_map.splits or {_SPLIT_NAMES.get(name, name): name for name in stream.splits()}
     features = stream.columns(next(iter(splits.values())))
     storage = Storage(options.portable)
-    reader = read_columns(field_map, features, options.tasks, options.image_size, storage)
+    reader = read_columns(
+        field_map, features, options.tasks, options.image_size, storage, DatasetFiles(dataset)
+    )
     jobs = _streaming_jobs(stream, splits, reader, field_map, options)
     if (out / MANIFEST_NAME).exists():
         return finished(out, jobs)

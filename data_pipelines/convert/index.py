@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from data_pipelines.convert.mapping import FieldMap, described_field
 from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, moments_of, with_statistics
-from data_pipelines.decode.codecs import RECORDS, decode_sample
+from data_pipelines.decode.bounds import RECORDS
+from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError
 from data_pipelines.parallel import mapped
 from data_pipelines.reading.fields import Label, LabelRequest
@@ -169,7 +170,7 @@ def _value(
     if field.is_scalar:
         return Label(LabelRequest(name, name), field).scalar(decoded[field.member])
     picture = decoded.get(field.member)
-    if field.kind != "image" and picture is not None and len(picture) < field.channels:
+    if field.kind != "image" and picture is not None and len(picture) != field.channels:
         raise DataError(
             f"{field.member}: {len(picture)} channels, field {name} has {field.channels}"
         )

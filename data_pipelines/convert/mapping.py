@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import DataError
-from data_pipelines.shards.manifest import Field, FileName
+from data_pipelines.shards.field import MAX_CLASSES, Field
+from data_pipelines.shards.manifest import FileName
 
 
 class FieldMap(BaseModel):
@@ -66,6 +67,8 @@ def described_field(place: str, entry: dict[str, Any]) -> Field:
     """
     classes = entry.get("classes")
     if isinstance(classes, int):
+        if not 0 <= classes <= MAX_CLASSES:
+            raise DataError(f"{place}.classes: {classes}, allowed are at most {MAX_CLASSES}")
         entry = {**entry, "classes": tuple(str(number) for number in range(classes))}
     try:
         return Field.model_validate(entry)

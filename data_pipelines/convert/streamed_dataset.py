@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from data_pipelines.convert.parquet_bounds import check_parquet
 from data_pipelines.errors import DataError
 
 _MAX_PARTS = 1024
@@ -107,6 +108,8 @@ class StreamedDataset:
 def _opened(dataset: str, subset: str | None) -> Any:  # noqa: ANN401
     """Return the splits by name; cached, because listing the files of a dataset is slow."""
     path = Path(dataset)
+    if path.exists():
+        check_parquet(path)
     try:
         if path.is_file():
             return datasets.load_dataset("parquet", data_files=str(path), streaming=True)

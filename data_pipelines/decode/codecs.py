@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_pipelines.decode.bounds import MAX_RECORD_DEPTH, check_member_size
 from data_pipelines.decode.pictures import LABEL_PIXELS, MAX_PIXELS, read_values
 from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
 
-RECORDS = frozenset({"json", "cls"})  # suffixes that decode to a record, not to a picture
 PICTURES = frozenset({"png", "jpg", "jpeg"})  # suffixes of pictures that any program shows
 IMAGES = PICTURES | {"planes"}  # suffixes that decode to a picture
 _MAX_DIGITS = 9
@@ -81,8 +81,10 @@ def decode(member: str, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray
         A picture as [C,H,W] in the stored dtype, which may be read-only, or a record.
 
     Raises:
-        DataError: The suffix is not on the list, the bytes are damaged or the picture is too large.
+        DataError: The suffix is not on the list, the bytes are damaged or too many, or the picture
+            is too large.
     """
+    check_member_size(member, len(data))
     codec = member.rpartition(".")[2]
     decoder = _DECODERS.get(codec)
     if decoder is None:
@@ -143,15 +145,31 @@ def decode_json(member: str, data: bytes) -> dict[str, Any]:
     """Decode a JSON object of finite numbers.
 
     Raises:
-        DataError: The bytes are not such an object.
+        DataError: The bytes are not such an object, or it is too large or too deep.
     """
+    check_member_size(member, len(data))
     try:
         record = json.loads(data, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{member}: damaged JSON of {len(data)} bytes: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{member}: {type(record).__name__} found, a JSON object is needed")
+    if _is_deep(record, data):
+        raise DataError(
+            f"{member}: JSON of more than {MAX_RECORD_DEPTH} objects and arrays inside each other"
+        )
     return record
+
+
+def _is_deep(record: dict[str, Any], data: bytes) -> bool:
+    """Return whether a record, decoded from `data`, is deeper than `MAX_RECORD_DEPTH`."""
+    if data.count(b"{") + data.count(b"[") <= MAX_RECORD_DEPTH:
+        return False  # the usual record, which need not be walked through
+    level: list[Any] = [record]
+    for _ in range(MAX_RECORD_DEPTH):
+        values = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [v for part in values for v in part if isinstance(v, dict | list)]
+    return bool(level)
 
 
 def _decode_cls(member: str, data: bytes, _max_pixels: int) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def task_findings(statistics: LabelStatistics, *, all_seen: bool) -> list[Findin
     """
     if statistics.present == 0:
         return [Finding("warning", "no label in the samples read")]
-    if statistics.empty == statistics.present:
+    if is_empty(statistics):
         unknown = f" ({_percent(_unknown(statistics))} unknown ids)" if statistics.unknown else ""
         return [Finding("error", f"every pixel of every label is invalid or ignored{unknown}")]
     findings = [*_coverage(statistics)]
@@ -73,6 +73,11 @@ def is_flattened(statistics: LabelStatistics) -> bool:
     return seen > 1 and not statistics.rule.has_classes and bool(statistics.flat_channels.all())
 
 
+def is_empty(statistics: LabelStatistics) -> bool:
+    """Return whether there are labels and every pixel of all of them is invalid or ignored."""
+    return statistics.empty == statistics.present > 0
+
+
 def data_findings(statistics: DataStatistics) -> list[Finding]:
     """Return the defects of the images, and the pairs of tasks with equal labels."""
     findings = []
@@ -95,7 +100,8 @@ def _coverage(statistics: LabelStatistics) -> Iterator[Finding]:
     if empty / present > MANY_EMPTY:
         yield Finding("warning", f"{empty} of {present} labels have no valid pixel")
     if statistics.unknown:
-        yield Finding("warning", f"{_percent(_unknown(statistics))} of ids stand for no class")
+        message = f"{_percent(_unknown(statistics))} of ids stand for no class"
+        yield Finding("error", f"{message}: the task's `ignore_index` must name such an id")
 
 
 def _unknown(statistics: LabelStatistics) -> float:

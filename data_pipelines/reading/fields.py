@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field, Manifest
 
 MAX_FLOAT32 = 3.4028234663852886e38
+_CLASSES_OF_IMAGES = {"binary", "multiclass"}  # one may stand for the other if the classes fit
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,18 @@ class LabelRequest:
         task: Name of the task.
         field: Name of the manifest's field.
         channels: First channels of a dense field that the task uses.
+        kind: Kind of the fields that the task can learn from; None allows any.
+        num_classes: Number of classes that the task knows; None allows any number, and ids
+            without a class.
+        ignore_index: Class id of pixels without a label, which need not be one of the classes.
     """
 
     task: str
     field: str
     channels: int = 1
+    kind: str | None = None
+    num_classes: int | None = None
+    ignore_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,40 @@ class Label:
             f"{value!r}, allowed is {allowed}"
         )
 
+    def check_picture(self, picture: np.ndarray) -> None:
+        """Check the stored picture [C,H,W] of a dense label, whose values are not converted.
+
+        Raises:
+            DataError: Its channels or type are not the field's, or a value is neither the id of
+                one of the field's classes nor the ignored one.
+        """
+        field, named = self.field, f"field {self.request.field}: {self.field.member}"
+        if len(picture) < self.channels:
+            raise DataError(
+                f"{named} has {len(picture)} channels, task {self.task} needs {self.channels}"
+            )
+        if len(picture) != field.channels:
+            raise DataError(f"{named} has {len(picture)} channels, manifest says {field.channels}")
+        if field.dtype is not None and picture.dtype != field.dtype:
+            raise DataError(f"{named} is {picture.dtype}, manifest says {field.dtype}")
+        if field.kind == "dense_classification":
+            self._check_ids(named, picture)
+
+    def _check_ids(self, named: str, ids: np.ndarray) -> None:
+        num_classes, ignored = len(self.field.classes), self.request.ignore_index
+        if ids.dtype.kind == "u" and ids.max() < num_classes:
+            return  # the usual map, in one pass
+        allowed = ids == np.rint(ids)
+        if self.request.num_classes is not None:
+            known = (ids >= 0) & (ids < num_classes)
+            allowed &= known if ignored is None else known | (ids == ignored)
+        if not allowed.all():
+            other = "" if ignored is None else f", and {ignored}, which is ignored"
+            raise DataError(
+                f"{named} has the class id {ids[~allowed][0]}, allowed are integers from 0 to "
+                f"{num_classes - 1}{other}; `ignore_index` of the task names an id without a class"
+            )
+
 
 def resolve_labels(
     manifest: Manifest, split: str | None, requests: Sequence[LabelRequest], *, flip: bool
@@ -109,6 +153,7 @@ def resolve_labels(
                 f"task {request.task}: channels {request.channels}, field {request.field} has "
                 f"{stored}"
             )
+        errors += _misread(request, field)
         if flip and field.on_flip == "forbid":
             errors.append(
                 f"task {request.task}: field {request.field} becomes wrong when the image is "
@@ -118,6 +163,21 @@ def resolve_labels(
     if errors:
         raise DataError("\n".join(errors))
     return tuple(labels)
+
+
+def _misread(request: LabelRequest, field: Field) -> list[str]:
+    """Return the errors of a task that would take the field's values for something else."""
+    named = f"task {request.task}: "
+    kinds = {field.kind, request.kind or field.kind}
+    if len(kinds) > 1 and kinds != _CLASSES_OF_IMAGES:
+        return [
+            f"{named}its kind learns from fields of kind {request.kind}, field {request.field} is "
+            f"of kind {field.kind}"
+        ]
+    num_classes = 2 if field.kind == "binary" else len(field.classes)
+    if request.num_classes is not None and num_classes > request.num_classes:
+        return [f"{named}{request.num_classes} classes, field {request.field} has {num_classes}"]
+    return []
 
 
 def _is_number(value: object) -> bool:

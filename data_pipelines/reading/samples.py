@@ -112,17 +112,11 @@ def _checked_image(member: str, decoded: dict[str, Any]) -> np.ndarray:
 
 
 def _check_dense(label: Label, picture: np.ndarray, image: Params) -> None:
-    field, (channels, height, width) = label.field, picture.shape
-    named = f"field {label.request.field}: {field.member}"
-    if channels < label.channels:
-        raise DataError(
-            f"{named} has {channels} channels, task {label.task} needs {label.channels}"
-        )
-    if field.dtype is not None and picture.dtype != field.dtype:
-        raise DataError(f"{named} is {picture.dtype}, manifest says {field.dtype}")
+    label.check_picture(picture)
+    _, height, width = picture.shape
     # Halving an odd side changes the aspect ratio by up to one pixel.
     if abs(height * image.width - width * image.height) > max(image.height, image.width):
         raise DataError(
-            f"{named} is {height} x {width}, another shape than the image's {image.height} x "
-            f"{image.width}"
+            f"field {label.request.field}: {label.field.member} is {height} x {width}, another "
+            f"shape than the image's {image.height} x {image.width}"
         )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
-import tarfile
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_pipelines.decode.bounds import check_member_size, check_sample_size
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.reading.collate import Batch, Collate
 from data_pipelines.reading.dataset import OnError
@@ -21,6 +23,8 @@ from data_pipelines.reading.loader import ignore_sigterm
 from data_pipelines.reading.samples import Sample, SampleBuilder
 from data_pipelines.shards import remote
 from data_pipelines.shards.manifest import Manifest
+from data_pipelines.shards.tar_index import check_next_member
+from data_pipelines.shards.tar_members import regular_members, split_name
 from data_pipelines.transforms import Geometry
 
 if TYPE_CHECKING:
@@ -29,9 +33,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 500  # encoded samples from which the next one is drawn
-_DAMAGE = "__damage__"
-_END_MARK = bytes(1024)
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_METADATA = re.compile(r"__[^/]*__($|/)")  # members that WebDataset skips: they are of no sample
+_SKIPPED_BYTES = 2**20  # of a member that is not needed, read at once
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A sample: the bytes of the members that are needed, by suffix."""
+
+    url: str
+    key: str
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """The error of a damaged tar, in place of a sample."""
+
+    message: str
 
 
 class TarStream(IterableDataset[Sample]):
@@ -70,21 +90,20 @@ class TarStream(IterableDataset[Sample]):
         )
         shuffle_seed = int(rng.integers(2**31))
         shuffled = shuffle(SHUFFLE_BUFFER, initial=SHUFFLE_BUFFER, rng=random.Random(shuffle_seed))
-        for members in shuffled(self._encoded(shard["url"] for shard in shards)):
-            yield self._sample(members, rng)
+        for encoded in shuffled(self._encoded(shard["url"] for shard in shards)):
+            yield self._sample(encoded, rng)
 
-    def _encoded(self, urls: Iterator[str]) -> Iterator[dict[str, Any]]:
-        """Yield samples as webdataset does: suffix to bytes, with `__key__` and `__url__`."""
-        reader = _TarReader(urls)
+    def _encoded(self, urls: Iterator[str]) -> Iterator[_Encoded | _Damage]:
+        reader = _TarReader(urls, self.builder.members)
         deadline = remote.FailureDeadline(self.retry_seconds)
         read = self._retrying(deadline, reader)
         while True:
             sample = self._next(read, reader)
-            if _DAMAGE not in sample:
+            if isinstance(sample, _Encoded):
                 deadline.reset()
             yield sample
 
-    def _next(self, read: Retrying, reader: _TarReader) -> dict[str, Any]:
+    def _next(self, read: Retrying, reader: _TarReader) -> _Encoded | _Damage:
         try:
             return read(reader.next_sample)
         except SourceError:
@@ -92,7 +111,7 @@ class TarStream(IterableDataset[Sample]):
         except DataError as error:
             if self.on_error == "stop":
                 raise
-            return {_DAMAGE: str(error)}
+            return _Damage(str(error))
 
     def _retrying(self, deadline: remote.FailureDeadline, reader: _TarReader) -> Retrying:
         def log(error: BaseException, _wait: float) -> None:
@@ -106,14 +125,13 @@ class TarStream(IterableDataset[Sample]):
 
         return remote.build_retrying(deadline, log=log, give_up=give_up)
 
-    def _sample(self, members: dict[str, Any], rng: np.random.Generator) -> Sample:
-        if _DAMAGE in members:
-            return self.builder.blank(members[_DAMAGE])
-        wanted = {name: members[name] for name in self.builder.members if name in members}
+    def _sample(self, encoded: _Encoded | _Damage, rng: np.random.Generator) -> Sample:
+        if isinstance(encoded, _Damage):
+            return self.builder.blank(encoded.message)
         try:
-            return self.builder.build(members["__key__"], wanted, rng)
+            return self.builder.build(encoded.key, encoded.members, rng)
         except DataError as error:
-            message = f"{members['__url__']}: sample {members['__key__']}: {error}"
+            message = f"{encoded.url}: sample {encoded.key}: {error}"
             if self.on_error == "stop":
                 raise DataError(message) from error
             return self.builder.blank(message)
@@ -191,69 +209,124 @@ def stream_batches(
 class _TarReader:
     """The samples of many tars; after an error it continues with the next tar.
 
+    Args:
+        urls: The tars.
+        members: Suffixes of the members that are needed.
+
     Attributes:
         url: The tar read last.
     """
 
-    def __init__(self, urls: Iterator[str]) -> None:
+    def __init__(self, urls: Iterator[str], members: Collection[str]) -> None:
         self.url = ""
         self._urls = urls
-        self._samples: Iterator[dict[str, Any]] = iter(())
+        self._members = members
+        self._samples: Iterator[_Encoded] = iter(())
 
-    def next_sample(self) -> dict[str, Any]:
+    def next_sample(self) -> _Encoded:
         """Return the next sample of the current tar, or the first one of the next tar.
 
         Raises:
             DataError: The tar is missing or damaged.
             Exception: The source failed; each network file system has exceptions of its own.
         """
-        from webdataset.tariterators import group_by_keys
-
         while True:
             for sample in self._samples:
                 return sample
             self.url = next(self._urls)
             # After an error this generator is exhausted, so the next call opens another tar.
-            self._samples = group_by_keys(_members(self.url), lcase=False)
+            self._samples = _samples(self.url, self._members)
 
 
-class _TailRecorder:
-    """A stream that keeps its last bytes: a tar cut between two members has no end mark there."""
+class _ForwardFile:
+    """A stream as `tar_members.TarSource`: bytes are read in ascending order, others skipped.
 
-    def __init__(self, raw: BinaryIO, url: str) -> None:
-        self._raw, self._url = raw, url
-        self.tail = b""
+    Attributes:
+        label: The URL.
+        size: None: a stream may have any length.
+    """
 
-    def read(self, size: int) -> bytes:
-        data = self._raw.read(size)
-        if not self.tail and data.startswith(_COMPRESSED):
-            raise DataError(f"{self._url}: a compressed tar; allowed are plain ones")
-        self.tail = (self.tail + data)[-len(_END_MARK) :]
-        return data
+    size = None
+
+    def __init__(self, label: str, raw: BinaryIO) -> None:
+        self.label = label
+        self._raw = raw
+        self._position = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes.
+
+        Raises:
+            DataError: The stream ends before.
+        """
+        assert offset >= self._position, "a stream is read forwards"
+        while self._position < offset:
+            self._take(min(offset - self._position, _SKIPPED_BYTES))
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        start = self._position
+        parts = []
+        while self._position < start + size:
+            part = self._raw.read(start + size - self._position)
+            if not part:
+                raise DataError(
+                    f"{self.label}: truncated tar: it ends at byte {self._position}, before its "
+                    "end-of-archive mark"
+                )
+            if not self._position and part.startswith(_COMPRESSED):
+                raise DataError(f"{self.label}: a compressed tar; allowed are plain ones")
+            parts.append(part)
+            self._position += len(part)
+        return b"".join(parts)
 
 
-def _members(url: str) -> Iterator[dict[str, Any]]:
-    """Yield the members of one tar, as webdataset does.
+def _samples(url: str, members: Collection[str]) -> Iterator[_Encoded]:
+    """Yield the samples of one tar.
 
     Raises:
         DataError: The tar is missing or damaged.
     """
     import fsspec
-    from webdataset.tariterators import tar_file_iterator
 
     try:
-        with fsspec.open(url, "rb") as raw:
-            stream = _TailRecorder(raw, url)
-            for member in tar_file_iterator(stream):
-                yield {**member, "__url__": url}
-            while stream.read(2**16):
-                pass
+        with fsspec.open(url, "rb", **remote.client_options(url)) as raw:
+            file = _ForwardFile(url, raw)
+            yield from _grouped(file, members)
     except FileNotFoundError as error:
         # fsspec raises FileNotFoundError for any failed first request; the cause tells them apart.
         if not isinstance(error.__cause__, FileNotFoundError | None):
             raise error.__cause__ from None
         raise DataError(f"{url}: missing") from error
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{url}: damaged tar: {error}") from error
-    if stream.tail != _END_MARK:
-        raise DataError(f"{url}: truncated tar: it has no end-of-archive mark")
+
+
+def _grouped(file: _ForwardFile, members: Collection[str]) -> Iterator[_Encoded]:
+    """Yield the samples of a tar, of each only the requested members.
+
+    A sample is yielded when the next one begins, so that one with missing members because the tar
+    ends early is not.
+    """
+    sample: _Encoded | None = None
+    suffixes: set[str] = set()
+    total = 0
+    for name, offset, size in regular_members(file):
+        parts = split_name(name)
+        if parts is None or _METADATA.match(name):
+            continue
+        key, suffix = parts
+        if sample is None or key != sample.key:
+            if sample is not None:
+                yield sample
+            sample, suffixes, total = _Encoded(file.label, key, {}), set(), 0
+        check_next_member(file.label, name, suffix in suffixes, len(suffixes))
+        suffixes.add(suffix)
+        if suffix in members:
+            total += size
+            try:
+                check_member_size(suffix, size)
+                check_sample_size(total)
+            except DataError as error:
+                raise DataError(f"{file.label}: sample {key}: {error}") from error
+            sample.members[suffix] = file.read(offset, size)
+    if sample is not None:
+        yield sample

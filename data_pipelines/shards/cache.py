@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,11 +62,22 @@ class ShardCache:
         path = self.folder / f"{name}{_COPY}"
         descriptor = _reuse(path, size)
         if descriptor is None:
-            with _lock(path.with_suffix(_LOCK)):
+            with lock_between_processes(path.with_suffix(_LOCK)):
                 descriptor = _reuse(path, size)  # another process may have made it meanwhile
                 if descriptor is None:
                     descriptor = self._make(path, url, size, sha256, copy)
         return path, descriptor
+
+    def discard(self, path: Path, descriptor: int) -> None:
+        """Delete a damaged copy, unless another process has replaced it.
+
+        Args:
+            path: The copy.
+            descriptor: The descriptor that it was read from.
+        """
+        with self._room_lock(), suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                path.unlink()
 
     def _make(
         self, path: Path, url: str, size: int, sha256: str, copy: Callable[[BinaryIO], None]
@@ -98,7 +110,7 @@ class ShardCache:
 
     def _room_lock(self) -> FileLock:
         """Return the lock under which files are counted, deleted and renamed."""
-        return _lock(self.folder / f"room{_LOCK}")
+        return lock_between_processes(self.folder / f"room{_LOCK}")
 
     def _make_room(self, size: int) -> bool:
         """Delete the least recently used copies; return whether `size` bytes fit."""
@@ -137,7 +149,7 @@ def _reuse(path: Path, size: int) -> int | None:
 def _delete_abandoned(partial: Path) -> bool:
     """Delete an unfinished copy if its process was killed; return whether it was."""
     try:
-        with _lock(partial.with_suffix(_LOCK)).acquire(timeout=0):
+        with lock_between_processes(partial.with_suffix(_LOCK)).acquire(timeout=0):
             partial.unlink(missing_ok=True)
             return True
     except Timeout:
@@ -151,7 +163,7 @@ def _digest(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _lock(path: Path) -> FileLock:
+def lock_between_processes(path: Path) -> FileLock:
     """Return a lock between processes; the system releases it when its process is killed.
 
     Without `flock` on the file system an error is raised: a lock by the existence of a file, the

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, StringConstraints
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    PositiveInt,
+    StringConstraints,
+)
 
-Argument = str | int | float | bool | tuple[str, ...] | None
+MAX_ARGUMENTS = 1000  # each of another type has an error for every type that is allowed
+
+
+class _FailFast(FailFast):
+    """As a part of a union, which needs its hash."""
+
+    __hash__ = object.__hash__
+
+
+Argument = str | int | float | bool | Annotated[tuple[str, ...], _FailFast()] | None
+
+
+def _few(arguments: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    if isinstance(arguments, dict) and len(arguments) > MAX_ARGUMENTS:
+        raise ValueError(f"{len(arguments)} arguments, allowed are at most {MAX_ARGUMENTS}")
+    return arguments
 
 
 class Conversion(BaseModel):
@@ -23,7 +45,7 @@ class Conversion(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
-    arguments: dict[str, Argument]
+    arguments: Annotated[dict[str, Argument], BeforeValidator(_few)]
     digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     skipped: dict[str, PositiveInt] = {}
     missing: dict[str, dict[str, PositiveInt]] = {}

@@ -7,20 +7,26 @@ from typing import Annotated, Literal
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     FiniteFloat,
-    PositiveInt,
     StringConstraints,
     field_validator,
     model_validator,
 )
+from pydantic import (
+    Field as Constrained,
+)
 
-from data_pipelines.decode.codecs import IMAGES, RECORDS
+from data_pipelines.decode.bounds import RECORDS
+from data_pipelines.decode.codecs import IMAGES
 from dmtg.names import check_text
 
 FieldKind = Literal[
     "image", "binary", "multiclass", "regression", "dense_regression", "dense_classification"
 ]
 Dtype = Literal["uint8", "uint16", "float32"]
+MAX_CHANNELS = 255  # of a dense label: more than any encoding holds
+MAX_CLASSES = 2**19  # names of the classes of a field
 SCALAR_KINDS = frozenset({"binary", "multiclass", "regression"})
 CLASS_KINDS = frozenset({"multiclass", "dense_classification"})
 REGRESSION_KINDS = frozenset({"regression", "dense_regression"})
@@ -55,8 +61,8 @@ class Field(Frozen):
     member: Suffix
     kind: FieldKind
     key: str | None = None
-    channels: PositiveInt = 1
-    classes: tuple[str, ...] = ()
+    channels: Annotated[int, Constrained(ge=1, le=MAX_CHANNELS)] = 1
+    classes: Annotated[tuple[str, ...], Constrained(max_length=MAX_CLASSES), FailFast()] = ()
     mean: FiniteFloat | None = None
     std: FiniteFloat | None = None
     dtype: Dtype | None = None

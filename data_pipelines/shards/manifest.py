@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,11 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
+    FailFast,
     NonNegativeInt,
-    PositiveInt,
     StringConstraints,
     ValidationError,
     model_validator,
+)
+from pydantic import (
+    Field as Constrained,
 )
 
 from data_pipelines.errors import DataError, SourceError
@@ -23,10 +27,20 @@ from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.field import Field, Frozen
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
 from dmtg.files import atomic_write
-from dmtg.names import check_file_name
+from dmtg.names import check_file_name, shortened
 
 MANIFEST_NAME = "manifest.json"
 MAX_ERRORS_SHOWN = 10
+MAX_ERRORS = 1000  # more are counted only: each takes about a kilobyte
+
+# Of a manifest, which 37,000 shards reach. Its text alone bounds the memory little: a number takes
+# two bytes of it and 32 of memory, an entry that is not allowed six and 600, for its error.
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_MANIFEST_VALUES = 2**20
+MAX_MANIFEST_ENTRIES = 2**18  # of its objects
+MAX_SHARD_BYTES = 2**41  # an index counts blocks of 512 bytes in 32 bits
+MAX_INDEX_BYTES = 32 * 2**20  # more than a million members
+MAX_SHARD_SAMPLES = MAX_SHARD_BYTES // 512  # each has a header at least
 
 ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
 FileName = Annotated[str, AfterValidator(partial(check_file_name, "the name"))]
@@ -36,7 +50,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class IndexFile(Frozen):
     """The index file of a shard: size in bytes and content hash."""
 
-    bytes: PositiveInt
+    bytes: Annotated[int, Constrained(gt=0, le=MAX_INDEX_BYTES)]
     sha256: Sha256
 
 
@@ -44,8 +58,8 @@ class Shard(Frozen):
     """One tar file: name in the folder, number of samples, size in bytes, content hash, index."""
 
     name: ShardName
-    samples: PositiveInt
-    bytes: PositiveInt
+    samples: Annotated[int, Constrained(gt=0, le=MAX_SHARD_SAMPLES)]
+    bytes: Annotated[int, Constrained(gt=0, le=MAX_SHARD_BYTES)]
     sha256: Sha256
     index: IndexFile | None = None
 
@@ -53,7 +67,7 @@ class Shard(Frozen):
 class Split(Frozen):
     """The shards of one split and, per field, the number of its samples that have a value."""
 
-    shards: tuple[Shard, ...]
+    shards: Annotated[tuple[Shard, ...], FailFast()]
     labelled: dict[str, NonNegativeInt]
 
     @property
@@ -65,9 +79,9 @@ class Split(Frozen):
     def _consistent(self) -> Split:
         if not self.shards:
             raise ValueError("shards (): at least one is needed")
-        names = [shard.name for shard in self.shards]
-        if len(set(names)) < len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
+        names = Counter(shard.name for shard in self.shards)
+        twice = sorted(name for name, times in names.items() if times > 1)[:MAX_ERRORS_SHOWN]
+        if twice:
             raise ValueError(f"shards {', '.join(twice)}: named more than once")
         total = self.num_samples
         errors = [
@@ -127,11 +141,12 @@ class Manifest(Frozen):
         folder = open_folder(location)
         where = folder.where(MANIFEST_NAME)
         try:
-            text = folder.read(MANIFEST_NAME)
+            text = folder.read(MANIFEST_NAME, MAX_MANIFEST_BYTES)
         except SourceError:
             raise
         except DataError as error:
             raise DataError(f"{error}; a folder of shards has a {MANIFEST_NAME}") from error
+        _check_bounds(where, text)
         try:
             manifest = cls.model_validate_json(text)
         except ValidationError as error:
@@ -144,10 +159,16 @@ class Manifest(Frozen):
         return manifest.model_copy(update={"checksum": None})
 
     def save(self, root: Path) -> None:
-        """Write `root/manifest.json`; a reader sees the old file or the complete new one."""
+        """Write `root/manifest.json`; a reader sees the old file or the complete new one.
+
+        Raises:
+            DataError: It is larger than `load` accepts.
+        """
         content = self.model_copy(update={"checksum": self.digest()})
+        text = content.model_dump_json(indent=1).encode() + b"\n"
+        _check_bounds(str(root / MANIFEST_NAME), text)
         with atomic_write(root / MANIFEST_NAME, "wb") as file:
-            file.write(content.model_dump_json(indent=1).encode() + b"\n")
+            file.write(text)
 
     def split(self, name: str) -> Split:
         """Return the split `name`.
@@ -194,6 +215,19 @@ def index_name(shard: str) -> str:
     return f"{shard}.index"
 
 
+def _check_bounds(where: str, text: bytes) -> None:
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise DataError(f"{where}: {len(text)} bytes, allowed are at most {MAX_MANIFEST_BYTES}")
+    num_values = text.count(b",") + text.count(b"{") + text.count(b"[")
+    if num_values > MAX_MANIFEST_VALUES:
+        raise DataError(f"{where}: {num_values} values, allowed are at most {MAX_MANIFEST_VALUES}")
+    num_entries = text.count(b":")
+    if num_entries > MAX_MANIFEST_ENTRIES:
+        raise DataError(
+            f"{where}: {num_entries} entries, allowed are at most {MAX_MANIFEST_ENTRIES}"
+        )
+
+
 def _files(split: Split) -> Iterator[tuple[str, int]]:
     for shard in split.shards:
         yield shard.name, shard.bytes
@@ -207,12 +241,14 @@ def _listed(errors: list[str]) -> str:
 
 
 def _describe(path: str, error: ValidationError) -> str:
+    if error.error_count() > MAX_ERRORS:
+        return f"{path}: {error.error_count()} errors: not a manifest"
     errors = []
     for entry in error.errors(include_url=False):
         place = ".".join(str(part) for part in entry["loc"]) or "manifest"
         message = entry["msg"].removeprefix("Value error, ")
         # A cross-field check and a missing entry have the whole object as input: not a useful value
         if entry["type"] not in {"value_error", "missing", "json_invalid"}:
-            message = f"{entry['input']!r:.80}: {message}"
+            message = f"{shortened(repr(entry['input']))}: {message}"
         errors.append(f"{path}: {place}: {message}")
     return _listed(errors)

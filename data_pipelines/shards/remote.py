@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,7 @@ FIRST_WAIT = 0.5  # seconds before the second attempt; doubled after each furthe
 LONGEST_WAIT = 30.0  # seconds
 TIMEOUT = 60.0  # seconds that an attempt may take
 
+_HTTP = re.compile(r"(?:^|::)(https?)://")
 _MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 _Result = TypeVar("_Result")
 
@@ -35,6 +37,30 @@ def check_url(location: str) -> str:
             "s3://bucket/shards"
         )
     return location
+
+
+def check_size(where: str, size: int, limit: int) -> None:
+    """Check the size of a file that is read as a whole.
+
+    Raises:
+        DataError: It is larger than the limit in bytes.
+    """
+    if size > limit:
+        raise DataError(f"{where}: {size} bytes, allowed are at most {limit}")
+
+
+def client_options(url: str) -> dict[str, Any]:
+    """Return the options of fsspec that bound the answers of HTTP servers in a URL.
+
+    Raises:
+        ImportError: The package that fsspec needs for HTTP is not installed.
+    """
+    protocols = _HTTP.findall(url)
+    if not protocols:
+        return {}
+    from data_pipelines.shards.http_client import bounded_client
+
+    return {protocol: {"get_client": bounded_client} for protocol in protocols}
 
 
 class Remote:
@@ -61,22 +87,43 @@ class Remote:
         """Return the URL of a file."""
         return f"{self.url}/{name}"
 
-    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Return a range of a file, or the whole file.
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Return a range of a file.
 
         Raises:
             DataError: The file does not exist, or the server does not support ranges.
             SourceError: The source does not answer.
         """
         url = self.url_of(name)
-        end = None if size is None else offset + size
 
         def fetch() -> bytes:
-            data = self._call("cat_file", url, start=None if size is None else offset, end=end)
-            if size is not None and len(data) > size:
+            data: bytes = self._call("cat_file", url, start=offset, end=offset + size)
+            if len(data) > size:
                 raise DataError(f"{url}: the server does not give ranges of bytes, it sent all")
-            if size is not None and len(data) < size:
+            if len(data) < size:
                 raise EOFError(f"{len(data)} of {size} bytes came")
+            return data
+
+        return _retried(url, fetch, self._retry_seconds)
+
+    def read_small(self, name: str, limit: int) -> bytes:
+        """Return the content of a file whose size is not known.
+
+        Args:
+            name: The file.
+            limit: The size in bytes that it may have.
+
+        Raises:
+            DataError: The file does not exist, or is larger.
+            SourceError: The source does not answer.
+        """
+        url = self.url_of(name)
+
+        def fetch() -> bytes:
+            if not _HTTP.match(url):  # an HTTP client bounds what it reads, and has no sizes
+                check_size(url, self._call("info", url)["size"] or 0, limit)
+            data: bytes = self._call("cat_file", url)
+            check_size(url, len(data), limit)
             return data
 
         return _retried(url, fetch, self._retry_seconds)
@@ -113,7 +160,9 @@ class Remote:
 
             # A cached listing would not show files that were written after it.
             try:
-                system, _ = fsspec.url_to_fs(self.url, use_listings_cache=False)
+                system, _ = fsspec.url_to_fs(
+                    self.url, use_listings_cache=False, **client_options(self.url)
+                )
             except (ValueError, ImportError) as error:
                 raise DataError(f"{self.url}: cannot be opened: {error}") from error
             self._connection = (os.getpid(), system)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.cache import ShardCache
-from data_pipelines.shards.remote import RETRY_SECONDS, Remote, check_url
+from data_pipelines.shards.remote import RETRY_SECONDS, Remote, check_size, check_url
 
 COPY_BYTES = 16 * 2**20  # bytes of a remote file in one request
 
@@ -27,8 +28,15 @@ class StoredFile:
 class OpenFile(Protocol):
     """A file from which any range of bytes can be read."""
 
+    @property
+    def label(self) -> str:
+        """Its path or URL, for messages."""
+
     def read(self, offset: int, size: int) -> bytes:
         """Return exactly `size` bytes; raise DataError if the file does not have them."""
+
+    def discard(self) -> bool:
+        """Delete the file if it is a copy; return whether opening it again gives another one."""
 
     def close(self) -> None:
         """Release the descriptor, if there is one."""
@@ -40,8 +48,8 @@ class Folder(Protocol):
     def where(self, name: str) -> str:
         """Return the path or URL of a file, for messages."""
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a small file; raise DataError if it is missing."""
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a file; raise DataError if it is missing or over the limit."""
 
     def open(self, file: StoredFile) -> OpenFile:
         """Open a file of the manifest; raise DataError if it is missing or has another size."""
@@ -95,9 +103,26 @@ class LocalFile:
             )
         return data
 
+    def discard(self) -> bool:
+        """Return False: the file is no copy."""
+        return False
+
     def close(self) -> None:
         """Close the descriptor."""
         os.close(self._descriptor)
+
+
+class _CachedFile(LocalFile):
+    """A local copy of a remote file."""
+
+    def __init__(self, url: str, cache: ShardCache, path: Path, descriptor: int) -> None:
+        super().__init__(f"{url} (copy {path})", descriptor)
+        self._cache, self._path = cache, path
+
+    def discard(self) -> bool:
+        """Delete the copy, which is damaged; the next `Folder.open` copies the file again."""
+        self._cache.discard(self._path, self._descriptor)
+        return True
 
 
 @dataclass(frozen=True)
@@ -110,16 +135,24 @@ class LocalFolder:
         """Return the path of a file."""
         return str(self.root / name)
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a small file.
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a file of at most `limit` bytes.
 
         Raises:
-            DataError: It cannot be read.
+            DataError: It cannot be read, is no regular file or is larger.
         """
+        path = self.where(name)
         try:
-            return (self.root / name).read_bytes()
+            with open(path, "rb", opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    raise DataError(f"{path}: not a regular file")
+                check_size(path, status.st_size, limit)
+                data = file.read(limit + 1)  # /proc has regular files of size 0 with content
         except OSError as error:
-            raise DataError(f"{self.where(name)}: cannot be read ({error.strerror})") from error
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        check_size(path, len(data), limit)
+        return data
 
     def open(self, file: StoredFile) -> LocalFile:
         """Open a file of the manifest.
@@ -129,7 +162,7 @@ class LocalFolder:
         """
         path = self.where(file.name)
         try:
-            opened = LocalFile(path, os.open(path, os.O_RDONLY))
+            opened = LocalFile(path, _open_at_once(path, os.O_RDONLY))
         except FileNotFoundError as error:
             raise DataError(missing(path)) from error
         except OSError as error:
@@ -153,8 +186,15 @@ class _RemoteFile:
     remote: Remote
     name: str
 
+    @property
+    def label(self) -> str:
+        return self.remote.url_of(self.name)
+
     def read(self, offset: int, size: int) -> bytes:
         return self.remote.read(self.name, offset, size)
+
+    def discard(self) -> bool:
+        return False
 
     def close(self) -> None:
         """Do nothing: no connection stays open between requests."""
@@ -179,14 +219,14 @@ class RemoteFolder:
         """Return the URL of a file."""
         return self._remote.url_of(name)
 
-    def read(self, name: str) -> bytes:
-        """Return the content of a small file, without the cache.
+    def read(self, name: str, limit: int) -> bytes:
+        """Return the content of a file of at most `limit` bytes, without the cache.
 
         Raises:
-            DataError: The file does not exist.
+            DataError: The file does not exist, or is larger.
             SourceError: The source does not answer.
         """
-        return self._remote.read(name)
+        return self._remote.read_small(name, limit)
 
     def open(self, file: StoredFile) -> OpenFile:
         """Open a file of the manifest, through the cache if there is one.
@@ -205,7 +245,7 @@ class RemoteFolder:
 
         url = self.where(file.name)
         path, descriptor = self._cache.open(url, file.bytes, file.sha256, copy)
-        return LocalFile(f"{url} (copy {path})", descriptor)
+        return _CachedFile(url, self._cache, path, descriptor)
 
     def sizes(self) -> dict[str, int] | None:
         """Return the size in bytes of every file; None where files cannot be listed, as over HTTP.
@@ -215,6 +255,11 @@ class RemoteFolder:
             SourceError: The source does not answer.
         """
         return self._remote.sizes()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def missing(where: str) -> str:

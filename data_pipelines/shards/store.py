@@ -9,11 +9,13 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
-from data_pipelines.errors import DataError
+from data_pipelines.decode.bounds import check_member_size, check_sample_size
+from data_pipelines.errors import DataError, SourceError
+from data_pipelines.shards.built_index import built_index
 from data_pipelines.shards.index_file import read_index
 from data_pipelines.shards.manifest import Shard, index_name
 from data_pipelines.shards.sources import LocalFile, Location, OpenFile, StoredFile, open_folder
-from data_pipelines.shards.tar_index import Member, TarIndex, index_tar
+from data_pipelines.shards.tar_index import Member, TarIndex
 
 MAX_OPEN_SHARDS = 64
 # Indexes are kept separately: the streams of an epoch use more shards at a time than stay open.
@@ -29,6 +31,9 @@ class ShardStore:
     Every read passes an offset, so a forked process may share the descriptors; a pickled copy has
     none.
 
+    Each member is compared with its checksum in the index. A local copy of a remote file that is
+    damaged is made again, once.
+
     Args:
         location: Folder of the shards: a path, a URL, or the result of `open_folder`.
         shards: Shards of the split.
@@ -41,6 +46,7 @@ class ShardStore:
         self._open: OrderedDict[int, OpenFile] = OrderedDict()
         self._indexes: OrderedDict[int, TarIndex] = OrderedDict()
         self._index_bytes = 0
+        self._discarded: set[int] = set()  # numbers of the shards that were copied again
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -59,19 +65,50 @@ class ShardStore:
         if not 0 <= sample_id < len(self):
             raise IndexError(f"sample_id: {sample_id} must be from 0 to {len(self) - 1}")
         number = bisect_right(self._ends, sample_id)
-        file, index = self._file(number), self._index(number)
         sample = sample_id - (self._ends[number] - self.shards[number].samples)
+        try:
+            return self._read(number, sample, members)
+        except SourceError:
+            raise
+        except DataError:
+            if not self._discard_copy(number):
+                raise
+        return self._read(number, sample, members)
+
+    def _read(
+        self, number: int, sample: int, members: Collection[str]
+    ) -> tuple[str, dict[str, bytes]]:
+        """Return key and members of a sample of a shard, see `read`."""
+        file, index = self._file(number), self._index(number)
         key = index.key(sample)
         wanted = [member for member in index.members(sample) if member.suffix in members]
+        try:
+            for member in wanted:
+                check_member_size(member.suffix, member.size)
+            check_sample_size(sum(member.size for member in wanted))
+        except DataError as error:
+            raise DataError(f"{file.label}: sample {key}: {error}") from error
         contents = {}
         for member, data in _contents(file, wanted):
             if member.crc32 is not None and zlib.crc32(data) != member.crc32:
                 raise DataError(
-                    f"{self.where(sample_id)}: member {key}.{member.suffix}: damaged: crc32 "
+                    f"{file.label}: member {key}.{member.suffix}: damaged: crc32 "
                     f"{zlib.crc32(data):08x}, recorded {member.crc32:08x}"
                 )
             contents[member.suffix] = data
         return key, contents
+
+    def _discard_copy(self, number: int) -> bool:
+        """Delete the local copy of a damaged shard, once; return whether to read it again."""
+        if number in self._discarded or number not in self._open:
+            return False
+        if not self._open[number].discard():
+            return False
+        self._discarded.add(number)
+        self._open.pop(number).close()
+        index = self._indexes.pop(number, None)
+        self._index_bytes -= index.num_bytes if index else 0
+        return True
 
     def where(self, sample_id: int) -> str:
         """Return the path or URL of the shard that holds a sample, for messages."""
@@ -120,19 +157,30 @@ class ShardStore:
 
     def _read_index(self, shard: Shard, opened: OpenFile) -> TarIndex:
         if shard.index is not None:
-            stored = StoredFile(index_name(shard.name), shard.index.bytes, shard.index.sha256)
-            file = self.folder.open(stored)
-            try:
-                data = file.read(0, stored.bytes)
-            finally:
-                file.close()
-            return read_index(self.folder.where(stored.name), data, stored.sha256)
+            name = index_name(shard.name)
+            stored = StoredFile(name, shard.index.bytes, shard.index.sha256)
+            return self._stored_index(shard, stored, again=True)
         if not isinstance(opened, LocalFile):
             raise DataError(
                 f"{self.folder.where(shard.name)}: the shard has no index; set data.cache_dir to "
                 "read it through a local copy"
             )
-        return index_tar(opened)
+        return built_index(opened, shard.sha256)
+
+    def _stored_index(self, shard: Shard, stored: StoredFile, *, again: bool) -> TarIndex:
+        """Return the index in an index file; a damaged local copy of the file is made again."""
+        file = self.folder.open(stored)
+        try:
+            data = file.read(0, stored.bytes)
+            return read_index(file.label, data, stored.sha256, shard.bytes)
+        except SourceError:
+            raise
+        except DataError:
+            if not again or not file.discard():
+                raise
+        finally:
+            file.close()
+        return self._stored_index(shard, stored, again=False)
 
 
 def _contents(file: OpenFile, members: Sequence[Member]) -> Iterator[tuple[Member, bytes]]:

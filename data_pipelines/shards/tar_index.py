@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from data_pipelines.decode.bounds import MAX_SAMPLE_MEMBERS
 from data_pipelines.errors import DataError
 from data_pipelines.shards.sources import LocalFile
+from data_pipelines.shards.tar_members import BLOCK, TarSource, regular_members, split_name
+from dmtg.names import shortened
 
-_BLOCK = 512
-_MAX_MEMBER = 2**32 - 1
-_REGULAR = b"\0" + b"07"
-_WITHOUT_DATA = b"123456"  # links, devices, folders, pipes
-_LONG_NAME, _PAX, _CHECKSUM_AS_SPACES = b"L", b"x", 8 * ord(" ")
+MAX_STORED_MEMBER = 2**32 - 1  # bytes of a member that is stored but need not be read
+_CRC_BYTES = 2**20  # of a member that are read at once
 
 
 class Member(NamedTuple):
@@ -64,7 +63,7 @@ class TarIndex:
         kinds, blocks, sizes = (a[part].tolist() for a in (self.kinds, self.blocks, self.sizes))
         crcs = [None] * len(kinds) if self.crc32 is None else self.crc32[part].tolist()
         return [
-            Member(self.suffixes[kind], block * _BLOCK, size, crc)
+            Member(self.suffixes[kind], block * BLOCK, size, crc)
             for kind, block, size, crc in zip(kinds, blocks, sizes, crcs, strict=True)
         ]
 
@@ -78,32 +77,39 @@ def index_tar(file: LocalFile, *, checksums: bool = False) -> TarIndex:
 
     Raises:
         DataError: A header is damaged, a member ends after the end of the file, the
-            end-of-archive mark is missing, a key or a member occurs twice, or a name is not
-            KEY.SUFFIX.
+            end-of-archive mark is missing, a key or a member occurs twice, a sample has too many
+            members, or a name is too long or not KEY.SUFFIX.
     """
     path = file.label
     keys: dict[str, None] = {}
     last = None
     suffixes: dict[str, int] = {}
+    in_sample: set[int] = set()
     first, kinds, blocks, sizes, crcs = (array(code) for code in "IIIII")
-    for name, offset, size in _regular_members(file):
-        key, suffix = _split_name(path, name)
+    for name, offset, size in regular_members(file):
+        parts = split_name(name)
+        if parts is None:
+            raise DataError(f"{path}: member {shortened(repr(name))} is not named KEY.SUFFIX")
+        key, suffix = parts
         if key != last:
             if key in keys:
                 raise DataError(f"{path}: sample {key!r} comes twice")
             keys[key] = None
             last = key
             first.append(len(kinds))
+            in_sample.clear()
         kind = suffixes.setdefault(suffix, len(suffixes))
-        if kind in kinds[first[-1] :]:
-            raise DataError(f"{path}: member {name!r} comes twice")
-        if size > _MAX_MEMBER:
-            raise DataError(f"{path}: member {name!r} has {size} bytes, allowed are {_MAX_MEMBER}")
+        check_next_member(path, name, kind in in_sample, len(in_sample))
+        in_sample.add(kind)
+        if size > MAX_STORED_MEMBER:
+            raise DataError(
+                f"{path}: member {name!r} has {size} bytes, allowed are {MAX_STORED_MEMBER}"
+            )
         kinds.append(kind)
-        blocks.append(offset // _BLOCK)
+        blocks.append(offset // BLOCK)
         sizes.append(size)
         if checksums:
-            crcs.append(zlib.crc32(file.read(offset, size)))
+            crcs.append(_crc32(file, offset, size))
     first.append(len(kinds))
     encoded = [key.encode() for key in keys]
     return TarIndex(
@@ -118,86 +124,28 @@ def index_tar(file: LocalFile, *, checksums: bool = False) -> TarIndex:
     )
 
 
-def _split_name(path: str, name: str) -> tuple[str, str]:
-    folder, slash, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    if not stem or not suffix:
-        raise DataError(f"{path}: member {name!r} is not named KEY.SUFFIX")
-    return folder + slash + stem, suffix
+def check_next_member(path: str, name: str, is_there: bool, num_members: int) -> None:
+    """Check that a sample may have another member.
 
+    Args:
+        path: The tar file, for messages.
+        name: Name of the member.
+        is_there: Whether the sample has a member of that suffix.
+        num_members: Number of members that the sample has.
 
-def _regular_members(file: LocalFile) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size in bytes of every regular file in the archive."""
-    path, end = file.label, file.size
-    position, long_name = 0, None
-    while True:
-        header = _block(file, position)
-        if header.count(0) == _BLOCK:
-            break
-        size = _checked_size(path, header, position)
-        kind, data = header[156:157], position + _BLOCK
-        if data + size > end:
-            raise DataError(
-                f"{path}: truncated shard: the member at byte {position} ends at {data + size}, "
-                f"the file at {end}"
-            )
-        if kind in _REGULAR:
-            yield long_name or _name(path, header), data, size
-            long_name = None
-        elif kind == _LONG_NAME:
-            long_name = _text(path, file.read(data, size).rstrip(b"\0"))
-        elif kind == _PAX:
-            long_name = _pax_path(path, file.read(data, size))
-        elif kind in _WITHOUT_DATA:
-            size, long_name = 0, None
-        position = data + -(-size // _BLOCK) * _BLOCK
-    if position + 2 * _BLOCK > end or _block(file, position + _BLOCK).count(0) != _BLOCK:
-        raise DataError(f"{path}: no end-of-archive mark at byte {position}: truncated or damaged")
-
-
-def _block(file: LocalFile, position: int) -> bytes:
-    if position + _BLOCK > file.size:
+    Raises:
+        DataError: The member occurs twice, or is one too many.
+    """
+    if is_there:
+        raise DataError(f"{path}: member {name!r} comes twice")
+    if num_members == MAX_SAMPLE_MEMBERS:
         raise DataError(
-            f"{file.label}: truncated shard: no end-of-archive mark before byte {position}"
+            f"{path}: member {name!r}: its sample has more than {MAX_SAMPLE_MEMBERS} members"
         )
-    return file.read(position, _BLOCK)
 
 
-def _checked_size(path: str, header: bytes, position: int) -> int:
-    try:
-        checksum = int(header[148:156].strip(b"\0 "), 8)
-        size = int(header[124:136].strip(b"\0 ") or b"0", 8)
-    except ValueError as error:
-        raise DataError(f"{path}: damaged header at byte {position}: {error}") from error
-    computed = sum(header) - sum(header[148:156]) + _CHECKSUM_AS_SPACES
-    if computed != checksum or size < 0:
-        raise DataError(
-            f"{path}: damaged header at byte {position}: checksum {computed}, recorded {checksum}"
-        )
-    return size
-
-
-def _name(path: str, header: bytes) -> str:
-    name = header[:100].partition(b"\0")[0]
-    prefix = header[345:500].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""
-    return _text(path, prefix + b"/" + name if prefix else name)
-
-
-def _pax_path(path: str, records: bytes) -> str | None:
-    """Return the `path` of pax records `LENGTH KEY=VALUE\\n`; LENGTH counts the whole record."""
-    while records:
-        length = records.partition(b" ")[0]
-        if not length.isdigit() or not len(length) < int(length) <= len(records):
-            raise DataError(f"{path}: damaged pax header: record length {length[:20]!r}")
-        key, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
-        if key == b"path":
-            return _text(path, value)
-        records = records[int(length) :]
-    return None
-
-
-def _text(path: str, name: bytes) -> str:
-    try:
-        return name.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: member name {name!r} is not UTF-8") from error
+def _crc32(file: TarSource, offset: int, size: int) -> int:
+    crc = 0
+    for start in range(0, size, _CRC_BYTES):
+        crc = zlib.crc32(file.read(offset + start, min(_CRC_BYTES, size - start)), crc)
+    return crc

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from data_pipelines.decode.bounds import check_member_size, check_sample_size
 from data_pipelines.errors import DataError
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import Shard, Split
@@ -52,14 +53,17 @@ class ShardFile:
 
         Raises:
             ValueError: The key or a suffix cannot be stored.
+            DataError: The sample is larger than one that can be read.
         """
         if not key or re.search(r"[./\0]", key):
             raise ValueError(f"key: {key!r} must be a name without dot or slash")
         if not members:
             raise ValueError(f"members: sample {key!r} has none, at least one is needed")
-        for suffix in members:
+        for suffix, data in members.items():
             if not _SUFFIX.fullmatch(suffix):
                 raise ValueError(f"members: {suffix!r} must look like field.codec, as in rgb.png")
+            check_member_size(suffix, len(data))
+        check_sample_size(sum(map(len, members.values())))
         self.tar.write({"__key__": key, **members})
         self.samples += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from data_pipelines.reading.collate import Batch
+from data_pipelines.reading.fields import resolve_labels
 from data_pipelines.shards.manifest import Manifest
 from dmtg.plugins import register_data_source
 from trainer.config.config import Config
@@ -14,7 +15,7 @@ from trainer.run_data import (
     open_manifest,
     steps_per_epoch,
 )
-from trainer.tasks import resolve_tasks
+from trainer.tasks import label_requests, resolve_tasks
 
 
 @register_data_source("shards")
@@ -29,12 +30,20 @@ class ShardData:
         self._config = config
         self.manifest = open_manifest(config)
         self.tasks = resolve_tasks(config.tasks, self.manifest)
+        self._check_labels()
         self.digest = self.manifest.digest()
         self.dataset = _describe(config, self.manifest)
         self.eval_samples = self.manifest.split(config.data.eval_split).num_samples
         self.train_samples: int | None = None
         if config.data.tar_urls is None:
             self.train_samples = self.manifest.split(config.data.train_split).num_samples
+
+    def _check_labels(self) -> None:
+        """Check that both splits have labels that the tasks can learn from."""
+        data, requests = self._config.data, label_requests(self.tasks)
+        train_split = data.train_split if data.tar_urls is None else None
+        resolve_labels(self.manifest, train_split, requests, flip=data.flip)
+        resolve_labels(self.manifest, data.eval_split, requests, flip=False)
 
     def steps_per_epoch(self) -> int:
         """See `RunData`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +108,9 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
     total, labelled = manifest.split(split).num_samples, manifest.split(split).labelled
     tasks = resolve_tasks(TasksSection(), manifest)
     present = tuple(task for task in tasks if labelled.get(task.field))
-    dataset = ShardDataset(
-        location, manifest, split, label_requests(present), Geometry(SIZE), on_error="replace"
-    )
+    # Ids without a class are counted, not refused: the task of a run can name one of them.
+    requests = [replace(request, num_classes=None) for request in label_requests(present)]
+    dataset = ShardDataset(location, manifest, split, requests, Geometry(SIZE), on_error="replace")
     statistics = DataStatistics([rule_of(task) for task in present])
     numbers = np.arange(min(samples, total)) * total // min(samples, total)
     shown, damage = _read(dataset, numbers.tolist(), statistics)

@@ -8,7 +8,7 @@ import logging
 import torch
 from accelerate import Accelerator
 
-from data_pipelines.doctor.checks import LEVELS, is_flattened, task_findings
+from data_pipelines.doctor.checks import LEVELS, is_empty, is_flattened, task_findings
 from data_pipelines.doctor.statistics import DataStatistics
 from data_pipelines.reading.collate import Batch
 from model.tasks.spec import TaskSpec
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES = 64  # of each rank that are checked
 _MAX_STEPS = 16  # after which the check ends, however small the batches are
-_ENOUGH = 8  # constant labels that are no coincidence
+_ENOUGH = 8  # labels without content that are no coincidence
 
 
 class LabelGuard:
@@ -43,7 +43,7 @@ class LabelGuard:
         """Add the batches of a step, and check the labels once there are enough.
 
         Raises:
-            UserError: On every rank, naming the tasks whose labels are flattened.
+            UserError: On every rank, naming the tasks whose labels carry no information.
         """
         if self._statistics is None:
             return
@@ -59,25 +59,47 @@ class LabelGuard:
 
     def _check(self, statistics: DataStatistics) -> None:
         local_counts = [
-            (float(is_flattened(label)) * label.present, float(label.present))
+            (
+                float(is_empty(label)) * label.present,
+                float(is_empty(label) or is_flattened(label)) * label.present,
+                float(label.present),
+            )
             for label in statistics.labels.values()
         ]
-        sums = torch.tensor(local_counts, device=self._accelerator.device)  # [N,2]
+        sums = torch.tensor(local_counts, device=self._accelerator.device)  # [N,3]
         counts = self._accelerator.reduce(sums, reduction="sum").tolist()
-        flattened = [
-            task.name
-            for task, (flat, present) in zip(self._tasks, counts, strict=True)
-            if flat == present >= _ENOUGH
-        ]
-        if flattened and not self._allow_flat:
-            raise UserError(
-                f"labels of {', '.join(flattened)} hold one value throughout the first "
-                f"{self._steps} step(s), or one in each picture: they carry no information. Check "
-                "them with `dmtg doctor`; data.allow_flat_labels=true trains on them nevertheless"
-            )
+        empty: list[str] = []
+        flattened: list[str] = []
+        for task, (without_pixels, without_content, present) in zip(
+            self._tasks, counts, strict=True
+        ):
+            if without_content == present >= _ENOUGH:
+                (empty if without_pixels == present else flattened).append(task.name)
+        if not self._allow_flat:
+            self._stop(empty, flattened)
         if not self._accelerator.is_main_process:
             return
         for name, label in statistics.labels.items():
             for finding in task_findings(label, all_seen=False):
                 if LEVELS.index(finding.level) >= LEVELS.index("warning"):
                     logger.warning("labels of %s in the first steps: %s", name, finding.message)
+
+    def _stop(self, empty: list[str], flattened: list[str]) -> None:
+        """Raise the error of the tasks whose labels have no valid pixel, or one value."""
+        first_steps = f"throughout the first {self._steps} step(s)"
+        errors = []
+        if empty:
+            errors.append(
+                f"labels of {', '.join(empty)} have no valid pixel {first_steps}: every pixel is "
+                "invalid or ignored, so they carry no information"
+            )
+        if flattened:
+            errors.append(
+                f"labels of {', '.join(flattened)} hold one value {first_steps}, or one in each "
+                "picture: they carry no information"
+            )
+        if errors:
+            raise UserError(
+                f"{'; '.join(errors)}. Check them with `dmtg doctor`; "
+                "data.allow_flat_labels=true trains on them nevertheless"
+            )

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from data_pipelines.reading.fields import LabelRequest
 from data_pipelines.shards import remote
 from data_pipelines.shards.manifest import Field, Manifest, Split
 from data_pipelines.shards.writer import ShardWriter
+from tests.servers import FileServer
 
 HEIGHT, WIDTH = 8, 12
 FIELDS = {
@@ -71,6 +70,12 @@ class Shards:
     requests: tuple[LabelRequest, ...] = REQUESTS
 
 
+@pytest.fixture(autouse=True)
+def no_kept_indexes(monkeypatch, tmp_path_factory) -> None:
+    """Keep the indexes that a test builds from the others."""
+    monkeypatch.setenv("DMTG_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Shards:
     """37 train samples in 4 shards and 11 val samples in 2; not to be modified."""
@@ -89,76 +94,6 @@ def members_of() -> Callable[[int], dict[str, bytes]]:
 @pytest.fixture
 def write_split() -> Callable[..., Split]:
     return _write_split
-
-
-class FileServer(ThreadingHTTPServer):
-    """Serve a folder with ranges of bytes, and fail on demand.
-
-    `refuse` and `cut` are how many answers from now on are an error or break off half-way.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), _FileHandler)
-        self.root = root
-        self.refuse = self.cut = 0
-        self.ranges = True
-        self.asked: list[str] = []
-        self.lock = Lock()
-        Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def take(self, knob: str) -> bool:
-        with self.lock:
-            left = getattr(self, knob)
-            setattr(self, knob, max(0, left - 1))
-            return left > 0
-
-
-class _FileHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: FileServer
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        path = self.server.root / self.path.lstrip("/")
-        if self.server.take("refuse"):
-            self.send_error(503)
-        elif not path.is_file():
-            self.send_error(404)
-        else:
-            self._send(path.read_bytes())
-
-    do_HEAD = do_GET
-
-    def _send(self, data: bytes) -> None:
-        wanted, size, part = self.headers.get("Range"), len(data), data
-        if wanted and self.server.ranges:
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
-            end = min(int(last) + 1 if last else size, size)
-            part = data[int(first) : end]
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{size}")
-        else:
-            self.send_response(200)
-        if self.server.ranges:
-            self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(part)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        if self.server.take("cut"):
-            self.wfile.write(part[: len(part) // 2])
-            self.close_connection = True
-            return
-        self.wfile.write(part)
-
-    def log_message(self, *_) -> None:
-        """Do nothing: requests are not logged."""
 
 
 @pytest.fixture

@@ -233,7 +233,7 @@ def test_faults_of_rows_are_counted(tmp_path):
     transparent = png(np.zeros((HEIGHT, WIDTH, 4), np.uint8))
     rows = [
         {"photo": {"bytes": b"garbage", "path": None}, "depth": good},
-        {"photo": {"bytes": None, "path": str(tmp_path / "absent.png")}, "depth": good},
+        {"photo": {"bytes": None, "path": str(tmp_path / "source/absent.png")}, "depth": good},
         {"photo": None, "depth": good},
         {"photo": good, "depth": transparent},
         {"photo": good, "depth": png(np.zeros((HEIGHT, HEIGHT), np.uint8))},

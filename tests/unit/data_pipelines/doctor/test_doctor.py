@@ -127,7 +127,7 @@ def test_all_ignored_segmentation_is_an_error():
 
 def test_ids_without_a_class_are_counted():
     ids = np.tile(np.array([1, 2, 3, 255], np.uint8), (2, 1, 4, 1))
-    assert "25 % of ids stand for no class" in messages(statistics_of(SEGMENT, ids), "warning")
+    assert "25 % of ids stand for no class" in messages(statistics_of(SEGMENT, ids), "error")
     unknown = statistics_of(SEGMENT, np.full((2, 1, 4, 4), 200, np.uint8))
     assert "(100 % unknown ids)" in messages(unknown, "error")
 

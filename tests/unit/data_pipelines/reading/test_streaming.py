@@ -125,9 +125,9 @@ def compressed(path):
 
 
 DAMAGES = {
-    cut_between_members: r"truncated tar: it has no end-of-archive mark",
-    cut_in_a_member: r"damaged tar: unexpected end of data",
-    no_tar: r"damaged tar: ",
+    cut_between_members: r"truncated tar: it ends at byte \d+, before its end-of-archive mark",
+    cut_in_a_member: r"truncated tar: it ends at byte \d+, before its end-of-archive mark",
+    no_tar: r"damaged header at byte 0: ",
     compressed: r"a compressed tar; allowed are plain ones",
     os.unlink: r"missing",
 }

@@ -25,7 +25,7 @@ def first(shards):
 
 def test_members_are_those_that_tarfile_lists(first):
     path, shard, data = first
-    index = read_index("x", data, shard.index.sha256)
+    index = read_index("x", data, shard.index.sha256, shard.bytes)
     members = [
         (f"{index.key(n)}.{m.suffix}", m.offset, m.size, m.crc32)
         for n in range(index.num_samples)
@@ -60,7 +60,7 @@ def test_another_index_than_the_manifests_is_refused(first):
     _, shard, data = first
     for damaged in (data[:-1], data + b"0", bytes([data[0] ^ 1]) + data[1:], b""):
         with pytest.raises(DataError, match=r"x: damaged index: sha256 \w+, manifest says \w+"):
-            read_index("x", damaged, shard.index.sha256)
+            read_index("x", damaged, shard.index.sha256, shard.bytes)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_arrays_that_make_no_index_are_refused(first, name, change, expected):
         arrays[name] = change(arrays[name])
     data = save(arrays)
     with pytest.raises(DataError) as caught:
-        read_index("x", data, hashlib.sha256(data).hexdigest())
+        read_index("x", data, hashlib.sha256(data).hexdigest(), 10**6)
     assert str(caught.value).startswith("x: ")
     assert expected in str(caught.value)
 
@@ -94,7 +94,7 @@ def test_arrays_that_make_no_index_are_refused(first, name, change, expected):
 def test_bytes_that_are_no_index_at_all():
     data = b"no index"
     with pytest.raises(DataError, match="x: damaged index: "):
-        read_index("x", data, hashlib.sha256(data).hexdigest())
+        read_index("x", data, hashlib.sha256(data).hexdigest(), 10**6)
 
 
 def test_a_missing_index_is_named(shards, tmp_path):

@@ -1,5 +1,6 @@
 """Members by global id, from tars of several programs, and the detection of damage."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -17,7 +18,6 @@ from data_pipelines.shards.manifest import Shard
 from data_pipelines.shards.store import ShardStore
 
 ALL = frozenset({"rgb.png", "normal.png", "depth.png", "attributes.json"})
-SHA = "0" * 64
 
 
 def write_tar(path, entries, tar_format=tarfile.USTAR_FORMAT, samples=1):
@@ -34,8 +34,11 @@ def write_tar(path, entries, tar_format=tarfile.USTAR_FORMAT, samples=1):
 
 
 def store_of(path, samples=1):
-    size = path.stat().st_size
-    return ShardStore(path.parent, [Shard(name=path.name, samples=samples, bytes=size, sha256=SHA)])
+    """A store on a tar as it is, with a manifest of its size and hash."""
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    shard = Shard(name=path.name, samples=samples, bytes=len(data), sha256=sha256)
+    return ShardStore(path.parent, [shard])
 
 
 def test_every_member_of_every_sample(shards, members_of):
@@ -212,7 +215,8 @@ def test_a_hole_of_zeros_ends_the_archive_early(damaged):
     with open(path, "r+b") as file:
         file.seek(offset)
         file.write(bytes(1024))
-    assert f"{path}: 6 samples, manifest says 10" in refused(store)
+    assert f"{path}: another or a damaged shard: sha256 " in refused(store)
+    assert f"{path}: 6 samples, manifest says 10" in refused(store_of(path, 10), 0)
 
 
 @pytest.mark.parametrize(("place", "value"), [(0, b"X"), (124, b"7"), (130, b"z"), (150, b"!")])
@@ -223,7 +227,8 @@ def test_a_damaged_header(damaged, place, value):
     with open(path, "r+b") as file:
         file.seek(offset + place)
         file.write(value)
-    assert f"{path}: damaged header at byte {offset}: " in refused(store)
+    assert f"{path}: another or a damaged shard: sha256 " in refused(store)
+    assert f"{path}: damaged header at byte {offset}: " in refused(store_of(path, 10), 0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from data_pipelines.decode.codecs import encode_json, encode_png
+from data_pipelines.doctor.checks import task_findings
+from data_pipelines.doctor.statistics import LabelStatistics
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.shards.writer import ShardWriter
+from trainer.doctor.rules import rule_of
 from trainer.errors import UserError
 from trainer.loop import train
 
@@ -71,6 +74,59 @@ def test_flattened_labels_stop_the_run(session_of, tmp_path, flat, task, batch):
     assert message.startswith(f"labels of {task} hold one value throughout the first")
     assert "data.allow_flat_labels=true" in message and "dmtg doctor" in message
     assert not any((tmp_path / "run" / "checkpoints").glob("step*"))
+
+
+def without_a_valid_pixel(root, every=1):
+    """Class maps of which every pixel is ignored, one for every few samples."""
+    segments = Field(member="seg.png", kind="dense_classification", classes=("none", "a", "b"))
+    fields = {name: FIELDS[name] for name in ("rgb", "weight")} | {"seg": segments}
+    with ShardWriter(root, "train") as writer:
+        for number in range(80):
+            rng = np.random.default_rng(number)
+            members = {
+                "rgb.png": encode_png(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)),
+                "a.json": encode_json({"weight": float(rng.normal())}),
+            }
+            if number % every == 0:
+                members["seg.png"] = encode_png(np.zeros((16, 16), np.uint8))
+            writer.write(f"s{number}", members)
+    split = writer.split({"rgb": 80, "weight": 80, "seg": -(-80 // every)})
+    Manifest(dataset="toy", fields=fields, splits={"train": split}).save(root)
+    return root
+
+
+IGNORED = {"define": {"seg": {"ignore_index": 0}}}
+
+
+def test_labels_without_a_valid_pixel_stop_the_run(session_of, tmp_path):
+    """`dmtg doctor` says of them what the run says."""
+    session = session_of(without_a_valid_pixel(tmp_path / "data"), 16, batch=32, tasks=IGNORED)
+    step, message = steps_until_the_end_or_a_stop(session)
+    assert step == 1
+    assert message.startswith("labels of seg have no valid pixel throughout the first 2 step(s)")
+    assert "every pixel is invalid or ignored" in message and "dmtg doctor" in message
+    statistics = LabelStatistics(rule_of(session.tasks[1]))
+    statistics.add(0, np.zeros((1, 16, 16), np.uint8))
+    [finding] = task_findings(statistics, all_seen=False)
+    assert finding.level == "error"
+    assert finding.message == "every pixel of every label is invalid or ignored"
+
+
+def test_they_train_when_allowed_too(session_of, tmp_path, caplog):
+    root = without_a_valid_pixel(tmp_path / "data")
+    run = {"run": {"steps": 3}, "data": {"allow_flat_labels": True}, "tasks": IGNORED}
+    session = session_of(root, 16, batch=32, **run)
+    with caplog.at_level(logging.WARNING, "trainer.health.label_guard"):
+        train(session)
+    assert session.step == 3
+    assert "labels of seg in the first steps: every pixel of every label is" in caplog.text
+
+
+def test_few_labels_without_a_valid_pixel_prove_nothing(session_of, tmp_path):
+    root = without_a_valid_pixel(tmp_path / "data", every=40)
+    session = session_of(root, 16, batch=32, run={"steps": 3}, tasks=IGNORED)
+    train(session)
+    assert session.step == 3
 
 
 def test_they_train_when_allowed(session_of, tmp_path, caplog):

@@ -1,0 +1,126 @@
+"""The index of a shard without an index file, built once for all processes of a user.
+
+The first process that opens such a shard reads all of it, compares it with the hash in the
+manifest, and builds the index with the checksum of every member. The index is kept under the
+shard's hash in `index_folder`. Other workers and ranks of the machine wait for it, and they and
+later runs load it, so that a shard is hashed once. From then on every member is compared with its
+checksum when it is read, as with an index file: a shard that is replaced later is detected whatever
+its size and its times are, so neither has to be remembered.
+
+Nothing is written to the folder of the shards, which may be read-only. Where `index_folder` cannot
+be written, each process builds the index for itself. `dmtg shards index` writes index files, which
+spare both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+from data_pipelines.errors import DataError
+from data_pipelines.shards.cache import lock_between_processes
+from data_pipelines.shards.index_file import pack_index, read_index
+from data_pipelines.shards.manifest import MAX_INDEX_BYTES
+from data_pipelines.shards.sources import LocalFile
+from data_pipelines.shards.tar_index import TarIndex, index_tar
+from dmtg.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+_NOT_KEPT = "%s: the index is not kept, each process builds it: %s"
+_HASHED_BYTES = 2**20  # read at once
+_DIGEST_BYTES = hashlib.sha256().digest_size  # at the start of a kept file: the hash of the rest
+
+
+def index_folder() -> Path:
+    """Return the folder of kept indexes.
+
+    It is `indexes` in the folder that the environment variable DMTG_CACHE_DIR names, by default
+    `dmtg` in the user's cache folder.
+
+    Raises:
+        OSError: The user has no home folder.
+    """
+    named = os.environ.get("DMTG_CACHE_DIR")
+    if named:
+        return Path(named) / "indexes"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    return caches / "dmtg" / "indexes"
+
+
+def built_index(shard: LocalFile, sha256: str) -> TarIndex:
+    """Return the index of a shard, with checksums.
+
+    Args:
+        shard: The open shard.
+        sha256: Its hash in the manifest.
+
+    Raises:
+        DataError: The shard has another hash, or is damaged.
+    """
+    try:
+        folder = index_folder()
+        path = folder / f"{sha256}.index"
+        index = _load(path, shard)
+        if index is not None:
+            return index
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+        with lock_between_processes(path.with_suffix(".lock")):
+            index = _load(path, shard)  # another process may have built it meanwhile
+            if index is None:
+                index = _build(shard, sha256)
+                _keep(path, index)
+            return index
+    except (OSError, NotImplementedError) as error:  # also a file system without locks
+        logger.warning(_NOT_KEPT, shard.label, error)
+        return _build(shard, sha256)
+
+
+def _build(shard: LocalFile, sha256: str) -> TarIndex:
+    logger.warning(
+        "%s: no index file: all %d bytes are read once; `dmtg shards index` avoids it",
+        shard.label,
+        shard.size,
+    )
+    digest = hashlib.sha256()
+    for start in range(0, shard.size, _HASHED_BYTES):
+        digest.update(shard.read(start, min(_HASHED_BYTES, shard.size - start)))
+    if digest.hexdigest() != sha256:
+        raise DataError(
+            f"{shard.label}: another or a damaged shard: sha256 {digest.hexdigest()}, manifest "
+            f"says {sha256}"
+        )
+    return index_tar(shard, checksums=True)
+
+
+def _keep(path: Path, index: TarIndex) -> None:
+    data = pack_index(index)
+    if len(data) > MAX_INDEX_BYTES:
+        logger.warning(_NOT_KEPT, path, f"{len(data)} bytes, allowed are {MAX_INDEX_BYTES}")
+        return
+    try:
+        with atomic_write(path, "wb") as file:
+            file.write(hashlib.sha256(data).digest() + data)
+    except OSError as error:
+        logger.warning(_NOT_KEPT, path, error)
+
+
+def _load(path: Path, shard: LocalFile) -> TarIndex | None:
+    """Return a kept index; None if there is none, or a damaged one."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_DIGEST_BYTES + MAX_INDEX_BYTES + 1)
+        digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        return read_index(str(path), content, digest.hex(), shard.size)
+    except OSError:
+        return None
+    except DataError as error:
+        logger.warning("%s; it is built again", error)
+        return None
