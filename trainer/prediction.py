@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from model.kinds.kind import get_kind
 from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
+from trainer.json_file import to_json
 
 _COLUMNS = 4
 
@@ -88,7 +88,7 @@ def _predict(model: PrunedModel, path: Path, picture: Picture, out: Path) -> dic
             drawn.save(partial)
     record = {"image": str(path), "attributes": attributes}
     with atomic_write(out / f"{path.stem}.json", sync=False) as file:
-        file.write(json.dumps(record, indent=1) + "\n")
+        file.write(to_json(record, indent=1) + "\n")
     _overview(picture, dense, attributes, out / f"{path.stem}.overview.png")
     return record
 

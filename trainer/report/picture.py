@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 
 from dmtg.files import atomic_path
 from trainer.errors import UserError
+from trainer.json_file import to_number
 from trainer.run_folder import RunFolder
 
 
@@ -59,7 +60,7 @@ def draw_report(run: Path, out: Path) -> None:
     middle.plot(steps, [record["heads"] for record in training], drawstyle="steps-post")
     middle.set(title="heads alive", xlabel="step", ylim=(0, None))
     middle.axhline(len(names), color="grey", linewidth=0.8, linestyle=":")
-    right.plot(steps, [record["loss"] for record in training], linewidth=0.8)
+    right.plot(steps, [to_number(record["loss"]) for record in training], linewidth=0.8)
     right.set(title="mean training loss", xlabel="step", yscale="log")
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
