@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import DataError
+from data_pipelines.shards.field import MAX_CLASSES
 from data_pipelines.shards.manifest import Field
 
 
@@ -66,6 +67,8 @@ def described_field(place: str, entry: dict[str, Any]) -> Field:
     """
     classes = entry.get("classes")
     if isinstance(classes, int):
+        if classes > MAX_CLASSES:
+            raise DataError(f"{place}: classes: found {classes}; allowed are up to {MAX_CLASSES}")
         entry = {**entry, "classes": tuple(str(number) for number in range(classes))}
     try:
         return Field.model_validate(entry)

@@ -8,10 +8,10 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     FiniteFloat,
-    PositiveInt,
     StringConstraints,
     model_validator,
 )
+from pydantic import Field as Bound
 
 from data_pipelines.decode.codecs import RECORDS
 
@@ -22,6 +22,9 @@ Dtype = Literal["uint8", "uint16", "float32"]
 SCALAR_KINDS = frozenset({"binary", "multiclass", "regression"})
 CLASS_KINDS = frozenset({"multiclass", "dense_classification"})
 REGRESSION_KINDS = frozenset({"regression", "dense_regression"})
+
+MAX_CHANNELS = 4_096  # of a picture or a plane of labels
+MAX_CLASSES = 1_000_000
 
 Suffix = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
@@ -53,8 +56,8 @@ class Field(Frozen):
     member: Suffix
     kind: FieldKind
     key: str | None = None
-    channels: PositiveInt = 1
-    classes: tuple[str, ...] = ()
+    channels: Annotated[int, Bound(ge=1, le=MAX_CHANNELS)] = 1
+    classes: Annotated[tuple[str, ...], Bound(max_length=MAX_CLASSES)] = ()
     mean: FiniteFloat | None = None
     std: FiniteFloat | None = None
     dtype: Dtype | None = None
