@@ -45,9 +45,8 @@ def check_config(config: Mapping[str, Any]) -> None:
         ValueError: An entry is unknown, missing or out of bounds; the message names it, its value
             and what is allowed.
     """
-    _check_entries("network", config, _ENTRIES)
+    check_entries(config)
     encoder = _entry(config, "encoder")
-    _check_entries("network.encoder", encoder, _OF_ENCODER)
     for place, size in (
         ("network.image_size", _entry(config, "image_size")),
         ("network.encoder.image_size", _entry(encoder, "image_size", "network.encoder")),
@@ -68,6 +67,17 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name in ("image_mean", "image_std", "gradient_scale"):
         _check_numbers(f"network.{name}", config.get(name))
     check_plain_options(config.get("decoder_options", {}), "network.decoder_options")
+
+
+def check_entries(config: Mapping[str, Any]) -> None:
+    """Check that a description has no entries that none has, such as weights to load.
+
+    Raises:
+        ValueError: There is one; the message names it, its value and what is allowed.
+    """
+    _check_entries("network", config, _ENTRIES)
+    if "encoder" in config:
+        _check_entries("network.encoder", config["encoder"], _OF_ENCODER)
 
 
 def _entry(tree: Mapping[str, Any], name: str, place: str = "network") -> Any:  # noqa: ANN401

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network_config import check_config
+from model.network_config import check_entries
 from model.tasks.spec import TaskSpec
 
 VERSION = 2
@@ -39,10 +39,10 @@ def convert_progress(progress: Mapping[str, Any], version: int) -> dict[str, Any
 
     Raises:
         ValueError: The description of the network has an entry that none has, such as weights to
-            load, or a number out of bounds.
+            load.
     """
     if "network" in progress:
-        check_config(progress["network"])
+        check_entries(progress["network"])
     if version > 1 or "network" not in progress:
         return dict(progress)
     network = dict(progress["network"])
