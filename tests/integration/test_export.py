@@ -50,7 +50,7 @@ def test_the_file_has_no_folder_and_no_address(unpruned, rooms, tmp_path):
     path = unpruned / "config.yaml"
     tree = yaml.safe_load(path.read_text())
     tree["run"]["out"] = "/home/someone/run"
-    tree["data"]["tar_urls"] = ["https://someone:password@host/a.tar?sig=key"]
+    tree["data"]["tar_urls"] = "https://someone:password@host/a.tar?sig=key"
     tree["data"]["cache_dir"] = "/home/someone/cache"
     tree["model"]["init_from"] = ["/home/someone/start.safetensors"]
     tree["log"]["tracker_options"] = {"tensorboard": {"project": "https://host/someone"}}
