@@ -156,9 +156,9 @@ def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNet
     _check_tensors(path, expected, _converted(header.tensors, version))
     try:
         check_maps(skeleton)
+        network = MultiTaskNetwork.from_config(config, feature_shape=skeleton.feature_shape)
     except Exception as error:
         raise _not_built(path, error) from error
-    network = MultiTaskNetwork.from_config(config, feature_shape=skeleton.feature_shape)
     for name, _ in list(network.named_parameters()):
         if name not in expected:  # `EncoderFamily.finish` removed it
             owner, _, attribute = name.rpartition(".")
@@ -167,7 +167,8 @@ def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNet
 
 
 def _not_built(path: str | Path, error: Exception) -> BundleError:
-    cause = error if isinstance(error, ValueError) else repr(error)
+    text = str(error) if isinstance(error, ValueError) else repr(error)
+    cause = " ".join(text.split())  # some libraries write several lines
     return BundleError(f"{path}: its description cannot be built ({cause})")
 
 
