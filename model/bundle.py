@@ -8,23 +8,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dmtg.files import atomic_path
 from dmtg.plugins import load_plugins
+from model.bundle_file import (
+    KEY,
+    BundleHeader,
+    TensorInfo,
+    not_finite,
+    read_header,
+    read_tensors,
+)
 from model.bundle_plugins import missing_plugins, plugins_of
 from model.errors import BundleError
 from model.network import MultiTaskNetwork
+from model.skeleton import build_skeleton, check_maps
 from model.tasks.decode import natural
 
-KEY = "dmtg"
 VERSION = 2
 _OLD_STACKS = "banks."  # in version 1 the prefix of the parameters of stacked heads
+
+
+T = TypeVar("T", Tensor, TensorInfo)
 
 
 class PrunedModel(nn.Module):
@@ -75,25 +85,23 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
         metadata: Anything that JSON can hold.
 
     Raises:
-        ValueError: If a task has more than one head or a branch none.
+        ValueError: If a task has more than one head or a branch none, or a weight is not finite.
     """
-    groups = groups_of(network)
-    if len(network.heads) != network.num_tasks or not all(groups):
-        raise ValueError(
-            f"network has {len(network.heads)} heads for {network.num_tasks} tasks and "
-            f"{network.num_branches} branches, must have one per task and no branch without"
-        )
+    _check_pruned(network)
     description = {
         "version": VERSION,
         "network": network.config(),
-        "groups": groups,
+        "groups": groups_of(network),
         "plugins": plugins_of(network.config()),
         "metadata": dict(metadata),
     }
     tensors = {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        name: tensor.to("cpu", _saved_dtype(tensor)).contiguous()
         for name, tensor in network.state_dict().items()
     }
+    broken = not_finite(tensors)
+    if broken is not None:
+        raise ValueError(f"network cannot be saved: {broken}")
     with atomic_path(path) as partial:
         save_file(tensors, partial, metadata={KEY: json.dumps(description, allow_nan=False)})
 
@@ -101,58 +109,83 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
 def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
     """Read an exported model, in evaluation mode on the CPU.
 
+    Nothing is allocated before the network that the file describes has been compared with the
+    tensors in it.
+
     Args:
         plugins: Modules to import first, which register parts that the model needs. Installed
             plug-ins are imported, too; the file itself never causes an import.
 
     Raises:
-        BundleError: If the file is not one that `save_bundle` wrote, or needs plug-ins that are
-            not registered.
+        BundleError: If the file is not one that `save_bundle` wrote, describes a network that its
+            tensors do not fit, or needs plug-ins that are not registered.
         PluginError: If a plug-in cannot be imported.
     """
     load_plugins(plugins)
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise BundleError(f"{path}: no such file") from error
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"{path}: not a readable safetensors file ({error})") from error
-    description = _parsed(path, header)
+    header = read_header(path)
+    description = header.description
+    version = description.get("version")
+    if not isinstance(version, int) or version not in range(1, VERSION + 1):
+        raise BundleError(
+            f"{path}: format version is {version!r}, this program reads versions 1 to {VERSION}"
+        )
     try:
         missing = missing_plugins(description.get("plugins", {}))
     except (AttributeError, TypeError) as error:
         raise BundleError(f"{path}: its plug-ins are not readable ({error!r})") from error
     if missing:
         raise BundleError(f"{path}: {missing}")
-    try:
-        network = MultiTaskNetwork.from_config(description["network"])
-        metadata = description["metadata"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path}: its description cannot be built ({error!r})") from error
-    tensors = _converted(tensors, description["version"])
-    _check_tensors(path, network.state_dict(), tensors)
-    network.load_state_dict(tensors)
+    metadata = description.get("metadata")
+    if not isinstance(metadata, dict):
+        raise BundleError(f"{path}: its metadata is {type(metadata).__name__}, must be an object")
+    network = _build(path, header, version)
+    network.load_state_dict(_converted(read_tensors(path), version))
     return PrunedModel(network, metadata).eval()
 
 
-def _parsed(path: str | Path, header: Mapping[str, str]) -> dict[str, Any]:
-    if KEY not in header:
-        raise BundleError(f"{path}: not an exported model (its metadata has no {KEY!r})")
+def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNetwork:
+    """Return the network that a file describes, after comparing it with the file's tensors."""
+    # A damaged description can cause any error, and so can a part of the network in it.
     try:
-        description = json.loads(header[KEY])
-    except json.JSONDecodeError as error:
-        raise BundleError(f"{path}: its description is not JSON ({error})") from error
-    version = description.get("version") if isinstance(description, dict) else None
-    if version not in range(1, VERSION + 1):
-        raise BundleError(
-            f"{path}: format version is {version!r}, this program reads versions 1 to {VERSION}"
+        config = header.description["network"]
+        skeleton = build_skeleton(config, len(header.tensors), header.bytes)
+        _check_pruned(skeleton)
+    except Exception as error:
+        raise _not_built(path, error) from error
+    expected = skeleton.state_dict()
+    _check_tensors(path, expected, _converted(header.tensors, version))
+    try:
+        check_maps(skeleton)
+        network = MultiTaskNetwork.from_config(config, feature_shape=skeleton.feature_shape)
+    except Exception as error:
+        raise _not_built(path, error) from error
+    for name, _ in list(network.named_parameters()):
+        if name not in expected:  # `EncoderFamily.finish` removed it
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, None)
+    return network
+
+
+def _not_built(path: str | Path, error: Exception) -> BundleError:
+    text = str(error) if isinstance(error, ValueError) else repr(error)
+    cause = " ".join(text.split())  # some libraries write several lines
+    return BundleError(f"{path}: its description cannot be built ({cause})")
+
+
+def _check_pruned(network: MultiTaskNetwork) -> None:
+    """Check that each task has one head and each branch at least one.
+
+    Raises:
+        ValueError: A task has several, or a branch none.
+    """
+    if len(network.heads) != network.num_tasks or not all(groups_of(network)):
+        raise ValueError(
+            f"network has {len(network.heads)} heads for {network.num_tasks} tasks and "
+            f"{network.num_branches} branches, must have one per task and no branch without"
         )
-    return description
 
 
-def _converted(tensors: Mapping[str, Tensor], version: int) -> dict[str, Tensor]:
+def _converted(tensors: Mapping[str, T], version: int) -> dict[str, T]:
     """Return the tensors under the names that this version gives them."""
     if version > 1:
         return dict(tensors)
@@ -165,16 +198,22 @@ def _converted(tensors: Mapping[str, Tensor], version: int) -> dict[str, Tensor]
 
 
 def _check_tensors(
-    path: str | Path, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+    path: str | Path, expected: Mapping[str, Tensor], tensors: Mapping[str, TensorInfo]
 ) -> None:
     for name, tensor in expected.items():
         if name not in tensors:
             raise BundleError(f"{path}: tensor {name!r} is missing")
-        if tensors[name].shape != tensor.shape:
+        found, dtype = tensors[name], _saved_dtype(tensor)
+        if found.shape != tensor.shape:
             raise BundleError(
-                f"{path}: tensor {name!r} has shape {tuple(tensors[name].shape)}, "
-                f"must be {tuple(tensor.shape)}"
+                f"{path}: tensor {name!r} has shape {found.shape}, must be {tuple(tensor.shape)}"
             )
+        if found.dtype != dtype:
+            raise BundleError(f"{path}: tensor {name!r} is of {found.dtype}, must be {dtype}")
     unknown = sorted(set(tensors) - set(expected))
     if unknown:
         raise BundleError(f"{path}: holds an unknown tensor {unknown[0]!r}")
+
+
+def _saved_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype

@@ -22,6 +22,7 @@ from model.heads.head_losses import Predictions, head_losses
 from model.heads.layout import Head, HeadLayout, HeadSelection
 from model.heads.stack import build_stacked_heads
 from model.labels import TaskLabels
+from model.network_config import check_config
 from model.recompute import call, recomputed
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import Targets
@@ -70,6 +71,7 @@ class MultiTaskNetwork(nn.Module):
         tasks: The N tasks.
         layout: Which stack and row holds each head.
         labels: Turns the labels of a batch into targets.
+        feature_shape: Shape [C,h,w] of a branch's feature map.
         activation_checkpointing: Whether a training pass keeps only the input and output of a
             branch, and the backward pass computes the rest again.
 
@@ -114,6 +116,7 @@ class MultiTaskNetwork(nn.Module):
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
         self.activation_checkpointing = False
+        self.feature_shape = (encoder.channels, *encoder.spatial)
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
         self._frozen = FrozenParts()
@@ -301,12 +304,33 @@ class MultiTaskNetwork(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Build the network that `config` describes, with new random weights."""
+    def from_config(
+        cls,
+        config: Mapping[str, Any],
+        *,
+        feature_shape: tuple[int, int, int] | None = None,
+        shared_branches: bool = False,
+    ) -> Self:
+        """Build the network that `config` describes, with new random weights.
+
+        Args:
+            config: See the method `config`; nothing in it can name weights or code to load.
+            feature_shape: If it is known, see `build_encoder`.
+            shared_branches: Whether all branches are one module, which is enough for shapes.
+
+        Raises:
+            ValueError: If an entry is not allowed, or out of the bounds of `model.bounds`.
+        """
+        check_config(config)
         arguments = dict(config)
+        described, num_branches = arguments.pop("encoder"), arguments.pop("num_branches")
         encoder = build_encoder(
-            **arguments.pop("encoder"), num_branches=arguments.pop("num_branches")
+            **described,
+            num_branches=1 if shared_branches else num_branches,
+            feature_shape=feature_shape,
         )
+        if shared_branches:
+            encoder.branches *= num_branches
         arguments["tasks"] = [TaskSpec.from_dict(task) for task in arguments["tasks"]]
         return cls(encoder=encoder, **arguments)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from data_pipelines.reading.collate import Batch
 from data_pipelines.shards.manifest import Manifest
 from dmtg.files import atomic_path
+from dmtg.secrets import without_secrets
 from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
@@ -90,11 +93,38 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
 
 
 def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
+    """Return what users of the file need to know about the run.
+
+    The file may be given away: it holds no folder, no URL and no address of the run or its data.
+    """
+    progress = checkpoint.progress
     return {
-        "config": config.model_dump(mode="json"),
-        "step": checkpoint.progress.step,
-        "data": checkpoint.progress.data,
+        "trainer_version": _version(),
+        "recipe": config.grouping.recipe,
+        "seed": config.run.seed,
+        "step": progress.step,
+        "steps": config.run.steps,
+        "epochs": config.run.epochs,
+        "precision": config.run.precision,
+        "dataset": _without_folders(progress.dataset),
+        "data": _without_folders(progress.data),
+        "image_size": progress.network["image_size"],
+        "image_mean": progress.network["image_mean"],
+        "image_std": progress.network["image_std"],
     }
+
+
+def _version() -> str | None:
+    """Return the version of the installed program; None where it runs without installation."""
+    try:
+        return version("dmtg")
+    except PackageNotFoundError:
+        return None
+
+
+def _without_folders(text: str) -> str:
+    """Return text in which a path or a URL is only its last name."""
+    return re.sub(r"\S*[/\\]", "", without_secrets(text))
 
 
 def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
 from trainer.figures import figure_file
+from trainer.json_file import to_json
 
 _COLUMNS = 4
 _SHOWN_PIXELS = 600  # of the longer side of the image in the overview
@@ -112,7 +112,7 @@ def _predict(model: PrunedModel, path: Path, out: Path) -> dict[str, Any]:
             drawn.save(partial)
     record = {"image": str(path), "attributes": attributes}
     with atomic_write(_attributes_file(out, path), sync=False) as file:
-        file.write(json.dumps(record, indent=1) + "\n")
+        file.write(to_json(record, indent=1) + "\n")
     _overview(picture, dense, attributes, _overview_file(out, path))
     return record
 

@@ -13,9 +13,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic import (
-    Field as Constrained,
-)
+from pydantic import Field as Bound
 
 from data_pipelines.decode.bounds import RECORDS
 from data_pipelines.decode.codecs import IMAGES
@@ -61,8 +59,8 @@ class Field(Frozen):
     member: Suffix
     kind: FieldKind
     key: str | None = None
-    channels: Annotated[int, Constrained(ge=1, le=MAX_CHANNELS)] = 1
-    classes: Annotated[tuple[str, ...], Constrained(max_length=MAX_CLASSES), FailFast()] = ()
+    channels: Annotated[int, Bound(ge=1, le=MAX_CHANNELS)] = 1
+    classes: Annotated[tuple[str, ...], Bound(max_length=MAX_CLASSES), FailFast()] = ()
     mean: FiniteFloat | None = None
     std: FiniteFloat | None = None
     dtype: Dtype | None = None

@@ -13,27 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
+from model.encoders.backbone_options import (
+    check_nested,
+    check_options,
+    chosen_options,
+    to_options,
+)
 from model.encoders.family import EncoderFamily, Parts
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig, PreTrainedModel
 
 _VIT = "vit"  # has no backbone class: its plain model is used
-# Attributes of a config that do not decide the architecture, or that this module sets itself.
-_NOT_OPTIONS = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "dtype",
-        "id2label",
-        "label2id",
-        "num_labels",
-        "out_features",
-        "out_indices",
-        "stage_names",
-        "transformers_version",
-    }
-)
 
 
 class _VitEmbeddings(nn.Module):
@@ -134,7 +125,9 @@ def resolve_config(
             raise ValueError(
                 f"model.encoder.pretrained is {pretrained!r}, must be a folder with a config.json"
             )
-        base = AutoConfig.from_pretrained(pretrained, local_files_only=True)
+        base = AutoConfig.from_pretrained(
+            pretrained, local_files_only=True, trust_remote_code=False
+        )
         model_type = model_type or base.model_type
         if model_type != base.model_type:
             raise ValueError(
@@ -151,35 +144,18 @@ def resolve_config(
         if hasattr(base, "image_size"):
             # Square, as most families take it; they adapt their positions to other shapes.
             overrides.setdefault("image_size", max(image_size))
-    unknown = sorted(key for key in overrides if key in _NOT_OPTIONS or not hasattr(base, key))
-    if unknown:
-        allowed = ", ".join(sorted(set(base.to_dict()) - _NOT_OPTIONS))
-        raise ValueError(
-            f"model.encoder.options has {unknown[0]!r}, {model_type} knows only {allowed}"
-        )
+    check_options(base, overrides)
     try:
         # Built anew, because some attributes (the names of the stages) follow from others.
-        config = type(base)(**{**_differences(base), **overrides})
+        config = type(base)(**chosen_options(base, overrides))
         if model_type != _VIT:
             config.out_features = [config.stage_names[-1]]
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(
             f"model.encoder.options is {dict(options)!r}, not allowed by {model_type}: {error}"
         ) from error
+    check_nested(config, overrides)
     return config
-
-
-def _differences(config: PretrainedConfig) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in config.to_diff_dict().items()
-        if name not in _NOT_OPTIONS and name != "model_type"
-    }
-
-
-def to_options(config: PretrainedConfig) -> dict[str, Any]:
-    """Return options that rebuild the config without its folder."""
-    return {"model_type": config.model_type, **_differences(config)}
 
 
 def build_parts(
@@ -194,7 +170,7 @@ def build_parts(
     layers (ViT-B/16 with 6 shared blocks: `vit` with its default options and a depth of 7).
 
     Raises:
-        ValueError: If the family cannot be split there, or not be trained in every parameter.
+        ValueError: If the family cannot be split there.
     """
     from transformers import MODEL_FOR_BACKBONE_MAPPING, ViTModel
 
@@ -208,7 +184,11 @@ def build_parts(
         model = backbone_class(config, **arguments)
     else:
         model = backbone_class.from_pretrained(
-            pretrained, config=config, local_files_only=True, **arguments
+            pretrained,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            **arguments,
         )
     model.train()
     trunk: nn.Module = nn.Identity()
@@ -230,7 +210,6 @@ def build_parts(
         if trunk_depth:
             trunk = nn.Sequential(*stages[:trunk_depth])
         branch = nn.Sequential(*stages[trunk_depth:])
-    _drop_unused(nn.ModuleList([trunk, branch]), image_size, family)
     return Parts(trunk, branch)
 
 
@@ -263,6 +242,10 @@ class Backbone(EncoderFamily):
         """Build a trunk and one branch, see the function `build_parts`."""
         return build_parts(self._config, trunk_depth, self.image_size, self.pretrained)
 
+    def finish(self, parts: Parts) -> None:
+        """Remove mask tokens, norms of other outputs and the like."""
+        _drop_unused(nn.ModuleList(parts), self.image_size, self._config.model_type)
+
 
 def _drop_unused(parts: nn.ModuleList, image_size: tuple[int, int], family: str) -> None:
     """Remove parameters that the output does not depend on (mask tokens, norms of other outputs).
@@ -279,7 +262,7 @@ def _drop_unused(parts: nn.ModuleList, image_size: tuple[int, int], family: str)
     for name in unused:
         owner, _, attribute = name.rpartition(".")
         setattr(parts.get_submodule(owner), attribute, None)
-    if unused:
+    if unused and not output.is_meta:
         with torch.no_grad():
             same = torch.allclose(branch(trunk(images)), output, rtol=1e-3, atol=1e-5)
         if not same:

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dmtg.plugins import ENCODERS
+from model.bounds import MAX_BRANCHES, MAX_IMAGE_SIDE, is_count
 from model.encoders.encoder import Encoder, Init, output_shape
-from model.encoders.family import EncoderFamily
+from model.encoders.family import EncoderFamily, Parts
+from model.encoders.plain_options import check_plain_options
 
 
 def build_encoder(
@@ -19,6 +21,7 @@ def build_encoder(
     init: Init = "independent",
     options: Mapping[str, Any] | None = None,
     pretrained: str | None = None,
+    feature_shape: tuple[int, int, int] | None = None,
 ) -> Encoder:
     """Build a trunk and `num_branches` branches.
 
@@ -32,6 +35,8 @@ def build_encoder(
             equal in either case.
         options: Of the encoder; backbone needs `model_type` unless it is pretrained.
         pretrained: Folder with pretrained weights, for an encoder that takes them.
+        feature_shape: Shape [C,h,w] of a branch's output if it is known. The encoder is then not
+            run on an image, and `EncoderFamily.finish` is not called.
 
     Raises:
         ValueError: If an argument is not allowed; the message names it, its value and what is.
@@ -39,25 +44,36 @@ def build_encoder(
     if name not in ENCODERS:
         allowed = ", ".join(ENCODERS.names())
         raise ValueError(f"model.encoder.name is {name!r}, must be one of {allowed}")
-    if num_branches < 1:
-        raise ValueError(f"model.num_branches is {num_branches!r}, must be at least 1")
+    if not is_count(num_branches, MAX_BRANCHES):
+        raise ValueError(
+            f"model.num_branches is {num_branches!r}, must be at least 1 and at most {MAX_BRANCHES}"
+        )
     if init not in get_args(Init):
         raise ValueError(
             f"model.branch_init is {init!r}, must be one of {', '.join(get_args(Init))}"
         )
-    if min(image_size) < 1:
-        raise ValueError(f"image_size is {tuple(image_size)}, must be two numbers above 0")
+    if len(image_size) != 2 or not all(is_count(side, MAX_IMAGE_SIDE) for side in image_size):
+        raise ValueError(
+            f"image_size is {tuple(image_size)}, must be two numbers above 0 and at most "
+            f"{MAX_IMAGE_SIDE}"
+        )
     family = encoder_family(name, options or {}, image_size, pretrained)
-    parts = [family.build_parts(trunk_depth) for _ in range(num_branches)]
-    trunk, first = parts[0]
-    branches = [branch for _, branch in parts]
+    finished = feature_shape is None
+    trunk, first = _build_parts(family, trunk_depth, finished=finished)
+    # The other trunks are not kept: there may be many branches behind a large trunk.
+    others = [
+        _build_parts(family, trunk_depth, finished=finished).branch for _ in range(num_branches - 1)
+    ]
     if init == "copies":
-        for branch in branches[1:]:
+        for branch in others:
             branch.load_state_dict(first.state_dict())
-    _, channels, height, width = output_shape(trunk, first, (family.in_channels, *image_size))
+    if feature_shape is None:
+        shape = output_shape(trunk, first, (family.in_channels, *image_size))
+        feature_shape = (shape[1], shape[2], shape[3])
+    channels, height, width = feature_shape
     return Encoder(
         trunk=trunk,
-        branches=branches,
+        branches=[first, *others],
         in_channels=family.in_channels,
         channels=channels,
         spatial=(height, width),
@@ -72,6 +88,13 @@ def build_encoder(
     )
 
 
+def _build_parts(family: EncoderFamily, trunk_depth: int, *, finished: bool) -> Parts:
+    parts = family.build_parts(trunk_depth)
+    if finished:
+        family.finish(parts)
+    return parts
+
+
 def encoder_family(
     name: str,
     options: Mapping[str, Any],
@@ -83,6 +106,7 @@ def encoder_family(
     Raises:
         ValueError: If the name, an option or `pretrained` is not allowed.
     """
+    check_plain_options(options)
     entry = ENCODERS[name]
     if pretrained is not None and not entry.takes_pretrained:
         raise ValueError(f"model.encoder.pretrained is {pretrained!r}, must be left out for {name}")

@@ -75,6 +75,16 @@ class EncoderFamily(ABC):
             ValueError: If the encoder cannot be split there.
         """
 
+    def finish(self, parts: Parts) -> None:  # noqa: B027 - most families have nothing to do
+        """Remove parameters that the output does not depend on, which may take a run on an image.
+
+        Called after each `build_parts`, except for an exported model: its file has only the
+        parameters that were left.
+
+        Raises:
+            ValueError: If the encoder cannot be trained in every parameter.
+        """
+
 
 def check_option_names(encoder: str, options: Mapping[str, Any], allowed: Sequence[str]) -> None:
     """Check the names in `model.encoder.options`.

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from dmtg.plugins import register_encoder
+from model.bounds import MAX_WIDTH, is_count
 from model.encoders.family import EncoderFamily, Parts, check_option_names
 
 
@@ -42,10 +43,11 @@ class Mlp(EncoderFamily):
         if (
             not isinstance(widths, (list, tuple))
             or len(widths) < 2
-            or not all(isinstance(width, int) and width > 0 for width in widths)
+            or not all(is_count(width, MAX_WIDTH) for width in widths)
         ):
             raise ValueError(
-                f"model.encoder.options.widths is {widths!r}, must be two or more numbers above 0"
+                f"model.encoder.options.widths is {widths!r}, must be two or more numbers above 0 "
+                f"and at most {MAX_WIDTH}"
             )
         self._widths = list(widths)
         self.in_channels = widths[0]

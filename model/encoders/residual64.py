@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
+from model.bounds import MAX_WIDTH, is_count
 from model.encoders.encoder import Pool
 from model.encoders.family import EncoderFamily, Parts, check_option_names
 from model.encoders.pooled_stem import PooledStem
@@ -62,9 +63,10 @@ class Residual64(EncoderFamily):
         super().__init__(options, image_size, pretrained)
         check_option_names("residual64", options, ["channels"])
         channels = options.get("channels", 64)
-        if not isinstance(channels, int) or channels < 1:
+        if not is_count(channels, MAX_WIDTH):
             raise ValueError(
-                f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
+                f"model.encoder.options.channels is {channels!r}, "
+                f"must be an integer above 0 and at most {MAX_WIDTH}"
             )
         self._channels = channels
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
+from model.bounds import MAX_WIDTH, is_count
 from model.encoders.family import EncoderFamily, Parts, check_option_names
 
 SIZES = (32, 64, 128, 256, *(728,) * 9)
@@ -67,10 +68,6 @@ def _stem(inputs: int, outputs: int, stride: int) -> nn.Module:
     )
 
 
-def _positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
     """Return the sizes of the stages and the channels of the output.
 
@@ -79,15 +76,16 @@ def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
     """
     check_option_names("xception", options, ["sizes", "channels"])
     sizes, channels = options.get("sizes", SIZES), options.get("channels", CHANNELS)
-    listed = isinstance(sizes, list | tuple) and all(map(_positive_int, sizes))
+    listed = isinstance(sizes, list | tuple) and all(is_count(size, MAX_WIDTH) for size in sizes)
     if not listed or len(sizes) < STEM_DEPTH:
         raise ValueError(
             f"model.encoder.options.sizes is {sizes!r}, "
-            f"must be {STEM_DEPTH} or more integers above 0"
+            f"must be {STEM_DEPTH} or more integers above 0 and at most {MAX_WIDTH}"
         )
-    if not _positive_int(channels):
+    if not is_count(channels, MAX_WIDTH):
         raise ValueError(
-            f"model.encoder.options.channels is {channels!r}, must be an integer above 0"
+            f"model.encoder.options.channels is {channels!r}, "
+            f"must be an integer above 0 and at most {MAX_WIDTH}"
         )
     return list(sizes), channels
 

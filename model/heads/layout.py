@@ -5,16 +5,19 @@ Legend: N tasks, K branches.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.bounds import MAX_TASKS
 from model.rows import Rows, as_rows, to_device
-from model.tasks.spec import TaskSpec
+from model.tasks.spec import Signature, TaskSpec
 
 Head = tuple[int, int]  # (task, branch)
 
@@ -75,22 +78,24 @@ class HeadLayout:
     ) -> None:
         _check_tasks(tasks)
         self.num_tasks, self.num_branches = len(tasks), num_branches
-        self.members: dict[str, tuple[int, ...]] = {}
-        for signature in sorted({task.signature for task in tasks}):
-            name = "_".join(map(str, signature))
-            self.members[name] = tuple(
-                index for index, task in enumerate(tasks) if task.signature == signature
-            )
+        of_signature: dict[Signature, list[int]] = {}
+        for index, task in enumerate(tasks):
+            of_signature.setdefault(task.signature, []).append(index)
+        self.members = {
+            "_".join(map(str, signature)): tuple(of_signature[signature])
+            for signature in sorted(of_signature)
+        }
         self.specs = {name: tasks[members[0]] for name, members in self.members.items()}
-        everything = [(n, k) for n in range(len(tasks)) for k in range(num_branches)]
-        chosen = everything if heads is None else [(int(n), int(k)) for n, k in heads]
+        if heads is None:
+            heads = product(range(len(tasks)), range(num_branches))
+        chosen = [(int(n), int(k)) for n, k in heads]
         _check_heads(chosen, tasks, num_branches)
         by_branch = sorted(set(chosen), key=lambda head: (head[1], head[0]))
-        self.rows: dict[str, dict[Head, int]] = {}
-        for name, members in self.members.items():
-            inside = set(members)
-            of_stack = [head for head in by_branch if head[0] in inside]
-            self.rows[name] = {head: row for row, head in enumerate(of_stack)}
+        stack_of = {task: name for name, members in self.members.items() for task in members}
+        self.rows: dict[str, dict[Head, int]] = {name: {} for name in self.members}
+        for head in by_branch:
+            rows = self.rows[stack_of[head[0]]]
+            rows[head] = len(rows)
         self.heads = tuple(head for rows in self.rows.values() for head in rows)
         self._members = {name: np.array(members) for name, members in self.members.items()}
         self._tables = {name: self._table(name) for name in self.rows}
@@ -173,7 +178,9 @@ def _check_tasks(tasks: Sequence[TaskSpec]) -> None:
     names = [task.name for task in tasks]
     if not names:
         raise ValueError("tasks is empty, must hold at least one task")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > MAX_TASKS:
+        raise ValueError(f"tasks holds {len(names)}, must hold at most {MAX_TASKS}")
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     if repeated:
         raise ValueError(f"tasks holds {repeated[0]!r} more than once; names must be unique")
 

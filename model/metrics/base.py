@@ -56,8 +56,13 @@ class Metric(ABC):
         return torch.zeros(self.size, dtype=torch.float64, device=device)
 
     def update(self, state: Tensor, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Return the state with one more batch; values outside the mask are not looked at."""
-        return state + self.sums(prediction, target, mask).to(torch.float64)
+        """Return the state with one more batch; values outside the mask are not looked at.
+
+        A prediction that is NaN makes the state NaN, although it has a most probable class, too.
+        """
+        undefined = (prediction.isnan().any(dim=1) & mask).any()
+        state = state + self.sums(prediction, target, mask).to(torch.float64)
+        return torch.where(undefined, torch.nan, state)
 
     def compute(self, state: Tensor) -> dict[str, float]:
         """Return the metrics by name; empty where the state has not seen a single label."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmtg.names import check_file_name, check_text
 from dmtg.plugins import LOSSES, TASK_KINDS
+from model.bounds import MAX_CLASSES, MAX_PIXEL_CHANNELS
 from model.tasks.display import DISPLAYS
 
 Signature = tuple[str, int, str]
@@ -65,6 +66,9 @@ class TaskSpec:
         if self.kind not in TASK_KINDS.names():
             raise self.error("kind", f"one of {', '.join(TASK_KINDS.names())}")
         kind = TASK_KINDS[self.kind]()
+        most = MAX_PIXEL_CHANNELS if kind.dense else MAX_CLASSES
+        if not isinstance(self.channels, int) or self.channels > most:
+            raise self.error("channels", f"an integer of at most {most}")
         object.__setattr__(self, "field", self.field or self.name)
         object.__setattr__(self, "loss", self.loss or kind.default_loss)
         for name in ("mean", "scale", "classes"):

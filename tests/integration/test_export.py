@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 
 from data_pipelines.reading.loader import eval_loader
@@ -29,15 +30,35 @@ def test_export_reports_what_it_wrote(model):
     assert [file.name for file in path.parent.iterdir()] == ["model.safetensors"]
 
 
-def test_the_file_says_how_it_was_made(model):
+def test_the_file_says_how_it_was_made(model, rooms):
     with safe_open(model[0], "pt") as file:
         description = json.loads(file.metadata()["dmtg"])
-    assert description["metadata"]["config"]["run"]["steps"] == 40
-    assert description["metadata"]["step"] == 40
+    metadata = description["metadata"]
+    assert metadata["steps"] == metadata["step"] == 40 and metadata["seed"] == 5
+    assert metadata["recipe"] == "published" and metadata["precision"] == "fp32"
+    assert metadata["image_size"] == [32, 32] and metadata["image_std"] == [0.229, 0.224, 0.225]
+    assert metadata["dataset"].startswith("rooms (train: 36 samples in 4 shards")
+    assert metadata["data"] == Manifest.load(rooms).digest()
     assert sorted(chain(*description["groups"])) == sorted(TASKS)
     depth = next(t for t in description["network"]["tasks"] if t["name"] == "depth_zbuffer")
     assert depth["mean"] == [1500.0] and depth["scale"] == [1000.0]
     assert description["network"]["encoder"]["options"]["hidden_sizes"] == [8, 16]
+
+
+def test_the_file_has_no_folder_and_no_address(unpruned, rooms, tmp_path):
+    """The file is given to others."""
+    path = unpruned / "config.yaml"
+    tree = yaml.safe_load(path.read_text())
+    tree["run"]["out"] = "/home/someone/run"
+    tree["data"]["tar_urls"] = "https://someone:password@host/a.tar?sig=key"
+    tree["data"]["cache_dir"] = "/home/someone/cache"
+    tree["model"]["init_from"] = ["/home/someone/start.safetensors"]
+    tree["log"]["tracker_options"] = {"tensorboard": {"project": "https://host/someone"}}
+    path.write_text(yaml.safe_dump(tree))
+    export.export_run(unpruned, tmp_path / "model.safetensors", shards=str(rooms))
+    content = (tmp_path / "model.safetensors").read_bytes()
+    for text in ("someone", "password", "sig=", "host", "://", str(rooms), str(tmp_path)):
+        assert text.encode() not in content, text
 
 
 def batches(rooms, tasks):

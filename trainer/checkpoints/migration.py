@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.network_config import check_entries
 from model.tasks.spec import TaskSpec
 
 VERSION = 2
@@ -34,7 +35,14 @@ def check_version(version: object) -> int:
 
 
 def convert_progress(progress: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """Return the values of `progress.json` as this version writes them."""
+    """Return the values of `progress.json` as this version writes them.
+
+    Raises:
+        ValueError: The description of the network has an entry that none has, such as weights to
+            load.
+    """
+    if "network" in progress:
+        check_entries(progress["network"])
     if version > 1 or "network" not in progress:
         return dict(progress)
     network = dict(progress["network"])

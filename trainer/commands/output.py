@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from trainer.json_file import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +25,8 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
 
 
 def print_json(values: dict[str, Any]) -> None:
-    """Print one JSON object on one line."""
-    typer.echo(json.dumps(values))
+    """Print one JSON object on one line; numbers that are not finite become null."""
+    typer.echo(to_json(values))
 
 
 def table_console(width: int, *, highlight: bool = True) -> Console:

@@ -11,6 +11,7 @@ from model.network import MultiTaskNetwork
 from model.subset import subset
 from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.errors import UserError
+from trainer.json_file import to_number
 from trainer.recipes.learner import hard_heads
 from trainer.report.picture import read_metrics
 from trainer.run_folder import RunFolder
@@ -41,7 +42,7 @@ def read_result(run: Path) -> dict[str, Any]:
     network = MultiTaskNetwork.from_config(checkpoint.progress.network)
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
     pruned = subset(network, heads)
-    losses = [record["loss"] for record in records if record["kind"] == "train"]
+    losses = [to_number(record["loss"]) for record in records if record["kind"] == "train"]
     return {
         "tasks": [task.to_dict() for task in network.tasks],
         "metrics": evaluations[-1]["metrics"],

@@ -13,6 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
+from trainer.json_file import to_number
 from trainer.scoring.summary import summarise
 
 REFERENCE = "single_task"  # gains are relative to this recipe
@@ -80,6 +81,7 @@ def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
     Gains are relative to the mean over the seeds of `REFERENCE`, if it is among the recipes; a task
     whose reference is zero or missing has no gain.
     """
+    records = [_with_numbers(record) for record in records]
     recipes = list(dict.fromkeys(record["recipe"] for record in records))
     done = {
         recipe: [r for r in records if r["recipe"] == recipe and r["status"] == "done"]
@@ -95,6 +97,17 @@ def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
         )
         for recipe in recipes
     ]
+
+
+def _with_numbers(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record with NaN for null, as which JSON holds losses and metrics that are NaN."""
+    if record["status"] != "done":
+        return record
+    metrics = {
+        task: {name: to_number(value) for name, value in values.items()}
+        for task, values in record["metrics"].items()
+    }
+    return {**record, "metrics": metrics, "train_loss": to_number(record["train_loss"])}
 
 
 def specs_of(records: Sequence[Mapping[str, Any]]) -> list[TaskSpec]:

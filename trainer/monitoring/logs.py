@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from trainer.config.log import LogSection
 from trainer.errors import UserError
+from trainer.json_file import to_json
 from trainer.monitoring.trackers import Kind, Trackers
 from trainer.run_folder import RunFolder
 
@@ -143,10 +144,10 @@ class RunLog:
         return {} if self._trackers is None else dict(self._trackers.run_ids)
 
     def write(self, step: int, kind: str, **values: object) -> None:
-        """Append one record to `metrics.jsonl`."""
+        """Append one record to `metrics.jsonl`; numbers that are not finite become null."""
         if self._main:
             record = {"step": step, "kind": kind, **values}
-            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.write(to_json(record).encode() + b"\n")
             self._file.flush()  # a reader that follows the file gets whole lines
 
     def scalars(self, step: int, values: dict[str, float], kind: Kind = "train") -> None:

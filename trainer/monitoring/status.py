@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from dmtg.files import atomic_write
 from trainer.errors import Preempted, UserError
+from trainer.json_file import to_json
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class StatusFile:
         try:
             # A sync costs too much for a file that is replaced within seconds.
             with atomic_write(self._path, sync=False) as file:
-                json.dump(_finite(self._values), file, indent=1)
+                file.write(to_json(self._values, indent=1))
         except OSError as error:
             if not self._warned:
                 logger.warning("%s cannot be written: %s", self._path, error.strerror)
@@ -174,14 +174,3 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _finite(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold
-    """Replace every number that JSON cannot hold by null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return value

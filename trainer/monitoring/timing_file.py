@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from trainer.json_file import to_json
+
 logger = logging.getLogger(__name__)
 
 _TAIL = 1 << 16  # bytes in which the last whole line must lie
@@ -39,7 +41,7 @@ class TimingFile:
         record = {"step": step, "kind": kind, "time": now, "hours": hours, **values}
         try:
             with open(self._path, "ab") as file:
-                file.write(json.dumps(record).encode() + b"\n")
+                file.write(to_json(record).encode() + b"\n")
         except OSError as error:
             if not self._warned:
                 logger.warning("%s cannot be written: %s", self._path, error.strerror)

@@ -12,6 +12,7 @@ from matplotlib.ticker import LogFormatter
 
 from trainer.errors import UserError
 from trainer.figures import figure_file
+from trainer.json_file import to_number
 from trainer.run_folder import RunFolder
 
 
@@ -57,7 +58,7 @@ def draw_report(run: Path, out: Path) -> None:
         middle.plot(steps, [record["heads"] for record in training], drawstyle="steps-post")
         middle.set(title="heads alive", xlabel="step", ylim=(0, None))
         middle.axhline(len(names), color="grey", linewidth=0.8, linestyle=":")
-        right.plot(steps, [record["loss"] for record in training], linewidth=0.8)
+        right.plot(steps, [to_number(record["loss"]) for record in training], linewidth=0.8)
         right.set(title="mean training loss", xlabel="step", yscale="log")
         right.yaxis.set_major_formatter(LogFormatter())  # the default one writes math markup
         right.yaxis.set_minor_formatter(LogFormatter())

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dmtg.files import atomic_write
 from trainer.errors import UserError
+from trainer.json_file import to_json
 
 _FORM = '{"task": {"metric": number, ...}, ...}'
 
 
 def write_reference(path: Path, metrics: Mapping[str, Mapping[str, float]]) -> None:
-    """Write metrics by task and name to a JSON file atomically.
+    """Write metrics by task and name to a JSON file atomically, without those that are not finite.
 
     Raises:
         UserError: The file cannot be written.
     """
+    finite = {
+        task: {name: value for name, value in values.items() if math.isfinite(value)}
+        for task, values in metrics.items()
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            file.write(json.dumps(metrics, indent=2) + "\n")
+            file.write(to_json(finite, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 

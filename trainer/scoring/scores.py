@@ -45,7 +45,12 @@ class Score:
 
     @property
     def beats_constant(self) -> bool:
-        """Whether the model is strictly better than the best constant prediction."""
+        """Whether the model is strictly better than the best constant prediction.
+
+        A value that is not finite is not better, and nothing is better than one.
+        """
+        if not (math.isfinite(self.value) and math.isfinite(self.constant)):
+            return False
         if self.higher_is_better:
             return self.value > self.constant
         return self.value < self.constant
@@ -136,11 +141,5 @@ def _scores(
 
 
 def scores_json(scores: list[Score]) -> list[dict[str, object]]:
-    """Return the scores as JSON values; NaN becomes null."""
-    return [
-        {
-            key: None if isinstance(value, float) and math.isnan(value) else value
-            for key, value in {**asdict(score), "beats_constant": score.beats_constant}.items()
-        }
-        for score in scores
-    ]
+    """Return the scores as JSON values."""
+    return [{**asdict(score), "beats_constant": score.beats_constant} for score in scores]
