@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field
+from dmtg.yaml_text import YamlError, read_yaml
+
+MAX_CLASSES = 1_000_000  # of one field; ImageNet-21k has 21,841
 
 
 class FieldMap(BaseModel):
@@ -40,11 +42,11 @@ class FieldMap(BaseModel):
             DataError: It cannot be read or is not a valid mapping.
         """
         try:
-            tree = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
+            tree = read_yaml(path)
+        except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise DataError(f"{path}: not YAML: {error}") from error
+        except YamlError as error:
+            raise DataError(f"{path}: {error}") from error
         try:
             field_map = cls.model_validate(tree)
         except ValidationError as error:
@@ -66,6 +68,8 @@ def described_field(place: str, entry: dict[str, Any]) -> Field:
     """
     classes = entry.get("classes")
     if isinstance(classes, int):
+        if classes > MAX_CLASSES:
+            raise DataError(f"{place}: classes: found {classes}; allowed: at most {MAX_CLASSES}")
         entry = {**entry, "classes": tuple(str(number) for number in range(classes))}
     try:
         return Field.model_validate(entry)
