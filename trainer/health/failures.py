@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -94,6 +95,8 @@ def leave(code: int) -> None:
     """
     if code and dist.is_available() and dist.is_initialized():
         _end(code)
+    if multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for killed workers
     _kill_workers()
     sys.exit(code)
 
