@@ -97,7 +97,7 @@ class RunFolder:
         path = self.out / "lock"
         made = [each for each in (path, self.out, *self.out.parents) if not each.exists()]
         self._lock = lock(path, wait_seconds)
-        self._made = [] if self.config.exists() else made
+        self._made = made
         try:
             self.check(config)
         except BaseException:
@@ -131,17 +131,16 @@ class RunFolder:
         """Save the resolved configuration in the claimed folder, which makes it that of a run."""
         with atomic_write(self.config) as file:
             file.write(config.to_yaml())
-        self._made.clear()
         self.checkpoints.mkdir(exist_ok=True)
 
     def release(self) -> None:
-        """Release the lock of the folder; delete what `claim` made if nothing was saved in it."""
+        """Release the lock of the folder; delete what `claim` made if it holds no run."""
         if self._lock is None:
             return
-        for path in self._made:  # while it is locked: a process that waits makes it anew
+        made = [] if self.config.exists() else self._made
+        for path in made:  # while it is locked: a process that waits makes it anew
             with suppress(OSError):  # not empty, or gone
                 path.rmdir() if path.is_dir() else path.unlink()
-        self._made.clear()
         self._lock.release()
         self._lock = None
 

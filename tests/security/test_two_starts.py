@@ -32,7 +32,7 @@ def errors(end):
 def check_whole(out, seed):
     """The folder holds one finished run of this seed."""
     folder = RunFolder(out)
-    assert folder.load_config().run.seed == seed
+    assert folder.load_config().run.seed == seed and (out / "lock").exists()
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
     assert load_checkpoint(newest_checkpoint(folder.checkpoints)).progress.step == 4
     records = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
