@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from data_pipelines.errors import DataError
+from dmtg.terminal import protect_output
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,6 +84,7 @@ class _Worker:
 
     @classmethod
     def start(cls, function: Callable[[Any], Any], parent: Connection) -> None:
+        protect_output()
         cls.function = staticmethod(function)
         Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 

@@ -1,8 +1,37 @@
-"""Errors that end a run with a message rather than a traceback."""
+"""Errors that end a program with a message, and the one place that explains any error to a user.
+
+`trainer/main.py` and every command of `dmtg` report errors by `explain`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+
+from data_pipelines.errors import DataError
+from dmtg.plugins import PluginError
+from dmtg.terminal import discard_output, shown
+from model.errors import BundleError
+
+FAILED = 1  # exit code of a run that diverged or lost another process, and of a fault of ours
+UNUSABLE = 2  # of anything that the user can change
+INTERRUPTED = 130
+STOPPED = 128  # plus the number of the signal that ended a start
+REQUEST = "this is a fault of dmtg, please report it with the traceback"
+
+_PACKAGES = ("accelerate_configs", "data_pipelines", "dmtg", "model", "trainer")
+_LONGEST = 160  # characters of the first line of another library's message
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+_ONE_VALUE = "Expected more than 1 value per channel"
+_WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process")
+_WORKER_KILLED = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
 
 
 class UserError(ValueError):
-    """The configuration, an argument or a folder is not usable; the program exits with code 2."""
+    """The configuration, an argument or a folder is not usable; exit code 2."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -10,7 +39,7 @@ class NonFiniteLossError(RuntimeError):
 
 
 class SaveError(Exception):
-    """A checkpoint could not be written; those before it are whole. Exit code 1."""
+    """A checkpoint could not be written; those before it are whole. Exit code 2."""
 
 
 class Preempted(Exception):
@@ -25,3 +54,113 @@ class Preempted(Exception):
         super().__init__(f"preempted by {cause} after step {step}; the run is saved")
         self.step = step
         self.cause = cause
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What an error means to the user.
+
+    Attributes:
+        message: What to print after `error: `; it holds no credentials and no control characters.
+        code: Exit code.
+        expected: Whether the user can act on the message; else it needs a traceback.
+    """
+
+    message: str
+    code: int
+    expected: bool = True
+
+
+def explain(error: BaseException, activity: str = "") -> Explanation:
+    """Return message and exit code of any error.
+
+    Args:
+        error: The error that ends the program.
+        activity: What the program was doing, where that is known, as in `step 5, training`.
+    """
+    at = f" at {activity}" if activity else ""
+    if isinstance(error, KeyboardInterrupt):
+        return Explanation("interrupted", INTERRUPTED)
+    if isinstance(error, NonFiniteLossError):
+        return Explanation(
+            f"{shown(str(error))}; the checkpoints in run.out are from before", FAILED
+        )
+    advice = _user_message(error, at)
+    if advice is not None:
+        return Explanation(shown(advice), UNUSABLE)
+    return Explanation(shown(f"{type(error).__name__}{at}: {error}"), FAILED, expected=False)
+
+
+def report_error(error: BaseException) -> int:
+    """Print an error that ends a program of one process, and return the exit code.
+
+    A fault of this project comes with its traceback.
+    """
+    explanation = explain(error)
+    if isinstance(error, BrokenPipeError):
+        discard_output()
+    lines = [f"error: {explanation.message}\n"]
+    if not explanation.expected:
+        lines = [shown("".join(traceback.format_exception(error))), *lines, f"{REQUEST} above\n"]
+    with suppress(OSError):  # standard error is closed, too
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
+    return explanation.code
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; advice and a stack of C++ frames may follow."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+
+
+def is_configuration_error(error: BaseException) -> bool:
+    """Return whether every process of a run raises the same error."""
+    return isinstance(error, UserError | DataError | BundleError | PluginError | KeyboardInterrupt)
+
+
+def _user_message(error: BaseException, at: str) -> str | None:
+    """Return what to tell the user of an error that a user can cause; None for a fault of ours."""
+    text = str(error)
+    if is_configuration_error(error) or isinstance(error, SaveError):
+        return text
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return f"out of memory{at}: {_of_worker(error) or type(error).__name__}"
+    if isinstance(error, BrokenPipeError) and error.filename is None:
+        return "standard output, or a connection, was closed by its reader"
+    if isinstance(error, OSError):
+        reason = error.strerror or _of_worker(error) or type(error).__name__
+        return reason if error.filename is None else f"{error.filename}: {reason}"
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in _PACKAGES:
+        return f"{text}; install the package that is missing" if text else "a package is missing"
+    if type(error).__name__ == "SafetensorError":
+        return text
+    if isinstance(error, ValueError) and _ONE_VALUE in text:
+        return (
+            f"a batch of one sample{at} leaves batch normalisation one value per channel, which "
+            "has no variance: raise data.global_batch above processes x "
+            "optim.gradient_accumulation_steps, or data.image_size"
+        )
+    if isinstance(error, RuntimeError) and _WORKER_KILLED.search(text):
+        return (
+            f"a process that reads data was killed{at}, mostly for lack of memory or of shared "
+            f"memory (/dev/shm): lower data.workers or data.global_batch ({first_line(error)})"
+        )
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch had no memory on a device or on the host."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+
+
+def _of_worker(error: BaseException) -> str:
+    """Return the first line of a message; of an error that a worker of the loader raised its last.
+
+    torch raises it again with the worker's traceback as its message.
+    """
+    text = str(error).rstrip()
+    return text.splitlines()[-1] if _WORKER_ERROR.match(text) else first_line(error)

@@ -15,6 +15,7 @@ from trainer.evaluation import Metrics, evaluate
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import StopVote
+from trainer.health.stop_signals import defer_signals
 from trainer.health.watchdog import report_progress
 from trainer.phase_change import enter_phase
 from trainer.session import Session
@@ -87,6 +88,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
         session.step += 1
+        defer_signals()  # there is something to save now
         cause = vote.result()
         due = _Due.after_step(session, cause)
         if due.anything:
@@ -109,6 +111,7 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             save_session(session)
         if cause is not None:
             session.writer.wait()
+            session.monitor.note_step(session.step, session.num_steps)
             raise Preempted(session.step, cause)
     # After the last checkpoint: an error in the evaluation costs no training. A finished run that
     # is started again only evaluates.

@@ -9,8 +9,9 @@ Config only:    python trainer/main.py --config experiments/demo.yaml --print-co
 from a wheel.
 
 Exit codes: 0 the run is complete, or was asked to stop (SIGUSR1, SIGTERM, run.max_minutes) and has
-saved; 2 the configuration, data or folder cannot be used; 1 otherwise. `accelerate launch` replaces
-the code of a failed script by 1.
+saved; 2 something that the user can change (configuration, data, folder, disk, memory, a library);
+130 interrupted; 128 + N signal N ended the run before its first step; 1 the run failed otherwise.
+docs/failures.md has the details. `accelerate launch` replaces the code of a failed script by 1.
 """
 
 from __future__ import annotations
@@ -26,10 +27,9 @@ from typing import TYPE_CHECKING
 # Python puts the folder of a script on the path; the packages are in the folder above.
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from data_pipelines.errors import DataError
-from dmtg.plugins import PluginError
-from trainer.config.loading import load_config
-from trainer.errors import Preempted, UserError
+from dmtg.terminal import protect_output
+from trainer.errors import Preempted, report_error
+from trainer.health.stop_signals import end_start, listening
 
 if TYPE_CHECKING:
     from trainer.config.config import Config
@@ -72,42 +72,65 @@ def run(config: Config, watchdog: Watchdog) -> None:
 
 def train(source: Path, overrides: Sequence[str]) -> int:
     """Load the configuration, train, and return the exit code; errors are reported."""
+    watchdogs: list[Watchdog] = []
+
+    def say(message: str) -> None:
+        if watchdogs:
+            from trainer.health.failures import say_once
+
+            say_once(message, watchdogs[0].peers)
+        elif os.environ.get("LOCAL_RANK", "0") == "0":
+            sys.stderr.write(f"error: {message}\n")
+
+    # When one process fails, the launcher sends SIGTERM to the others, which must still report.
+    with listening(lambda number: end_start(number, say)):
+        try:
+            return _train(source, overrides, watchdogs)
+        except (Exception, KeyboardInterrupt) as error:  # in an import
+            return report_error(error)
+
+
+def _train(source: Path, overrides: Sequence[str], watchdogs: list[Watchdog]) -> int:
+    """Train with a watchdog, which is put into the list, and return the exit code."""
+    from trainer.config.loading import load_config
     from trainer.health.failures import fail, report
-    from trainer.health.preemption import listening
     from trainer.health.watchdog import Watchdog
     from trainer.monitoring.logs import setup_logging
 
     setup_logging(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     watchdog = Watchdog(lambda message: fail(message, watchdog.peers))
-    # When one process fails, the launcher sends SIGTERM to the others, which must still report.
-    with listening():
-        try:
-            run(load_config(source, overrides), watchdog)
-        except (Exception, KeyboardInterrupt) as error:
-            return report(error, watchdog.peers)
-        finally:
-            watchdog.stop()
+    watchdogs.append(watchdog)
+    try:
+        run(load_config(source, overrides), watchdog)
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error, watchdog.peers)
+    finally:
+        watchdog.stop()
     return 0
 
 
 def print_config(source: Path, overrides: Sequence[str]) -> int:
     """Print the resolved configuration and return the exit code."""
     try:
+        from trainer.config.loading import load_config
+
         sys.stdout.write(load_config(source, overrides).to_yaml())
-    except (UserError, DataError, PluginError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        return report_error(error)
     return 0
 
 
 def main() -> None:
     """Run the command line and exit."""
+    protect_output()
     arguments = parse_arguments()
     if arguments.print_config:
         sys.exit(print_config(arguments.config, arguments.overrides))
+    code = train(arguments.config, arguments.overrides)
     from trainer.health.failures import leave
 
-    leave(train(arguments.config, arguments.overrides))
+    leave(code)
 
 
 if __name__ == "__main__":

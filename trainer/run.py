@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 
 from accelerate import Accelerator
 
@@ -12,9 +13,8 @@ from trainer.loop import train
 from trainer.monitoring.status import reported
 from trainer.recipes.learner import recipe_of
 from trainer.run_data import RunData
-from trainer.run_folder import RunFolder
 from trainer.search import search_groups
-from trainer.session import Session, start_session
+from trainer.session import Session, claim_folder, start_session
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,11 @@ def train_run(
         NonFiniteLossError: Training diverged.
         Preempted: As `train`.
     """
-    RunFolder(config.run.out).check(config)
-    with reported(config.run.out, main=accelerator.is_main_process):
+    with ExitStack() as stack:
+        folder = claim_folder(config, accelerator)  # for the search and the training
+        stack.callback(folder.release)
+        begun = folder.config.exists()  # a new folder gets its status with its configuration
+        stack.enter_context(reported(folder.out, main=accelerator.is_main_process, begun=begun))
         return _train_run(config, accelerator, data)
 
 

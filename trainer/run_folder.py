@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import BaseFileLock
 
 from dmtg.files import atomic_write
+from dmtg.secrets import without_secrets_in
+from dmtg.yaml_text import YamlError, read_yaml
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.config.renamed import migrated
@@ -56,22 +58,56 @@ class RunFolder:
         self.checkpoints = out / "checkpoints"
         self.logs = out / "logs"
         self._lock: BaseFileLock | None = None
+        self._made: list[Path] = []
 
     def load_config(self) -> Config:
         """Return the configuration of the run.
 
         Raises:
-            UserError: The folder holds no run.
+            UserError: The folder holds no run, or its configuration cannot be used.
         """
         if not self.config.is_file():
             raise UserError(f"{self.out} holds no run (config.yaml is missing)")
-        tree = yaml.safe_load(self.config.read_text())
+        try:
+            tree = read_yaml(self.config)
+        except YamlError as error:
+            raise UserError(f"{self.config}: {error}") from None
+        if not isinstance(tree, dict):
+            raise UserError(f"{self.config}: holds no mapping of sections")
         if "plugins" not in tree:  # written by version 1, which had other keys
             tree = migrated(tree)
         return parse_config(tree, str(self.config))
 
+    def claim(self, config: Config, wait_seconds: float | None = None) -> None:
+        """Lock the folder for this process, and then check that this run may write to it.
+
+        The folder is made if it does not exist; `release` deletes it again unless `create` was
+        called. A claim may be made again by the same process, and is released as often.
+
+        Args:
+            config: Of the run.
+            wait_seconds: How long to wait for another process that uses the folder; as `lock`.
+
+        Raises:
+            UserError: Another process uses the folder, or as `check`.
+            OSError: The folder cannot be made or written to.
+        """
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"run.out: {self.out} exists and is not the folder of a run")
+        path = self.out / "lock"
+        made = [each for each in (path, self.out, *self.out.parents) if not each.exists()]
+        self._lock = lock(path, wait_seconds)
+        self._made = made
+        try:
+            self.check(config)
+        except BaseException:
+            self.release()
+            raise
+
     def check(self, config: Config) -> None:
-        """Check that this run may write to the folder.
+        """Check that this run may write to the folder, which is decided by who holds its lock.
+
+        Credentials of URLs are not compared: a run continues with new ones.
 
         Raises:
             UserError: The folder holds another run, or this run while `run.resume` is `never`.
@@ -85,27 +121,28 @@ class RunFolder:
                 f"run.out: {self.out} already holds a run; set run.resume=auto to continue it, "
                 "or name another folder"
             )
-        changes = _differences(self.load_config().model_dump(), config.model_dump())
+        saved, new = (without_secrets_in(c.model_dump()) for c in (self.load_config(), config))
+        changes = _differences(saved, new)
         if changes:
             listed = "\n".join(f"  {change}" for change in changes)
             raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
 
     def create(self, config: Config) -> None:
-        """Create the folder, lock it, and save the resolved configuration.
-
-        Raises:
-            UserError: Another process uses the folder.
-        """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        self._lock = lock(self.out / "lock")
+        """Save the resolved configuration in the claimed folder, which makes it that of a run."""
         with atomic_write(self.config) as file:
             file.write(config.to_yaml())
+        self.checkpoints.mkdir(exist_ok=True)
 
     def release(self) -> None:
-        """Release the lock of the folder."""
-        if self._lock is not None:
-            self._lock.release(force=True)
-            self._lock = None
+        """Release the lock of the folder; delete what `claim` made if it holds no run."""
+        if self._lock is None:
+            return
+        made = [] if self.config.exists() else self._made
+        for path in made:  # while it is locked: a process that waits makes it anew
+            with suppress(OSError):  # not empty, or gone
+                path.rmdir() if path.is_dir() else path.unlink()
+        self._lock.release()
+        self._lock = None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

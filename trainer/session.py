@@ -22,12 +22,14 @@ from trainer.checkpoints.resume import resume_checkpoint
 from trainer.checkpoints.state import NamedState
 from trainer.checkpoints.writer import CheckpointWriter
 from trainer.config.config import Config
+from trainer.engines.agreement import first_message
 from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor
-from trainer.errors import Preempted
+from trainer.errors import Preempted, UserError, explain
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
+from trainer.health.stop_signals import stop_at_once
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
@@ -37,6 +39,7 @@ from trainer.recipes.given import given_groups
 from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
+from trainer.run_lock import WAIT_SECONDS
 
 OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
 
@@ -183,26 +186,26 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     Raises:
         UserError, DataError: Data, tasks, folder or checkpoint cannot be used.
     """
-    folder = RunFolder(config.run.out)
-    data = data or open_data(config)
-    folder.check(config)
-    check_trackers(config.log)
-    checkpoint = resume_checkpoint(config, folder, data, accelerator)
-    _check_loaders(config, accelerator, data)
-    search_steps, phase_steps = num_steps(config, data), finetune_steps(config, data)
-    step = checkpoint.progress.step if checkpoint else 0
-    groups = given_groups(config, [task.name for task in data.tasks])
-    learner = build_learner(config, accelerator, data.tasks, search_steps, groups, checkpoint)
-    branches = used_branches(learner.grouping.heads())
-    phases = list_phases(config.finetune, search_steps, phase_steps, branches)
-    phase = phase_before(phases, step)
-    engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
-    plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
-    damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
-    profile = ProfileWindow(config.run, accelerator.process_index, phases[-1].end)
-    # Errors above leave no folder behind.
+    stop_at_once()
+    # Errors before `_open_folder` leave no folder behind.
     with ExitStack() as stack:
+        folder = claim_folder(config, accelerator)
         stack.callback(folder.release)
+        data = data or open_data(config)
+        check_trackers(config.log)
+        checkpoint = resume_checkpoint(config, folder, data, accelerator)
+        _check_loaders(config, accelerator, data)
+        search_steps, phase_steps = num_steps(config, data), finetune_steps(config, data)
+        step = checkpoint.progress.step if checkpoint else 0
+        groups = given_groups(config, [task.name for task in data.tasks])
+        learner = build_learner(config, accelerator, data.tasks, search_steps, groups, checkpoint)
+        branches = used_branches(learner.grouping.heads())
+        phases = list_phases(config.finetune, search_steps, phase_steps, branches)
+        phase = phase_before(phases, step)
+        engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
+        plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
+        damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
+        profile = ProfileWindow(config.run, accelerator.process_index, phases[-1].end)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
         stack.callback(log.close)
         session = Session(
@@ -230,6 +233,36 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
     return session
 
 
+def claim_folder(config: Config, accelerator: Accelerator) -> RunFolder:
+    """Lock `run.out` on the main process, and check that this run may use it; every rank calls it.
+
+    What the folder holds is decided by the process that has the lock: of two starts at once the
+    second waits until the first has ended, and then continues its run or is refused. It is refused
+    at once if `run.resume` is `never`.
+
+    Raises:
+        UserError: On every rank: another process uses the folder, it holds another run, or it
+            cannot be written to.
+    """
+    folder, message = RunFolder(config.run.out), None
+    wait = 0.0 if config.run.resume == "never" else WAIT_SECONDS
+    if accelerator.num_processes > 1:  # the others wait meanwhile
+        wait = min(wait, 0.5 * config.run.timeout_seconds)
+    if accelerator.is_main_process:
+        try:
+            folder.claim(config, wait)
+        except (UserError, OSError) as error:
+            message = explain(error).message
+    try:
+        message = first_message(accelerator, message)
+    except BaseException:
+        folder.release()
+        raise
+    if message is not None:
+        raise UserError(message)
+    return folder
+
+
 def _build_guards(
     config: Config, accelerator: Accelerator, data: RunData, checkpoint: Checkpoint | None
 ) -> tuple[DamagedSampleCounter, LossGuard]:
@@ -250,7 +283,7 @@ def _open_folder(
     checkpoint: Checkpoint | None,
     num_steps: int,
 ) -> RunLog:
-    """Lock the folder, set aside checkpoints that the resume passed over, and open the log."""
+    """Save the configuration, set aside checkpoints that the resume passed over, open the log."""
     step = checkpoint.progress.step if checkpoint else 0
     # Every rank has looked at the folder before rank 0 writes into it.
     accelerator.wait_for_everyone()
@@ -265,7 +298,7 @@ def _open_folder(
         num_steps=num_steps,
         metrics_bytes=checkpoint.progress.metrics_bytes if checkpoint else 0,
         run_ids=checkpoint.progress.trackers if checkpoint else {},
-        settings=config.model_dump(mode="json"),
+        settings=config.without_secrets(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dmtg.secrets import without_secrets
 from trainer.checkpoints.checkpoint import Checkpoint, Progress
 from trainer.checkpoints.state import NamedState, read_state
 from trainer.session import OBSERVED, Session
@@ -30,7 +31,7 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         logits_updates=session.learner.updates,
         network=session.engine.module.config(),
         data=session.data.digest,
-        dataset=session.data.dataset,
+        dataset=without_secrets(session.data.dataset),
         metrics_bytes=session.log.metrics_bytes,
         loss_scale=scaler.state_dict() if scaler is not None else {},
         replaced=session.damaged_samples.total,

@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.errors import DataError
 from data_pipelines.shards.conversion import Argument
 from data_pipelines.shards.writer import shard_name
+from dmtg.secrets import without_secrets_in
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class ConversionJobs:
 
     Attributes:
         source: Name of the converter.
-        arguments: Everything that determines the bytes besides the source samples.
+        arguments: Everything that determines the bytes besides the source samples; credentials
+            are removed from URLs.
         splits: References to source samples in their final order; only the converter reads them.
         samples_per_shard: Number of references in a shard.
         skipped: Number of samples left out before the conversion, by reason.
@@ -50,6 +52,8 @@ class ConversionJobs:
             shard_name(split, 0)  # raises DataError before anything is written
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard: {self.samples_per_shard} must be at least 1")
+        # They are written into the manifest. A rerun may have other credentials.
+        object.__setattr__(self, "arguments", without_secrets_in(self.arguments))
         if not any(self.splits.values()):
             left_out = ", ".join(f"{count} {reason}" for reason, count in self.skipped.items())
             raise DataError(f"{self.source}: no samples found ({left_out or 'none left out'})")

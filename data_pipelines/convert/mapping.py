@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.field import MAX_CLASSES, Field
 from data_pipelines.shards.manifest import FileName
+from dmtg.yaml_text import YamlError, read_yaml
 
 
 class FieldMap(BaseModel):
@@ -41,11 +41,11 @@ class FieldMap(BaseModel):
             DataError: It cannot be read or is not a valid mapping.
         """
         try:
-            tree = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
+            tree = read_yaml(path)
+        except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        except yaml.YAMLError as error:
-            raise DataError(f"{path}: not YAML: {error}") from error
+        except YamlError as error:
+            raise DataError(f"{path}: {error}") from error
         try:
             field_map = cls.model_validate(tree)
         except ValidationError as error:

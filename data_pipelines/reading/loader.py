@@ -20,6 +20,7 @@ from data_pipelines.reading.order import (
 from data_pipelines.shards.manifest import Manifest, Split
 from data_pipelines.shards.sources import Location
 from data_pipelines.transforms import Geometry
+from dmtg.terminal import protect_output
 
 
 def epoch_order(
@@ -147,13 +148,15 @@ def _loader(
         collate_fn=Collate(dataset.labels),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=start_worker,
     )
 
 
-def ignore_sigterm(_worker: int) -> None:
-    """Ignore SIGTERM in a reading process: a cluster sends it to all processes of a job.
+def start_worker(_worker: int) -> None:
+    """Ignore SIGTERM in a reading process, and protect its log lines as the main process does.
 
-    The main process decides when to stop, and needs its data until then.
+    A cluster sends the signal to all processes of a job. The main process decides when to stop, and
+    needs its data until then.
     """
+    protect_output()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

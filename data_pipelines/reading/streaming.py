@@ -19,7 +19,7 @@ from data_pipelines.errors import DataError, SourceError
 from data_pipelines.reading.collate import Batch, Collate
 from data_pipelines.reading.dataset import OnError
 from data_pipelines.reading.fields import LabelRequest, resolve_labels
-from data_pipelines.reading.loader import ignore_sigterm
+from data_pipelines.reading.loader import start_worker
 from data_pipelines.reading.samples import Sample, SampleBuilder
 from data_pipelines.shards import remote
 from data_pipelines.shards.manifest import Manifest
@@ -201,7 +201,7 @@ def stream_batches(
         collate_fn=Collate(labels),
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
-        worker_init_fn=ignore_sigterm,
+        worker_init_fn=start_worker,
     )
     return islice(loader, (num_steps - start_step) * gradient_accumulation_steps)
 

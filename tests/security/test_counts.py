@@ -34,7 +34,7 @@ def little_memory():
 
 def test_a_mapping_with_a_count_of_classes():
     entry = {"member": "cls", "key": "cls", "kind": "multiclass", "classes": HUGE}
-    message = f"fields.a: classes: found 1000000000; allowed are up to {MAX_CLASSES}"
+    message = f"fields.a.classes: 1000000000, allowed are at most {MAX_CLASSES}"
     with pytest.raises(DataError, match=message):
         described_field("fields.a", entry)
     assert len(described_field("fields.a", entry | {"classes": 1000}).classes) == 1000

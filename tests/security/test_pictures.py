@@ -12,6 +12,7 @@ import pytest
 from PIL import EpsImagePlugin, Image, ImageOps
 
 from data_pipelines.convert.columns import ColumnReader
+from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.foreign import convert_image, label_picture
 from data_pipelines.convert.tally import MissingLabel, Tally
 from data_pipelines.decode.codecs import decode, decode_sample, encode_jpeg, encode_png
@@ -266,7 +267,8 @@ def test_a_label_beside_a_turned_photo_fits_it():
         "depth": Field(member="depth.planes", kind="dense_regression"),
     }
     columns = {"rgb": "rgb", "depth": "depth"}
-    reader = ColumnReader("rgb", columns, ("rgb", "depth"), fields, None, Storage())
+    files, storage = DatasetFiles("rooms"), Storage()
+    reader = ColumnReader("rgb", columns, ("rgb", "depth"), fields, None, storage, files)
     tally = Tally(fields)
     row = {"rgb": tagged(PHOTO, 6), "depth": saved(label)}
     members = reader.sample("a", row, tally).members

@@ -6,9 +6,7 @@ import sys
 
 import typer
 
-from data_pipelines.errors import DataError
-from dmtg.plugins import PluginError
-from model.errors import BundleError
+from dmtg.terminal import protect_output
 from trainer.commands.bench import bench
 from trainer.commands.compare import compare
 from trainer.commands.doctor import doctor
@@ -21,7 +19,7 @@ from trainer.commands.report import report
 from trainer.commands.shards import shards
 from trainer.commands.slurm import slurm
 from trainer.commands.status import status
-from trainer.errors import UserError
+from trainer.errors import report_error
 
 app = typer.Typer(
     help="Multi-task training that learns the grouping: data, export, evaluation, prediction.",
@@ -45,8 +43,8 @@ app.command("launch-files")(launch_files)
 
 def main() -> None:
     """Run `dmtg`; an error that the user can correct is one message and exit code 2."""
+    protect_output()
     try:
         app()
-    except (UserError, DataError, BundleError, PluginError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(report_error(error))

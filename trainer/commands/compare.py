@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainer.commands.output import AsJson, finish, print_json, table_console
+from dmtg.secrets import without_secrets
+from dmtg.terminal import shown
+from trainer.commands.output import AsJson, echo, finish, print_json, table_console
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ def compare(
     if only is not None and not failed:
         finish(as_json, {key: records[0][key] for key in ("recipe", "seed", "status", "seconds")})
     elif len(records) == len(cells):
-        shared = shlex.join([str(config), *(overrides or [])])
+        shared = without_secrets(shlex.join([str(config), *(overrides or [])]))
         _report(records, out, f"Runs of `{shared}`, seeds {numbers[0]} to {numbers[-1]}.", as_json)
     if failed:
         raise typer.Exit(1)
@@ -87,7 +89,7 @@ def _list(cells: Sequence[Cell], as_json: bool) -> None:
         print_json({"cells": rows})
         return
     for row in rows:
-        typer.echo("  ".join(str(value) for value in row.values()))
+        echo("  ".join(str(value) for value in row.values()))
 
 
 def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list[dict[str, Any]]:
@@ -106,7 +108,7 @@ def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list
             bar.set_description(f"{cell.recipe}, seed {cell.seed}")
             records.append(run_cell(cell, launch))
             if records[-1]["status"] == "failed":
-                bar.write(f"error: {records[-1]['message']}", file=sys.stderr)
+                bar.write(shown(f"error: {records[-1]['message']}"), file=sys.stderr)
                 if not keep_going:
                     break
             elif records[-1]["status"] == "stopped":
@@ -123,4 +125,4 @@ def _report(records: list[dict[str, Any]], out: Path, about: str, as_json: bool)
     if as_json:
         print_json({"files": files, "recipes": [asdict(result) for result in results]})
     else:
-        typer.echo("\n".join(files))
+        echo("\n".join(files))

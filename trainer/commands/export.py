@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from data_pipelines.errors import DataError
 from trainer.commands.options import Plugins
 from trainer.commands.output import AsJson, finish
+from trainer.errors import UserError
 
 
 def export(
@@ -26,4 +28,13 @@ def export(
     from trainer.export import export_run
 
     load_plugins(plugin or ())
-    finish(as_json, asdict(export_run(run, out, shards_dir)))
+    try:
+        report = export_run(run, out, shards_dir)
+    except DataError as error:
+        if shards_dir is not None or "://" not in str(error):
+            raise
+        raise UserError(
+            f"{error}; a run does not store the credentials of its URLs: if the data need any, "
+            "name them with --shards"
+        ) from None
+    finish(as_json, asdict(report))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
-from trainer.commands.output import AsJson, print_json
+from trainer.commands.output import AsJson, echo, print_json
 
 
 def launch_files(as_json: AsJson = False) -> None:
@@ -23,5 +21,5 @@ def launch_files(as_json: AsJson = False) -> None:
         return
     width = max(map(len, files))
     for name, path in files.items():
-        typer.echo(f"{name:{width}}  {path}  {describe(path)}")
-    typer.echo(f"{'script':{width}}  {TRAIN_SCRIPT}")
+        echo(f"{name:{width}}  {path}  {describe(path)}")
+    echo(f"{'script':{width}}  {TRAIN_SCRIPT}")

@@ -77,7 +77,7 @@ def _print(forecast: Forecast, machine: Machine) -> None:
     console = table_console(120, highlight=False)
 
     def write(line: str) -> None:
-        console.print(line, soft_wrap=True)
+        console.print(line, soft_wrap=True, markup=False)
 
     write(
         f"{machine.gpus} processes with {forecast.micro_batch} samples each in a pass, "

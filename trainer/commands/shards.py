@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trainer.commands.options import Overwrite, Plugins
-from trainer.commands.output import AsJson, finish
+from trainer.commands.output import AsJson, finish, table_console
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -282,12 +282,12 @@ def _summarise(as_json: bool, out: Path, manifest: Manifest) -> None:
     if as_json:
         finish(True, values | {"labelled": labelled, "missing": missing})
         return
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("field", *splits, "left out")
+    table = Table("field", *(escape(name) for name in splits), "left out")
     for name, counts in labelled.items():
         reasons = ", ".join(f"{count} {why}" for why, count in missing.get(name, {}).items())
-        table.add_row(name, *(str(count) for count in counts.values()), reasons)
-    Console().print(table)
+        table.add_row(escape(name), *(str(count) for count in counts.values()), escape(reasons))
+    table_console(100).print(table)
     finish(False, values)

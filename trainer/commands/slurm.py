@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dmtg.files import atomic_write
+from dmtg.secrets import without_secrets
 from trainer.commands.compare import DEFAULT_RECIPES
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
@@ -63,6 +64,7 @@ def slurm(
     from trainer.slurm.scripts import Resources, submit
 
     options = overrides or []
+    _check_no_secrets(config, options)
     resources = Resources(
         nodes, gpus_per_node, cpus_per_task, time, grace, account, partition, tuple(sbatch or ())
     )
@@ -85,6 +87,21 @@ def slurm(
         file.write(text)
     result = {"script": str(out), **result}
     finish(as_json, result | ({"job": submit(out)} if send else {}))
+
+
+def _check_no_secrets(source: Path, overrides: Sequence[str]) -> None:
+    """Refuse credentials in what would be written into the script, which others may read.
+
+    Raises:
+        UserError: The URL of an override has a user, a password or a query.
+    """
+    for text in (str(source), *overrides):
+        if without_secrets(text) != text:
+            raise UserError(
+                f"override {without_secrets(text)!r}: its URL has a user, a password or a query, "
+                "which the script would hold; give it in the YAML file, or give the credentials "
+                "by the environment or a profile"
+            )
 
 
 def _train_job(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.commands.output import AsJson, print_json
+from trainer.commands.output import AsJson, echo, print_json
 
 
 def status(
@@ -22,7 +22,7 @@ def status(
         print_json(values)
     else:
         for line in describe(values):
-            typer.echo(line)
+            echo(line)
     if values["state"] == "failed" or values["stale"] is not None:
         raise typer.Exit(1)
 

@@ -19,12 +19,13 @@ from types import FrameType
 from typing import Any
 
 from dmtg.plugins import RECIPES
+from dmtg.secrets import without_secrets
 from trainer.compare.result import read_result
 from trainer.config.grouping import recipe_sections
 from trainer.config.loading import load_config, load_plugins_of
 from trainer.config.renamed import RENAMED
 from trainer.config.unions import has_value
-from trainer.errors import UserError
+from trainer.errors import STOPPED, UserError
 from trainer.json_file import write_json
 from trainer.launch_files import TRAIN_SCRIPT
 from trainer.run_folder import RunFolder
@@ -158,9 +159,9 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
     cell.folder.mkdir(parents=True, exist_ok=True)
     earlier_seconds = record["seconds"]
     command = _command(cell, launch)
-    record = {"recipe": cell.recipe, "seed": cell.seed, "command": shlex.join(command)}
+    record = {"recipe": cell.recipe, "seed": cell.seed, "command": _shown(command)}
     start, earlier_status = time.monotonic(), _run_status(cell)
-    with open(cell.log, "ab") as log, _running(command, log) as process:
+    with open(cell.log, "ab") as log, _running(command, log) as (process, asked):
         code = None
         while code is None:
             seconds = earlier_seconds + time.monotonic() - start
@@ -171,7 +172,9 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
                 continue
     record["seconds"] = earlier_seconds + time.monotonic() - start
     status = _run_status(cell)
-    if status != earlier_status and status.get("state") == "preempted":
+    ended_as = status.get("state") if status != earlier_status else None
+    at_start = bool(asked) and (ended_as == "stopped" or code == STOPPED + signal.SIGUSR1)
+    if ended_as == "preempted" or at_start:
         record["status"] = "stopped"
     elif code == 0:
         record |= {"status": "done", **read_result(cell.folder)}
@@ -199,23 +202,31 @@ def _command(cell: Cell, launch: Path | None) -> list[str]:
 
 
 @contextmanager
-def _running(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
+def _running(
+    command: list[str],
+    log: Any,  # noqa: ANN401 - any binary file
+) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
     """Start a process, and terminate it at the end of the context or when SIGTERM arrives.
 
     Forward SIGUSR1, which asks a run to save and end, to the process.
+
+    Yields:
+        The process, and a list of the signals that were forwarded.
     """
+    asked: list[int] = []
 
     def exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(128 + signal.SIGTERM)
 
     def forward(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
         process.send_signal(number)
 
     earlier_term = signal.signal(signal.SIGTERM, exit_on_sigterm)
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     earlier_usr1 = signal.signal(signal.SIGUSR1, forward)
     try:
-        yield process
+        yield process, asked
     finally:
         signal.signal(signal.SIGTERM, earlier_term)
         signal.signal(signal.SIGUSR1, earlier_usr1)
@@ -224,10 +235,14 @@ def _running(command: list[str], log: Any) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
+def _shown(command: list[str]) -> str:
+    return without_secrets(shlex.join(command))
+
+
 def _failure(cell: Cell, code: int, command: list[str]) -> str:
     last_lines = cell.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
     lines = "\n".join(f"    {line}" for line in last_lines)
     return (
         f"cell {cell.index} ({cell.recipe}, seed {cell.seed}) ended with exit code {code}\n"
-        f"  command: {shlex.join(command)}\n  last lines of {cell.log}:\n{lines}"
+        f"  command: {_shown(command)}\n  last lines of {cell.log}:\n{lines}"
     )

@@ -112,7 +112,7 @@ def _count(spread: Spread | None) -> str:
 def print_tables(tables: Sequence[Rows], console: Console) -> None:
     """Print the tables to the console."""
     for header, *rows in tables:
-        table = Table(*header)
+        table = Table(*(escape(cell) for cell in header))
         for row in rows:
             table.add_row(*(escape(cell) for cell in row))
         console.print(table)

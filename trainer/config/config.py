@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import yaml
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from data_pipelines.shards import remote
+from dmtg.secrets import without_secrets_in
+from dmtg.yaml_text import dump_yaml
 from trainer.config.data import DataSection
 from trainer.config.evaluation import EvalSection
 from trainer.config.finetune import FinetuneSection
@@ -72,6 +75,11 @@ class Config(Section):
             )
         return self
 
+    def without_secrets(self) -> dict[str, Any]:
+        """Return the values as JSON without credentials, as they are written and shown."""
+        values: dict[str, Any] = without_secrets_in(self.model_dump(mode="json"))
+        return values
+
     def to_yaml(self) -> str:
-        """Return the resolved configuration as YAML."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        """Return the resolved configuration as YAML, without credentials."""
+        return dump_yaml(self.without_secrets())

@@ -9,7 +9,18 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data_pipelines.shards.remote import check_url
 from dmtg.plugins import DATA_SOURCES
-from trainer.config.section import Fraction, PositiveFloat, PositiveInt, Section
+from trainer.config.section import (
+    MAX_SECONDS,
+    Fraction,
+    Options,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+MAX_WORKERS = 1024  # reading processes of one rank
+MAX_SIDE = 16_384  # pixels
+Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
 def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -31,19 +42,19 @@ class DataSection(Section):
     """
 
     source: Annotated[str, AfterValidator(DATA_SOURCES.check)] = "shards"
-    source_options: dict[str, Any] = Field(default_factory=dict)
+    source_options: Options = Field(default_factory=dict)
     shards: Annotated[Path | str, BeforeValidator(_location)] | None = None
     tar_urls: Annotated[str, AfterValidator(check_url)] | None = None
     cache_dir: Path | None = None
     cache_gb: PositiveFloat = 100.0
-    retry_seconds: Annotated[float, Field(ge=0.0)] = 120.0
+    retry_seconds: Annotated[float, Field(ge=0.0, le=MAX_SECONDS)] = 120.0
     on_error: Literal["stop", "replace"] = "stop"
     max_bad_fraction: Fraction = 0.01
     train_split: str = "train"
     eval_split: str = "val"
-    image_size: tuple[PositiveInt, PositiveInt]
+    image_size: tuple[Side, Side]
     global_batch: PositiveInt
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)] = 2
     num_streams: PositiveInt | None = None
     flip: bool = False
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.config.section import PositiveFloat, Section
+from trainer.config.section import MAX_COUNT, NonNegativeInt, PositiveFloat, Section
 
 
 class FinetuneSection(Section):
@@ -17,8 +17,8 @@ class FinetuneSection(Section):
     `optim.heads_lr` to it is kept.
     """
 
-    steps: Annotated[int, Field(ge=0)] = 0
-    epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    steps: NonNegativeInt = 0
+    epochs: Annotated[float, Field(ge=0.0, le=MAX_COUNT)] = 0.0
     order: Literal["one_by_one", "together"] = "one_by_one"
     lr: PositiveFloat | None = None
     freeze_trunk: bool = True

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from dmtg.names import shortened
 from dmtg.plugins import PluginError, load_plugins
+from dmtg.yaml_text import YamlError, parse_yaml, read_yaml
 from trainer.config.config import Config
 from trainer.config.messages import error_lines
 from trainer.config.unions import CHOICES
 from trainer.errors import UserError
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader for which `3e-4` is a number and `3:10` is none, as in YAML 1.2."""
-
-
-_INT = "tag:yaml.org,2002:int"
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _INT]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    _INT,
-    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -115,9 +94,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not (sections or key == "plugins"):
         raise UserError(f"override {override!r}: expected section.key=value")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"override {override!r}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text)
+    except YamlError as error:
+        raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from None
     place, union = tree, ""
     for name in sections:
         union = f"{union}.{name}" if union else name
@@ -137,13 +116,14 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in {reader.resolve() for reader in readers}:
         raise UserError(f"--config {chain}: base leads back to a file that is being read")
     try:
-        tree = yaml.load(path.read_text(), Loader=_Loader)
+        tree = read_yaml(path)
     except OSError as error:
         raise UserError(f"--config {chain}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {chain} is not YAML: {error}") from None
+    except YamlError as error:
+        raise UserError(f"--config {chain}: {error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"--config {chain} holds {tree!r}; expected a mapping of sections")
+        found = shortened(repr(tree))
+        raise UserError(f"--config {chain} holds {found}; expected a mapping of sections")
     base = tree.pop("base", None)
     if base is None:
         return tree

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
-from trainer.config.section import PositiveFloat, PositiveInt, Section
+from trainer.config.section import Options, PositiveFloat, PositiveInt, Section
 
 
 class LogSection(Section):
@@ -20,7 +18,7 @@ class LogSection(Section):
 
     every: PositiveInt = 10
     trackers: tuple[str, ...] = ("tensorboard",)
-    tracker_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    tracker_options: dict[str, Options] = Field(default_factory=dict)
     progress: bool = True
     peak_tflops: PositiveFloat | None = None
 

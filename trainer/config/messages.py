@@ -8,10 +8,13 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from dmtg.names import shortened
 from trainer.config.config import Config
 from trainer.config.renamed import RENAMED_RECIPES, renamed_below
 from trainer.config.section import Section
 from trainer.config.unions import alternatives, section_type
+
+_LONGEST = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def _line(error: ErrorDetails, place: _Place) -> str:
         return f"{path}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_choice(error, place)
-    return f"{path}: found {error['input']!r}; {error['msg']}"
+    return f"{path}: found {shortened(repr(error['input']), _LONGEST)}; {error['msg']}"
 
 
 def _unknown_choice(error: ErrorDetails, place: _Place) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from dmtg.plugins import DENSE_DECODERS
-from trainer.config.section import PositiveInt, Section
+from trainer.config.section import NonNegativeInt, Options, PositiveInt, Section
+
+MAX_BRANCHES = 10_000
 
 
 class EncoderSection(Section):
     """The encoder that is divided into trunk and branches."""
 
     name: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Options = Field(default_factory=dict)
     pretrained: Path | None = None
 
 
@@ -33,13 +35,13 @@ class ModelSection(Section):
     """
 
     encoder: EncoderSection
-    branches: PositiveInt
-    trunk_depth: Annotated[int, Field(ge=0)] = 0
+    branches: Annotated[int, Field(gt=0, le=MAX_BRANCHES)]
+    trunk_depth: NonNegativeInt = 0
     branch_init: Literal["independent", "copies"] = "independent"
     init_from: tuple[Path, ...] = ()
     gradient_scale: Literal["none", "paper", "published_code"] = "none"
     decoder: Annotated[str, AfterValidator(DENSE_DECODERS.check)] = "resize"
-    decoder_options: dict[str, Any] = Field(default_factory=dict)
+    decoder_options: Options = Field(default_factory=dict)
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
     compile: bool = False

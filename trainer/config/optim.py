@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.config.section import Fraction, PositiveFloat, PositiveInt, Section
+from trainer.config.section import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 
 class ScheduleSection(Section):
@@ -44,7 +44,7 @@ class PlateauSchedule(ScheduleSection):
 
     name: Literal["plateau"] = "plateau"
     gamma: PositiveFloat = 0.5
-    patience: Annotated[int, Field(ge=0)] = 3
+    patience: NonNegativeInt = 3
     threshold: Fraction = 0.1
     min_lr: Annotated[float, Field(ge=0.0)] = 3e-5
 
@@ -67,9 +67,9 @@ class OptimSection(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     schedule: Schedule = Field(default=CosineSchedule(), discriminator="name")
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: NonNegativeInt = 0
     max_grad_norm: PositiveFloat | None = None
-    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    skip_nonfinite: NonNegativeInt = 0
     gradient_accumulation_steps: PositiveInt = 1
 
     @field_validator("schedule", mode="before")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainer.config.section import PositiveFloat, PositiveInt, Section
+from trainer.config.section import MAX_COUNT, MAX_SECONDS, PositiveInt, Seconds, Section
 
 
 def _window(text: str) -> tuple[int, int]:
@@ -38,13 +38,13 @@ class RunSection(Section):
 
     out: Path
     steps: PositiveInt | None = None
-    epochs: PositiveFloat | None = None
-    max_minutes: PositiveFloat | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
+    epochs: Annotated[float, Field(gt=0.0, le=MAX_COUNT)] | None = None
+    max_minutes: Annotated[float, Field(gt=0.0, le=MAX_SECONDS / 60)] | None = None
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     resume: Literal["never", "auto"] = "never"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    timeout_seconds: PositiveFloat = 600.0
-    stall_seconds: PositiveFloat = 1800.0
+    timeout_seconds: Seconds = 600.0
+    stall_seconds: Seconds = 1800.0
     checkpoint_every: PositiveInt = 1000
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None

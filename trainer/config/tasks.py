@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field, model_validator
 
-from trainer.config.section import Section
+from trainer.config.section import Options, Section
 
 
 class TasksSection(Section):
@@ -14,7 +12,7 @@ class TasksSection(Section):
 
     preset: str | None = None
     names: tuple[str, ...] | None = None
-    define: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    define: dict[str, Options] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_list(self) -> TasksSection:

@@ -6,23 +6,27 @@ import faulthandler
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import time
+from contextlib import suppress
 
-import torch
 import torch.distributed as dist
 
-from data_pipelines.errors import DataError
-from dmtg.plugins import PluginError
-from trainer.errors import NonFiniteLossError, SaveError, UserError
+from dmtg.terminal import shown
+from trainer.errors import FAILED, REQUEST, explain, first_line, is_configuration_error
 from trainer.health.peers import Peers, place
-from trainer.health.watchdog import current_activity, first_line
+from trainer.health.stop_signals import defer_signals, stop_at_once
+from trainer.health.watchdog import current_activity
 from trainer.monitoring.status import note_failure
 
 logger = logging.getLogger(__name__)
 
 _WAIT_FOR_CAUSE = 3.0  # seconds in which a process that failed registers its failure
+# In which the first process of a node reports the error that all have; when one of them ends, the
+# launcher stops it.
+_WAIT_FOR_REPORT = 10.0
 _LAST_SECONDS = 20.0  # that a process may take to close its files
-_INTERRUPTED = 130
 # Parts of the messages of gloo, NCCL and the store when a process has ended or is out of reach.
 _CONTACT = (
     "connection closed by peer",
@@ -45,29 +49,40 @@ def report(error: BaseException, peers: Peers | None) -> int:
     has registered its failure, since its error is a consequence. If none has, because the process
     was killed, stopped or cut off, the first that lost contact reports which processes are missing.
     """
-    message, code, expected = _explain(error)
-    lost = peers is not None and _lost_contact(error)
-    if peers is not None and lost:
-        cause = _cause_elsewhere(peers)
-        if cause is None:
-            return 1
-        at = current_activity()
-        message = f"lost contact with other ranks at {at}: {cause} ({first_line(error)})"
-    # Before there is a group no process knows which failed first, and one GPU may have an error
-    # that the others do not have.
-    reports = _is_first_failure(peers) or (peers is None and not expected)
-    if reports and not expected and not lost:
-        logger.error("unexpected error", exc_info=error)
+    defer_signals()  # the launcher stops a process when another one fails
+    if peers is not None and _lost_contact(error):
+        return _report_lost_contact(error, peers)
+    explanation = explain(error, current_activity())
+    # Before there is a group no process knows which failed first, and one GPU or node may have an
+    # error that the others do not have.
+    everywhere = is_configuration_error(error)
+    reports = _is_first_failure(peers) or (peers is None and not everywhere)
+    if reports and not explanation.expected:
+        logger.error("%s: unexpected error", REQUEST, exc_info=error)
     if reports:
-        _print_error(message)
-    return code
+        _print_error(explanation.message)
+    elif peers is None:
+        stop_at_once()
+        time.sleep(_WAIT_FOR_REPORT)
+    return explanation.code
+
+
+def _report_lost_contact(error: BaseException, peers: Peers) -> int:
+    cause = _cause_elsewhere(peers)
+    if cause is not None and _is_first_failure(peers):
+        at = current_activity()
+        _print_error(
+            f"lost contact with other ranks at {at}: {shown(f'{cause} ({first_line(error)})')}"
+        )
+    return FAILED
 
 
 def fail(message: str, peers: Peers | None) -> None:
     """End this process from any of its threads."""
+    defer_signals()
     if _is_first_failure(peers):
         _print_error(message)
-    _end(1)
+    _end(FAILED)
 
 
 def leave(code: int) -> None:
@@ -80,25 +95,10 @@ def leave(code: int) -> None:
     """
     if code and dist.is_available() and dist.is_initialized():
         _end(code)
+    if multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises for killed workers
     _kill_workers()
     sys.exit(code)
-
-
-def _explain(error: BaseException) -> tuple[str, int, bool]:
-    """Return message, exit code, and whether the error is expected, so needs no traceback."""
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", _INTERRUPTED, True
-    if isinstance(error, UserError | DataError | PluginError):
-        return str(error), 2, True
-    if isinstance(error, NonFiniteLossError):
-        return f"{error}; the checkpoints in run.out are from before", 1, True
-    if isinstance(error, SaveError):
-        return str(error), 1, True
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}", 1, True
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory at {current_activity()}: {first_line(error)}", 1, True
-    return f"{type(error).__name__} at {current_activity()}: {error}", 1, False
 
 
 def _lost_contact(error: BaseException) -> bool:
@@ -127,21 +127,33 @@ def _is_first_failure(peers: Peers | None) -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
+def say_once(message: str, peers: Peers | None) -> None:
+    """Print why this process ends, unless another one has said why the run ends."""
+    if _is_first_failure(peers):
+        _write_error(message)
+
+
 def _print_error(message: str) -> None:
+    note_failure(_write_error(message))
+
+
+def _write_error(message: str) -> str:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         message = f"{place()}: {message}"
-    sys.stderr.write(f"error: {message}\n")
-    sys.stderr.flush()
-    note_failure(message)
+    with suppress(OSError):  # it is closed, or on a full disk
+        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.flush()
+    return message
 
 
 def _end(code: int) -> None:
     faulthandler.dump_traceback_later(_LAST_SECONDS, exit=True)
     _kill_workers()
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
     os._exit(code)
 
 

@@ -2,39 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+from trainer.health.stop_signals import SIGNALS, received
+
 _TIME_LIMIT = "run.max_minutes"
-_CAUSES = (*(number.name for number in _SIGNALS), _TIME_LIMIT)  # a vote is an index plus one
+_CAUSES = (*(number.name for number in SIGNALS), _TIME_LIMIT)  # a vote is an index plus one
 
-# Signals are sent to the process, so those received are kept for the process.
-_received: set[str] = set()
 _loaded = time.monotonic()
-
-
-@contextmanager
-def listening() -> Iterator[None]:
-    """Record SIGUSR1 and SIGTERM, which would end the process; SIGINT is handled as before."""
-    _received.clear()
-    earlier = {number: signal.signal(number, _record_signal) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-
-def _record_signal(number: int, _frame: FrameType | None) -> None:
-    _received.add(signal.Signals(number).name)
 
 
 class StopVote:
@@ -75,7 +54,7 @@ class StopVote:
 
     def _local_vote(self) -> int:
         for index, cause in enumerate(_CAUSES):
-            if cause in _received:
+            if cause in received:
                 return index + 1
         overdue = self._deadline is not None and time.monotonic() >= self._deadline
         return len(_CAUSES) if overdue else 0

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from trainer.errors import first_line
 from trainer.health.peers import HEARTBEAT_SECONDS, Peers
 
 logger = logging.getLogger(__name__)
 
-_LONG = 160  # characters of an error in a message
 _GRACE = 30.0  # seconds more, in which a process may end by itself, or Python may come to run
 
 # The activity belongs to the whole process, so any module may report it.
@@ -123,9 +123,3 @@ def _missing(peers: Peers) -> str:
         return peers.find_missing()
     except RuntimeError as error:
         return f"the rendezvous host does not answer either, {first_line(error)}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message; advice and a stack of C++ frames may follow."""
-    line = (str(error).splitlines() or [""])[0]
-    return line if len(line) <= _LONG else f"{line[:_LONG]}..."

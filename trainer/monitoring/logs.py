@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
+from dmtg.terminal import ShownFormatter, protect_output
 from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.json_file import to_json
@@ -39,17 +40,15 @@ class _Early(logging.Handler):
 def setup_logging(rank: int, world_size: int) -> None:
     """Log to standard error; with several processes every line names its rank.
 
-    Rank 0 shows information, the others only warnings; `open_rank_log` writes all records.
+    Rank 0 shows information, the others only warnings; `open_rank_log` writes all records. No line
+    of any handler holds credentials or characters that control a terminal.
     """
+    protect_output()
     who = f" [rank {rank}]" if world_size > 1 else ""
     shown = logging.StreamHandler()
     shown.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    logging.basicConfig(
-        level=logging.INFO,
-        format=f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s",
-        handlers=[shown, _Early()],
-        force=True,
-    )
+    shown.setFormatter(ShownFormatter(f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[shown, _Early()], force=True)
     # Both log every collective and kernel build at INFO.
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -60,9 +59,7 @@ def open_rank_log(folder: RunFolder, rank: int) -> logging.Handler:
     folder.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(folder.logs / f"rank-{rank}.log", encoding="utf-8")
     host = socket.gethostname().replace("%", "%%")
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s {host} %(levelname)s %(name)s: %(message)s")
-    )
+    handler.setFormatter(ShownFormatter(f"%(asctime)s {host} %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for early in [other for other in root.handlers if isinstance(other, _Early)]:
         while early.records:

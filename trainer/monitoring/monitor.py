@@ -97,6 +97,12 @@ class Monitor:
             self._timing.append(step, "start", {"hosts": self._hosts})
             self._status.write("starting", step=step, num_steps=num_steps, **self.progress(step))
 
+    def note_step(self, step: int, num_steps: int) -> None:
+        """Write the step that is saved, with which this start of the run ends."""
+        if self._timing is not None:
+            reached = {"step": step, "num_steps": num_steps, "progress": step / num_steps}
+            self._status.write("running", **reached, **self.progress(step))
+
     def progress(self, step: int) -> dict[str, int | float]:
         """Return the samples and epochs of `step` steps, the same at every start of the run."""
         progress: dict[str, int | float] = {"samples": step * self._global_batch}

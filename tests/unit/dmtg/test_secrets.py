@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmtg.secrets import without_secrets
+from dmtg.secrets import without_secrets, without_secrets_in
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,8 @@ from dmtg.secrets import without_secrets
         ("read (see https://me@host/a?b=1).", "read (see https://host/a)."),
         ("https://host/a-{000..099}.tar?sig=a{b}", "https://host/a-{000..099}.tar"),
         ("mail me@host, is it so?", "mail me@host, is it so?"),
+        ("https:/me:key@host/a?b=1", "https:/host/a"),  # of a URL that was taken for a path
+        ("node01:/export@noon/a?b", "node01:/export@noon/a?b"),
     ],
 )  # fmt: skip
 def test_only_credentials_are_removed(text: str, shown: str) -> None:
@@ -36,3 +38,21 @@ def test_no_secret_is_left_in_any_text(secret: str, before: str, after: str) -> 
     shown = without_secrets(f"{before} {url} {after}")
     assert secret not in shown.replace(before, "").replace(after, "")
     assert "https://example.org/shards/a.tar" in shown
+
+
+def test_only_the_texts_of_a_tree_are_changed() -> None:
+    tree = {
+        "shards": "https://me:key@host/a?sig=1",
+        "steps": 3,
+        "names": ["a", "s3://me@bucket"],
+        "pair": ("https://h?x=1", None),
+        "options": {"https://me@host": 0.5},
+    }
+    assert without_secrets_in(tree) == {
+        "shards": "https://host/a",
+        "steps": 3,
+        "names": ["a", "s3://bucket"],
+        "pair": ("https://h", None),
+        "options": {"https://host": 0.5},
+    }
+    assert tree["shards"] == "https://me:key@host/a?sig=1"

@@ -28,8 +28,10 @@ def config(out, resume="auto", **changes):
 @pytest.fixture
 def folder(tmp_path):
     folder = RunFolder(tmp_path / "run")
+    folder.claim(config(folder.out))
     folder.create(config(folder.out))
-    return folder
+    yield folder
+    folder.release()
 
 
 def test_create_saves_the_resolved_config_and_nothing_partial(folder):
@@ -119,3 +121,49 @@ def test_a_folder_that_is_not_a_run(tmp_path):
         RunFolder(tmp_path / "other").check(config(tmp_path / "other"))
     with pytest.raises(UserError, match=r"holds no run \(config.yaml is missing\)"):
         RunFolder(tmp_path / "other").load_config()
+
+
+def test_a_claim_of_which_nothing_came_leaves_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "b" / "run")
+    folder.claim(config(folder.out))
+    assert [path.name for path in folder.out.iterdir()] == ["lock"]
+    folder.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_deletes_nothing_that_it_did_not_make(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("")
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(config(folder.out))
+    folder.release()
+    assert [path.name for path in folder.out.iterdir()] == ["mine"]
+
+
+def test_a_claim_within_a_claim(folder):
+    inner = RunFolder(folder.out)
+    inner.claim(config(folder.out))
+    inner.release()
+    assert folder._lock.is_locked and folder.config.exists()
+    folder.release()
+    assert (folder.out / "lock").exists(), "of a run"
+
+
+def test_a_claim_that_is_refused_is_released(folder):
+    other = RunFolder(folder.out)
+    with pytest.raises(UserError, match="holds another run"):
+        other.claim(config(folder.out, run__seed=4))
+    assert other._lock is None and folder._lock.is_locked
+
+
+def test_credentials_are_neither_saved_nor_compared(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    first = config(folder.out, data__tar_urls="https://me:key1@host/{0..9}.tar?sig=1")
+    folder.claim(first)
+    folder.create(first)
+    folder.release()
+    assert "key1" not in folder.config.read_text() and "sig" not in folder.config.read_text()
+    assert folder.load_config().data.tar_urls == "https://host/{0..9}.tar"
+    folder.check(config(folder.out, data__tar_urls="https://me:key2@host/{0..9}.tar?sig=2"))
+    with pytest.raises(UserError, match=r"data\.tar_urls was 'https://host/\{0\.\.9\}\.tar', is"):
+        folder.check(config(folder.out, data__tar_urls="https://me:key2@other/{0..9}.tar"))

@@ -38,7 +38,7 @@ def holder(tmp_path):
 
 
 def test_a_second_process_gives_up(holder, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 0.2)
     expected = rf'run.out: .*"pid": {holder.pid}.* uses {re.escape(str(tmp_path))}; end it'
     with pytest.raises(UserError, match=expected):
         lock(tmp_path / "lock")
@@ -102,7 +102,7 @@ time.sleep(60)
 
 def test_a_worker_that_outlives_the_holder_does_not_keep_the_lock(tmp_path, monkeypatch):
     """A lock of `flock` is shared with forked processes, such as the loader's workers."""
-    monkeypatch.setattr(run_lock, "_WAIT_SECONDS", 5.0)
+    monkeypatch.setattr(run_lock, "WAIT_SECONDS", 5.0)
     process = subprocess.Popen(
         [sys.executable, "-c", FORKED, str(tmp_path / "lock")], cwd=ROOT, stdout=subprocess.PIPE
     )

@@ -41,6 +41,7 @@ class Peers:
 def rank_1_of_2(monkeypatch):
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(failures, "_WAIT_FOR_REPORT", 0.0)
     report_progress("step 5, training")
 
 
@@ -50,10 +51,10 @@ def rank_1_of_2(monkeypatch):
         (UserError("run.out: not a folder"), 2, "run.out: not a folder"),
         (DataError("shard: damaged"), 2, "shard: damaged"),
         (NonFiniteLossError("NaN"), 1, "NaN; the checkpoints in run.out are from before"),
-        (SaveError("checkpoint x cannot be written"), 1, "checkpoint x cannot be written"),
+        (SaveError("checkpoint x cannot be written"), 2, "checkpoint x cannot be written"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(errno.ENOSPC, "No space left", "/a/b"), 1, "/a/b: No space left"),
-        (torch.OutOfMemoryError("8 GiB\nmore"), 1, "out of memory at step 7, training: 8 GiB"),
+        (OSError(errno.ENOSPC, "No space left", "/a/b"), 2, "/a/b: No space left"),
+        (torch.OutOfMemoryError("8 GiB\nmore"), 2, "out of memory at step 7, training: 8 GiB"),
     ],
 )
 def test_the_message_of_a_single_process(error, code, message, capsys, caplog):
@@ -72,6 +73,7 @@ def test_an_unexpected_error_comes_with_its_traceback(capsys, caplog):
             assert report(error, None) == 1
     assert capsys.readouterr().err == "error: KeyError at step 7, training: 'surprise'\n"
     assert "test_an_unexpected_error_comes_with_its_traceback" in caplog.text
+    assert "this is a fault of dmtg, please report it with the traceback" in caplog.text
 
 
 @pytest.mark.usefixtures("rank_1_of_2")

@@ -9,13 +9,16 @@ import pytest
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import Preempted, UserError
 from trainer.health import preemption
-from trainer.health.preemption import StopVote, listening
+from trainer.health.preemption import StopVote
+from trainer.health.stop_signals import listening, received
 from trainer.run import train_run
 
 
 @pytest.fixture(autouse=True)
-def nothing_received(monkeypatch):
-    monkeypatch.setattr(preemption, "_received", set())
+def nothing_received():
+    received.clear()
+    yield
+    received.clear()
 
 
 @pytest.fixture
@@ -59,12 +62,12 @@ def test_signals_are_noted_while_listening_and_only_then():
     with listening():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert preemption._received == {"SIGTERM", "SIGUSR1"}
+        assert received == {"SIGTERM", "SIGUSR1"}
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert [signal.getsignal(n) for n in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)] == before
     with listening():
-        assert not preemption._received, "those of an earlier run"
+        assert not received, "those of an earlier run"
 
 
 def test_a_vote_of_one_process(vote_of):
@@ -130,8 +133,8 @@ def test_a_run_that_stops_after_every_step_equals_the_uninterrupted(
         assert "compact" in kinds and kinds.count("finetune") > 0 and kinds.count("eval") == 4
 
 
-def test_what_is_said(rooms_config, train_once, monkeypatch):
-    monkeypatch.setattr(preemption, "_received", {"SIGUSR1", "SIGTERM"})
+def test_what_is_said(rooms_config, train_once):
+    received.update({"SIGUSR1", "SIGTERM"})
     stop = train_once(rooms_config("run.steps=3"))
     assert str(stop) == "preempted by SIGUSR1 after step 1; the run is saved"
     assert (stop.step, stop.cause) == (1, "SIGUSR1")
