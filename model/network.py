@@ -338,12 +338,19 @@ class MultiTaskNetwork(nn.Module):
 def _normalisation(
     channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[list[float], list[float]]:
-    """Return mean and deviation of every channel of images scaled to 0..1."""
+    """Return mean and deviation of every channel of images scaled to 0..1.
+
+    Raises:
+        ValueError: There are more or fewer of them than channels.
+    """
     pictures = channels == len(IMAGE_MEAN)
     if mean is None:
         mean = IMAGE_MEAN if pictures else [0.0] * channels
     if std is None:
         std = IMAGE_STD if pictures else [1 / 255] * channels
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name} is {list(values)!r}, must have {channels} numbers")
     return list(mean), list(std)
 
 

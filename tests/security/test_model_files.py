@@ -261,6 +261,10 @@ SIZES = {
         image(4096, backbone("swinv2", window_size=1024, depths=[1], num_heads=[1])),
         "a tensor 'relative_position_index' of shape (1048576, 1048576)",
     ),
+    "a deviation too few": (
+        network(image_std=[0.2, 0.2]),
+        "image_std is [0.2, 0.2], must have 3 numbers",
+    ),
     "image": (image(100_000), "network.image_size is [100000, 100000], must be integers from 1 to"),
     "image of the encoder only": (
         lambda d, _: d["network"]["encoder"].update(image_size=[100_000, 100_000]),
