@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from data_pipelines.shards.remote import check_url
 from dmtg.plugins import DATA_SOURCES
+from model.bounds import MAX_IMAGE_SIDE
 from trainer.config.section import (
     MAX_SECONDS,
     Fraction,
@@ -19,8 +20,7 @@ from trainer.config.section import (
 )
 
 MAX_WORKERS = 1024  # reading processes of one rank
-MAX_SIDE = 16_384  # pixels
-Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
+Side = Annotated[int, Field(gt=0, le=MAX_IMAGE_SIDE)]
 
 
 def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds

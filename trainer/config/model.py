@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from dmtg.plugins import DENSE_DECODERS
+from model.bounds import MAX_BRANCHES
 from trainer.config.section import NonNegativeInt, Options, PositiveInt, Section
-
-MAX_BRANCHES = 10_000
 
 
 class EncoderSection(Section):
