@@ -132,6 +132,8 @@ def test_an_export_names_the_credentials_that_a_run_does_not_store(run, url, lau
     score = launcher.dmtg("eval", model, "--shards", url, "--json")
     assert score.code == 0, score.stderr
     check_clean(refused, end, score)
+    content = Path(model).read_bytes()
+    assert not [text for text in (SECRET, "http://", str(out.parent)) if text.encode() in content]
 
 
 def test_errors_and_warnings(server, url, rooms_yaml, launcher, tmp_path):
