@@ -33,9 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
 import torch
-from fault_cases import FAULTS, Case, Fault, Result
-from fault_kills import Kill, Kills, kill_often
-from fault_runs import Site
+from fault_matrix.cases import FAULTS, Case, Fault, Result
+from fault_matrix.kills import Kill, Kills, kill_often
+from fault_matrix.runs import Site
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -124,7 +124,7 @@ def _version() -> str | None:
 
 def _without_folders(text: str) -> str:
     """Return text in which a path or a URL is only its last name."""
-    return re.sub(r"\S*[/\\]", "", without_secrets(text))
+    return " ".join(re.split(r"[/\\]", word)[-1] for word in without_secrets(text).split(" "))
 
 
 def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:

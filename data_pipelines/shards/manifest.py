@@ -27,7 +27,7 @@ from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.field import Field, Frozen
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
 from dmtg.files import atomic_write
-from dmtg.names import check_file_name, shortened
+from dmtg.names import MAX_TEXT, check_file_name, shortened
 
 MANIFEST_NAME = "manifest.json"
 MAX_ERRORS_SHOWN = 10
@@ -108,7 +108,7 @@ class Manifest(Frozen):
 
     format: Literal["dmtg-shards"] = "dmtg-shards"
     version: Literal[1] = 1
-    dataset: str
+    dataset: Annotated[str, StringConstraints(max_length=MAX_TEXT)]
     image: str = "rgb"
     fields: dict[FileName, Field]
     splits: dict[FileName, Split]

@@ -21,6 +21,11 @@ from dmtg.secrets import without_secrets, without_secrets_in
         ("https://host/a-{000..099}.tar?sig=a{b}", "https://host/a-{000..099}.tar"),
         ("mail me@host, is it so?", "mail me@host, is it so?"),
         ("https:/me:key@host/a?b=1", "https:/host/a"),  # of a URL that was taken for a path
+        ("https://host/my data/?sig=key", "https://host/my data/"),
+        ("https://host/it's here/?sig=key: missing", "https://host/it's here/: missing"),
+        ("https://host/a?sig=a'key, again", "https://host/a, again"),
+        ("s3://id:ke/y@bucket/x", "s3://bucket/x"),
+        ("http://host:8080/a@b/c", "http://host:8080/a@b/c"),
         ("node01:/export@noon/a?b", "node01:/export@noon/a?b"),
     ],
 )  # fmt: skip
@@ -47,6 +52,8 @@ def test_only_the_texts_of_a_tree_are_changed() -> None:
         "names": ["a", "s3://me@bucket"],
         "pair": ("https://h?x=1", None),
         "options": {"https://me@host": 0.5},
+        "blanks": "https://host/my data/?a key",
+        "message": "https://host/a: is it there? yes",
     }
     assert without_secrets_in(tree) == {
         "shards": "https://host/a",
@@ -54,5 +61,7 @@ def test_only_the_texts_of_a_tree_are_changed() -> None:
         "names": ["a", "s3://bucket"],
         "pair": ("https://h", None),
         "options": {"https://host": 0.5},
+        "blanks": "https://host/my data/",
+        "message": "https://host/a: is it there? yes",
     }
     assert tree["shards"] == "https://me:key@host/a?sig=1"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from fault_runs import Run, Site
+from fault_matrix.runs import Run, Site
 
 SAVES_AHEAD = 6  # approximate maximum of checkpoints between two kills
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_runs import Ended, Run, Site
-from fault_server import FAULTS as SERVER_FAULTS
-from fault_server import Server
+from fault_matrix.runs import Ended, Run, Site
+from fault_matrix.server import FAULTS as SERVER_FAULTS
+from fault_matrix.server import Server
 
 from data_pipelines.shards import remote
 from data_pipelines.shards.manifest import MANIFEST_NAME, Manifest, index_name
