@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fault_matrix.runs import Ended, Run, Site
-from fault_matrix.server import FAULTS as SERVER_FAULTS
-from fault_matrix.server import Server
 
 from data_pipelines.shards import remote
 from data_pipelines.shards.manifest import MANIFEST_NAME, Manifest, index_name
+from fault_matrix.runs import Ended, Run, Site
+from fault_matrix.server import FAULTS as SERVER_FAULTS
+from fault_matrix.server import Server
 from tests.processes import ROOT, Launcher, mounted
 
 _AFTER = 4  # the step after which most faults happen
