@@ -159,5 +159,5 @@ def test_numbers_that_nothing_can_hold(override, message, tmp_path):
 
 
 def test_a_count_of_classes_that_nothing_can_hold():
-    with pytest.raises(DataError, match=r"fields\.a: classes: found 1000000000; allowed: at most"):
+    with pytest.raises(DataError, match=r"fields\.a\.classes: 1000000000, allowed are at most"):
         described_field("fields.a", {"kind": "multiclass", "classes": 10**9})

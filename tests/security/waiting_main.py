@@ -5,6 +5,7 @@ It writes the file `waiting` into the working directory where it begins to wait.
 
 import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -56,6 +57,8 @@ def wait_in_import() -> None:
 
 
 def main(place: str, *arguments: str) -> None:
+    # A shell may have started the tests with SIGINT ignored, as it does in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     globals()[f"wait_in_{place}"]()
     sys.argv = [str(ROOT / "trainer" / "main.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")

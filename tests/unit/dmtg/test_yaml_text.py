@@ -27,7 +27,7 @@ def test_values(text, value):
     ("text", "message"),
     [
         ("a: [", "this is not YAML: line "),
-        ("a: 1\n---\nb: 2", "this is not YAML: line 3: expected a single document"),
+        ("a: 1\n---\nb: 2", "this is not YAML: line 2: expected a single document"),
         ("a: 2024-13-45", "this is not YAML: month must be in 1..12"),
         ("a: !!int abc", "this is not YAML: invalid literal"),
         ("a: " + "9" * 5000, "this is not YAML: Exceeds the limit"),
