@@ -10,7 +10,7 @@ def nested(levels, innermost, wrap):
     return tree
 
 
-@pytest.mark.parametrize("wrap", [lambda t: [t], lambda t: {"a": t}, lambda t: [0, {}, t, "b"]])
+@pytest.mark.parametrize("wrap", [lambda t: [t], lambda t: {"a": t}, lambda t: [0, t, "b"]])
 @pytest.mark.parametrize(("innermost", "more"), [(0, 0), ("[[[", 0), (None, 0), ([], 1), ({}, 1)])
 def test_every_list_and_mapping_is_a_level(wrap, innermost, more):
     tree = nested(5, innermost, wrap)
