@@ -10,14 +10,14 @@ def is_deeper(tree: object, levels: int) -> bool:
         tree: A value that was read from JSON; a list or mapping is one level.
         levels: How many are allowed.
     """
-    inside = [tree]
+    values = [tree]
     for _ in range(levels + 1):
-        inside = [value for value in inside if isinstance(value, (dict, list))]
-        if not inside:
+        level = [value for value in values if isinstance(value, (dict, list))]
+        if not level:
             return False
-        inside = [
+        values = [
             part
-            for value in inside
+            for value in level
             for part in (value.values() if isinstance(value, dict) else value)
         ]
     return True
