@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 
-MAX_LENGTH = 100  # characters of a name that becomes part of a path
+MAX_LENGTH = 100  # bytes, as file systems count, of a name that becomes part of a path
 FILE_NAME_RULE = (
     f"1 to {MAX_LENGTH} letters, digits, spaces and _ . , + ( ) -, of which the first is a letter, "
-    "a digit or _"
+    f"a digit or _, and at most {MAX_LENGTH} bytes in UTF-8"
 )
 MAX_TEXT = 500  # characters of a name that is only shown, such as that of a class
 _FILE_NAME = re.compile(rf"\w[\w .,+()-]{{0,{MAX_LENGTH - 1}}}")
 _NOT_ALLOWED = re.compile(r"[^\w.,+()-]")
+# Control characters (category Cc), embeddings, overrides and isolates of the direction, and lone
+# surrogates, which UTF-8 cannot encode. Joiners and special spaces belong to ordinary text.
+_NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def is_file_name(name: str) -> bool:
@@ -19,7 +22,7 @@ def is_file_name(name: str) -> bool:
 
     Such a name has no slash, no control character and is neither `.` nor `..`.
     """
-    return _FILE_NAME.fullmatch(name) is not None
+    return _FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_LENGTH
 
 
 def check_file_name(what: str, name: str) -> str:
@@ -45,11 +48,13 @@ def check_text(what: str, text: str) -> str:
         text: The name.
 
     Raises:
-        ValueError: It is longer than `MAX_TEXT` or has characters that `printable` would escape.
+        ValueError: It is longer than `MAX_TEXT`, or has characters that control a terminal or the
+            direction of text, or lone surrogates.
     """
-    if len(text) > MAX_TEXT or not text.isprintable():
+    if len(text) > MAX_TEXT or _NOT_TEXT.search(text):
         raise ValueError(
-            f"{what} is {shortened(repr(text))}, must be at most {MAX_TEXT} printable characters"
+            f"{what} is {shortened(repr(text))}, must be at most {MAX_TEXT} characters that are "
+            "text: no control characters, changes of direction or lone surrogates"
         )
     return text
 

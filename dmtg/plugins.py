@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -67,6 +69,36 @@ def load_plugins(modules: Iterable[str] = ()) -> None:
     installed = [point.value.partition(":")[0] for point in entry_points(group=GROUP)]
     for name in dict.fromkeys([*installed, *modules]):
         _import(name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a plug-in failed.
+
+    Attributes:
+        module: Dotted name.
+        file: Its path.
+        line: Number of the line.
+    """
+
+    module: str
+    file: str
+    line: int
+
+
+def place_in_plugin(error: BaseException) -> Place | None:
+    """Return the last place in a plug-in, or in a module beside it, that an error came through.
+
+    What the plug-in calls may have raised the error. None if no plug-in was involved.
+    """
+    modules = {module for registry in REGISTRIES.values() for module in registry.plugins()}
+    packages = {module.rpartition(".")[0] or module for module in modules}
+    place = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__", "")
+        if name in modules or name in packages or name.rpartition(".")[0] in packages:
+            place = Place(name, frame.f_code.co_filename, line)
+    return place
 
 
 def _import(name: str) -> None:

@@ -95,6 +95,11 @@ class Registry(Generic[T]):
         module = self[name].__module__
         return None if self._is_built_in(module) else module
 
+    def plugins(self) -> set[str]:
+        """Return the modules of all plug-ins that registered a name."""
+        modules = {entry.__module__ for entry in self._entries.values()}
+        return {module for module in modules if not self._is_built_in(module)}
+
     def _is_built_in(self, module: str) -> bool:
         return any(f"{module}.".startswith(f"{package}.") for package in self._packages)
 

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from contextlib import suppress
+from typing import Any
 
 from dmtg.names import printable
 from dmtg.secrets import without_secrets
@@ -20,11 +21,21 @@ def shown(text: str) -> str:
 
 
 class ShownFormatter(logging.Formatter):
-    """A formatter whose lines, tracebacks included, are `shown`."""
+    """A formatter whose tracebacks are `shown`; `protect_output` cleans the messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the lines of a record."""
-        return shown(super().format(record))
+        if record.exc_text:  # written by the formatter of another handler
+            record.exc_text = shown(record.exc_text)
+        return super().format(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: ANN401 - as in the base class
+        """Return the lines of a traceback."""
+        return shown(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        """Return the lines of a stack."""
+        return shown(super().formatStack(stack_info))
 
 
 class _ShownRecord(logging.LogRecord):

@@ -6,7 +6,8 @@ Legend: B batch, H, W.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dmtg.files import atomic_path
+from dmtg.memory import is_out_of_memory
 from dmtg.plugins import load_plugins
 from model.bundle_file import (
     KEY,
@@ -146,19 +148,16 @@ def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
 def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNetwork:
     """Return the network that a file describes, after comparing it with the file's tensors."""
     # A damaged description can cause any error, and so can a part of the network in it.
-    try:
+    with _building(path, Exception):
         config = header.description["network"]
         skeleton = build_skeleton(config, len(header.tensors), header.bytes)
         _check_pruned(skeleton)
-    except Exception as error:
-        raise _not_built(path, error) from error
     expected = skeleton.state_dict()
     _check_tensors(path, expected, _converted(header.tensors, version))
-    try:
+    # What is left are values that `meta` does not look at, such as a deviation below zero.
+    with _building(path, ValueError):
         check_maps(skeleton)
         network = MultiTaskNetwork.from_config(config, feature_shape=skeleton.feature_shape)
-    except Exception as error:
-        raise _not_built(path, error) from error
     for name, _ in list(network.named_parameters()):
         if name not in expected:  # `EncoderFamily.finish` removed it
             owner, _, attribute = name.rpartition(".")
@@ -166,10 +165,17 @@ def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNet
     return network
 
 
-def _not_built(path: str | Path, error: Exception) -> BundleError:
-    text = str(error) if isinstance(error, ValueError) else repr(error)
-    cause = " ".join(text.split())  # some libraries write several lines
-    return BundleError(f"{path}: its description cannot be built ({cause})")
+@contextmanager
+def _building(path: str | Path, kind: type[Exception]) -> Iterator[None]:
+    """Turn errors of a kind into a `BundleError`; running out of memory is no fault of the file."""
+    try:
+        yield
+    except kind as error:
+        if is_out_of_memory(error):
+            raise
+        text = str(error) if isinstance(error, ValueError) else repr(error)
+        cause = " ".join(text.split())  # some libraries write several lines
+        raise BundleError(f"{path}: its description cannot be built ({cause})") from error
 
 
 def _check_pruned(network: MultiTaskNetwork) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dmtg.names import shortened
+from dmtg.nesting import is_deeper
 from model.errors import BundleError
 
 KEY = "dmtg"  # of the description in the metadata of the file
@@ -125,7 +126,7 @@ def _description(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
         )
     try:
         description = json.loads(text, parse_constant=_refuse)
-        deep = _is_deeper(description, MAX_DEPTH)
+        deep = is_deeper(description, MAX_DEPTH)
     except RecursionError:
         deep = True
     except ValueError as error:
@@ -139,19 +140,6 @@ def _description(path: str | Path, metadata: Mapping[str, str]) -> dict[str, Any
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number")
-
-
-def _is_deeper(tree: object, levels: int) -> bool:
-    """Return whether lists and objects are inside each other more than `levels` times."""
-    inside = [tree]
-    for _ in range(levels + 1):
-        inside = [
-            part
-            for value in inside
-            if isinstance(value, (dict, list))
-            for part in (value.values() if isinstance(value, dict) else value)
-        ]
-    return bool(inside)
 
 
 def _info(path: str | Path, name: str, file: Any) -> TensorInfo:  # noqa: ANN401 - of Rust

@@ -24,6 +24,9 @@ MODULES_PER_TENSOR = 16  # that a network may have for each tensor in its file, 
 MODULES_BESIDES = 1_000  # at least: activations, containers, parts that are dropped
 BYTES_BESIDES = 2**26  # of tensors that are computed rather than read, besides as much as the file
 MAX_MAP_BYTES = 2**33  # of one tensor of a forward pass of one image
+# Errors of a part that computes what `meta` cannot, such as the value of a tensor: those of
+# `tensor.item()` and of `tensor.numpy()`.
+_NOT_ON_META = (RuntimeError, TypeError)
 
 
 def build_skeleton(config: Mapping[str, Any], num_tensors: int, num_bytes: int) -> MultiTaskNetwork:
@@ -47,10 +50,9 @@ def build_skeleton(config: Mapping[str, Any], num_tensors: int, num_bytes: int) 
         try:
             with torch.device("meta"):
                 network = MultiTaskNetwork.from_config(config, shared_branches=True)
-        except RuntimeError:
+        except _NOT_ON_META:
             if not _has_plugin(config):
                 raise
-            # A part from outside may compute what `meta` cannot, such as the value of a tensor.
             network = MultiTaskNetwork.from_config(config, shared_branches=True)
     _check_computed(network, most)
     return network.eval()
@@ -66,17 +68,23 @@ def _has_plugin(config: Mapping[str, Any]) -> bool:
 def check_maps(skeleton: MultiTaskNetwork) -> None:
     """Check the size of what a skeleton computes from one image.
 
+    What an encoder or decoder from a plug-in computes is unknown where `meta` cannot compute it.
+
     Raises:
         ValueError: A map is larger than `MAX_MAP_BYTES`.
     """
     if skeleton.device.type != "meta":
         return
-    with torch.device("meta"), _BoundedMaps():
-        images = torch.empty(1, len(skeleton.image_mean), *skeleton.image_size)
-        maps = skeleton.branches[0](skeleton.trunk(images))
-        for name, spec in skeleton.layout.specs.items():
-            if spec.dense:
-                skeleton.stacked_heads[name]([maps], [slice(0, 1)])
+    try:
+        with torch.device("meta"), _BoundedMaps():
+            images = torch.empty(1, len(skeleton.image_mean), *skeleton.image_size)
+            maps = skeleton.branches[0](skeleton.trunk(images))
+            for name, spec in skeleton.layout.specs.items():
+                if spec.dense:
+                    skeleton.stacked_heads[name]([maps], [slice(0, 1)])
+    except _NOT_ON_META:
+        if not _has_plugin(skeleton.config()):
+            raise
 
 
 @contextmanager

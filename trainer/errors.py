@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import socket
 import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 
 from data_pipelines.errors import DataError
-from dmtg.plugins import PluginError
+from dmtg.memory import is_out_of_memory
+from dmtg.names import shortened
+from dmtg.plugins import PluginError, place_in_plugin
 from dmtg.terminal import discard_output, shown
 from model.errors import BundleError
 
@@ -24,7 +28,18 @@ REQUEST = "this is a fault of dmtg, please report it with the traceback"
 
 _PACKAGES = ("accelerate_configs", "data_pipelines", "dmtg", "model", "trainer")
 _LONGEST = 160  # characters of the first line of another library's message
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
+# What a disk, a network, a limit or the rights of the user can cause; of errors that name no file.
+_OF_SYSTEM = frozenset(
+    {
+        errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENAMETOOLONG,
+        errno.ENFILE, errno.ENODEV, errno.ENOENT, errno.ENOLCK, errno.ENOMEM, errno.ENOSPC,
+        errno.ENXIO, errno.EPERM, errno.EPIPE, errno.EROFS, errno.ESTALE,
+        errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.ECONNABORTED, errno.ECONNREFUSED,
+        errno.ECONNRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET,
+        errno.ENETUNREACH, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
 _ONE_VALUE = "Expected more than 1 value per channel"
 _WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process")
 _WORKER_KILLED = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
@@ -63,12 +78,17 @@ class Explanation:
     Attributes:
         message: What to print after `error: `; it holds no credentials and no control characters.
         code: Exit code.
-        expected: Whether the user can act on the message; else it needs a traceback.
+        request: Who needs the traceback; empty if the user can act on the message.
     """
 
     message: str
     code: int
-    expected: bool = True
+    request: str = ""
+
+    @property
+    def expected(self) -> bool:
+        """Whether the user can act on the message; else it needs a traceback."""
+        return not self.request
 
 
 def explain(error: BaseException, activity: str = "") -> Explanation:
@@ -88,20 +108,22 @@ def explain(error: BaseException, activity: str = "") -> Explanation:
     advice = _user_message(error, at)
     if advice is not None:
         return Explanation(shown(advice), UNUSABLE)
-    return Explanation(shown(f"{type(error).__name__}{at}: {error}"), FAILED, expected=False)
+    message = shown(f"{type(error).__name__}{at}: {error}")
+    return Explanation(message, FAILED, request=shown(_request(error)))
 
 
 def report_error(error: BaseException) -> int:
     """Print an error that ends a program of one process, and return the exit code.
 
-    A fault of this project comes with its traceback.
+    A fault of this project, or of a plug-in, comes with its traceback.
     """
     explanation = explain(error)
     if isinstance(error, BrokenPipeError):
         discard_output()
     lines = [f"error: {explanation.message}\n"]
     if not explanation.expected:
-        lines = [shown("".join(traceback.format_exception(error))), *lines, f"{REQUEST} above\n"]
+        trace = shown("".join(traceback.format_exception(error)))
+        lines = [trace, *lines, f"{explanation.request} above\n"]
     with suppress(OSError):  # standard error is closed, too
         sys.stderr.write("".join(lines))
         sys.stderr.flush()
@@ -110,8 +132,7 @@ def report_error(error: BaseException) -> int:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; advice and a stack of C++ frames may follow."""
-    line = (str(error).splitlines() or [""])[0]
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
+    return shortened((str(error).splitlines() or [""])[0], _LONGEST)
 
 
 def is_configuration_error(error: BaseException) -> bool:
@@ -124,11 +145,11 @@ def _user_message(error: BaseException, at: str) -> str | None:
     text = str(error)
     if is_configuration_error(error) or isinstance(error, SaveError):
         return text
-    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory{at}: {_of_worker(error) or type(error).__name__}"
     if isinstance(error, BrokenPipeError) and error.filename is None:
         return "standard output, or a connection, was closed by its reader"
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and _is_of_system(error):
         reason = error.strerror or _of_worker(error) or type(error).__name__
         return reason if error.filename is None else f"{error.filename}: {reason}"
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in _PACKAGES:
@@ -149,12 +170,26 @@ def _user_message(error: BaseException, at: str) -> str | None:
     return None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch had no memory on a device or on the host."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+def _request(error: BaseException) -> str:
+    """Return who needs the traceback of an error that the user cannot act on."""
+    place = place_in_plugin(error)
+    if place is None:
+        return REQUEST
+    return (
+        f"this is a fault of the plug-in {place.module} or of its use ({place.file}, line "
+        f"{place.line}), see the traceback"
+    )
+
+
+def _is_of_system(error: OSError) -> bool:
+    """Return whether disk, network, limits or rights caused an error, rather than this program."""
+    if error.filename is not None or isinstance(error, (ConnectionError, socket.gaierror)):
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    number = error.errno
+    if number is None:  # torch raises an error of a worker again with nothing but its message
+        found = _NUMBER.search(_of_worker(error))
+        number = None if found is None else int(found[1])
+    return number in _OF_SYSTEM
 
 
 def _of_worker(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from data_pipelines.decode.bounds import MAX_RECORD_DEPTH, check_member_size
 from data_pipelines.decode.pictures import LABEL_PIXELS, MAX_PIXELS, read_values
 from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
+from dmtg.nesting import is_deeper
 
 PICTURES = frozenset({"png", "jpg", "jpeg"})  # suffixes of pictures that any program shows
 IMAGES = PICTURES | {"planes"}  # suffixes that decode to a picture
@@ -154,22 +155,13 @@ def decode_json(member: str, data: bytes) -> dict[str, Any]:
         raise DataError(f"{member}: damaged JSON of {len(data)} bytes: {error}") from error
     if not isinstance(record, dict):
         raise DataError(f"{member}: {type(record).__name__} found, a JSON object is needed")
-    if _is_deep(record, data):
+    # The usual record has few brackets and need not be walked through.
+    many = data.count(b"{") + data.count(b"[") > MAX_RECORD_DEPTH
+    if many and is_deeper(record, MAX_RECORD_DEPTH):
         raise DataError(
             f"{member}: JSON of more than {MAX_RECORD_DEPTH} objects and arrays inside each other"
         )
     return record
-
-
-def _is_deep(record: dict[str, Any], data: bytes) -> bool:
-    """Return whether a record, decoded from `data`, is deeper than `MAX_RECORD_DEPTH`."""
-    if data.count(b"{") + data.count(b"[") <= MAX_RECORD_DEPTH:
-        return False  # the usual record, which need not be walked through
-    level: list[Any] = [record]
-    for _ in range(MAX_RECORD_DEPTH):
-        values = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [v for part in values for v in part if isinstance(v, dict | list)]
-    return bool(level)
 
 
 def _decode_cls(member: str, data: bytes, _max_pixels: int) -> dict[str, Any]:

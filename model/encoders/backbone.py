@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dmtg.memory import is_out_of_memory
+from dmtg.names import shortened
 from dmtg.plugins import register_encoder
 from model.encoders.backbone_options import (
     check_nested,
@@ -180,16 +182,30 @@ def build_parts(
     else:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     # The classes are used directly: the Auto class asks the hub even about a local folder.
-    if pretrained is None:
-        model = backbone_class(config, **arguments)
-    else:
-        model = backbone_class.from_pretrained(
-            pretrained,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            **arguments,
-        )
+    try:
+        if pretrained is None:
+            model = backbone_class(config, **arguments)
+        else:
+            model = backbone_class.from_pretrained(
+                pretrained,
+                config=config,
+                local_files_only=True,
+                trust_remote_code=False,
+                **arguments,
+            )
+    except OSError as error:
+        raise ValueError(
+            f"model.encoder.pretrained is {pretrained!r}, no weights can be read from it: "
+            f"{_in_line(error)}"
+        ) from error
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        # The library looks at some options only when it uses them: KeyError for an activation.
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(
+            f"model.encoder.options is {shortened(repr(to_options(config)), 500)}, with which "
+            f"transformers cannot build it: {_in_line(error)}"
+        ) from error
     model.train()
     trunk: nn.Module = nn.Identity()
     branch: nn.Module
@@ -211,6 +227,10 @@ def build_parts(
             trunk = nn.Sequential(*stages[:trunk_depth])
         branch = nn.Sequential(*stages[trunk_depth:])
     return Parts(trunk, branch)
+
+
+def _in_line(error: Exception) -> str:
+    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
 
 
 @register_encoder("backbone")

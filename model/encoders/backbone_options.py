@@ -17,7 +17,7 @@ from dmtg.names import shortened
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig
 
-MAX_NUMBER = 2**16  # of a number, and of the sum of a list: sizes, layers of all stages
+MAX_OPTION = 2**16  # of a number, and of the sum of a list: sizes, layers of all stages
 _WORD = re.compile(r"[\w.-]*")  # no slash: text such as `gelu`, never a path or a repository
 
 # Attributes of a family that are no options: they select another model, or `Backbone` sets them.
@@ -125,9 +125,9 @@ def _check_value(place: str, value: object) -> None:
         raise ValueError(f"{place} is {shortened(value)!r}, must be a word")
     if isinstance(value, Mapping):  # inside a list
         raise ValueError(f"{place} has {shortened(repr(value))}, must not have a mapping")
-    if not sum(abs(number) for number in _numbers(place, value)) <= MAX_NUMBER:
+    if not sum(abs(number) for number in _numbers(place, value)) <= MAX_OPTION:
         found = shortened(repr(value))
-        raise ValueError(f"{place} is {found}, must be at most {MAX_NUMBER}, the sum for a list")
+        raise ValueError(f"{place} is {found}, must be at most {MAX_OPTION}, the sum for a list")
 
 
 def _numbers(place: str, value: object) -> Iterator[int | float]:

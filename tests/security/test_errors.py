@@ -1,11 +1,14 @@
 """What a user can cause is one message and exit code 2; a fault of ours has its traceback."""
 
 import errno
+import http.client
+import importlib
 import json
 import os
 import pty
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 import torch
 
 from data_pipelines.errors import DataError
+from dmtg.plugins import LOSSES, load_plugins
 from model.errors import BundleError
 from trainer import errors
 from trainer.errors import NonFiniteLossError, SaveError, UserError, explain, report_error
@@ -52,10 +56,15 @@ def worker_error(kind, message):
         (OSError(errno.EROFS, "Read-only file system"), 2, "Read-only file system"),
         (PermissionError(errno.EACCES, "Permission denied", "/a"), 2, "/a: Permission denied"),
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 2, "standard output, or a"),
-        (worker_error(OSError, "OSError: no tape"), 2, "OSError: no tape"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 2, "Connection refused"),
+        (http.client.RemoteDisconnected("no answer"), 2, "no answer"),
+        (socket.gaierror(socket.EAI_NONAME, "Name not known"), 2, "Name not known"),
+        (OSError(errno.EMFILE, "Too many open files"), 2, "Too many open files"),
+        (worker_error(OSError, "OSError: [Errno 28] No space left"), 2, "OSError: [Errno 28] No"),
         (ModuleNotFoundError("No module named 's3fs'", name="s3fs"), 2, "No module named 's3fs'; "),
         (MemoryError(), 2, "out of memory at step 7: MemoryError"),
         (no_memory_error(), 2, "out of memory at step 7: "),
+        (RuntimeError("not enough memory: you tried to allocate"), 2, "out of memory at step 7: "),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory at step 7: CUDA out of"),
         (batch_norm_error(), 2, "a batch of one sample at step 7 leaves batch normalisation one"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "a process"),
@@ -77,6 +86,8 @@ def test_what_a_user_can_cause(error, code, message, capsys):
     "error",
     [
         KeyError("surprise"), ValueError("odd"), RuntimeError("size mismatch"), AssertionError(),
+        TimeoutError(), OSError("no tape"), OSError(errno.EBADF, "Bad file descriptor"),
+        worker_error(OSError, "OSError: no tape"),
         ModuleNotFoundError("No module named 'trainer.nothing'", name="trainer.nothing"),
     ],
 )  # fmt: skip
@@ -89,6 +100,78 @@ def test_a_fault_of_ours(error, capsys):
     assert "Traceback" in text and "test_a_fault_of_ours" in text
     assert f"error: {type(error).__name__}" in text
     assert text.endswith(f"{errors.REQUEST} above\n")
+
+
+PLUGIN = {
+    "parts.py": """
+from my_parts import other
+from dmtg.plugins import register_loss
+
+@register_loss("of_a_stranger")
+class Mine:
+    def fail(self):
+        return {}["surprise"]
+
+    def fail_in_a_library(self):
+        import torch
+        return torch.zeros(2) @ torch.zeros(3)
+
+    def fail_in_dmtg(self):
+        from dmtg.names import shortened
+        return shortened(5)
+
+    def fail_beside_it(self):
+        return other.fail()
+""",
+    "other.py": "def fail():\n    raise TimeoutError",
+    "__init__.py": "",
+}
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    folder = tmp_path / "my_parts"
+    folder.mkdir()
+    for name, text in PLUGIN.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
+    load_plugins(["my_parts.parts"])
+    yield importlib.import_module("my_parts.parts").Mine()
+    for name in [name for name in sys.modules if name.startswith("my_parts")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("way", "module", "line"),
+    [
+        ("fail", "parts", 8),
+        ("fail_in_a_library", "parts", 12),
+        ("fail_in_dmtg", "parts", 16),
+        ("fail_beside_it", "other", 2),
+    ],
+)
+def test_a_fault_of_a_plug_in(plugin, way, module, line, capsys):
+    try:
+        getattr(plugin, way)()
+    except Exception as error:
+        assert report_error(error) == 1
+    text = capsys.readouterr().err
+    file = sys.modules[f"my_parts.{module}"].__file__
+    assert "Traceback" in text and errors.REQUEST not in text
+    assert text.splitlines()[-1] == (
+        f"this is a fault of the plug-in my_parts.{module} or of its use ({file}, line {line}), "
+        "see the traceback above"
+    )
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_fault_of_ours_is_not_that_of_an_imported_plug_in(capsys):
+    try:
+        raise KeyError("surprise")
+    except KeyError as error:
+        report_error(error)
+    assert capsys.readouterr().err.endswith(f"{errors.REQUEST} above\n")
 
 
 @pytest.mark.parametrize("kind", [UserError, DataError, KeyError, OSError, NonFiniteLossError])

@@ -191,6 +191,10 @@ LOADERS = {
         backbone("vit", hidden_act="someone/model"),
         "model.encoder.options.hidden_act is 'someone/model', must be a word",
     ),
+    "an activation that there is not": (
+        backbone("vit", hidden_act="nonesuch"),
+        "with which transformers cannot build it: KeyError: 'nonesuch'",
+    ),
     "text for a number": (
         backbone("vit", hidden_size="768"),
         "Field 'hidden_size' expected int, got str",

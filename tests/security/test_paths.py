@@ -207,12 +207,12 @@ def test_tasks_have_names_of_files(name):
 
 @pytest.mark.parametrize("text", ["\x1b[2J", "a\nb", "x" * 501])
 def test_classes_and_units_are_printable_and_short(text):
-    with pytest.raises(ValueError, match=r"task 't': a field, unit or class is .* at most 500 pr"):
+    with pytest.raises(ValueError, match=r"task 't': a field, unit or class is .* at most 500 ch"):
         TaskSpec("t", "multiclass", channels=2, classes=("a", text))
-    with pytest.raises(ValueError, match=r"task 't': a field, unit or class is .* at most 500 pr"):
+    with pytest.raises(ValueError, match=r"task 't': a field, unit or class is .* at most 500 ch"):
         TaskSpec("t", "regression", unit=text)
     entry = {"member": "a.json", "key": "a", "kind": "multiclass", "classes": ("a", text)}
-    with pytest.raises(ValueError, match=r"class 1 is .*, must be at most 500 printable"):
+    with pytest.raises(ValueError, match=r"class 1 is .*, must be at most 500 characters"):
         described_field("fields.t", entry)
 
 

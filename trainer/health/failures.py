@@ -14,7 +14,7 @@ from contextlib import suppress
 import torch.distributed as dist
 
 from dmtg.terminal import shown
-from trainer.errors import FAILED, REQUEST, explain, first_line, is_configuration_error
+from trainer.errors import FAILED, explain, first_line, is_configuration_error
 from trainer.health.peers import Peers, place
 from trainer.health.stop_signals import defer_signals, stop_at_once
 from trainer.health.watchdog import current_activity
@@ -58,7 +58,7 @@ def report(error: BaseException, peers: Peers | None) -> int:
     everywhere = is_configuration_error(error)
     reports = _is_first_failure(peers) or (peers is None and not everywhere)
     if reports and not explanation.expected:
-        logger.error("%s: unexpected error", REQUEST, exc_info=error)
+        logger.error("%s: unexpected error", explanation.request, exc_info=error)
     if reports:
         _print_error(explanation.message)
     elif peers is None:

@@ -40,11 +40,19 @@ def test_usual_names_are_allowed(name: str) -> None:
         " a",
         "\x1b[2J",
         101 * "x",
+        34 * "\N{CJK UNIFIED IDEOGRAPH-4E00}",
     ],
 )
 def test_other_names_are_refused_by_name(name: str) -> None:
     with pytest.raises(ValueError, match=r"^task is .*, must be 1 to 100 letters"):
         check_file_name("task", name)
+
+
+@pytest.mark.parametrize("letter", ["x", "\u0436", "\u4e00"])
+def test_the_longest_name_of_any_script_is_a_name_that_file_systems_take(letter, tmp_path):
+    name = MAX_LENGTH // len(letter.encode()) * letter
+    assert is_file_name(name) and not is_file_name(name + letter)
+    (tmp_path / f".partial-{'h' * 64}-4194304-4194304-{name}.jpeg").touch()
 
 
 @given(st.text())
@@ -72,9 +80,28 @@ def test_texts_that_are_only_shown_may_have_any_printable_characters(text: str) 
     assert check_text("class", text) == text
 
 
-@pytest.mark.parametrize("text", ["a\nb", "\x1b[2J", "\u202e", "\ud800", (MAX_TEXT + 1) * "x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",  # Persian, with a non-joiner
+        "\U0001f469\u200d\U0001f52c",  # an emoji of two, joined
+        "5\N{NO-BREAK SPACE}km",
+        "\u6a29\N{IDEOGRAPHIC SPACE}\u6a2b",
+        "co\N{SOFT HYPHEN}operate",
+    ],
+)
+def test_joiners_and_spaces_of_other_scripts_are_text_and_are_escaped_when_shown(text: str) -> None:
+    assert check_text("class", text) == text
+    assert printable(text) != text and printable(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a\nb", "\x1b[2J", "\x7f", "\x9b2J", "\u202a", "\u202e", "\u2066", "\u2069", "\ud800",
+     (MAX_TEXT + 1) * "x"],
+)  # fmt: skip
 def test_other_texts_are_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^class is .*, must be at most 500 printable characters"):
+    with pytest.raises(ValueError, match=r"^class is .*, must be at most 500 characters that are"):
         check_text("class", text)
 
 

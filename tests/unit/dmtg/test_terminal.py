@@ -55,6 +55,31 @@ def test_tracebacks():
 
 
 @pytest.mark.usefixtures("protected")
+def test_tracebacks_and_stacks_that_another_formatter_has_written():
+    try:
+        raise ValueError(f"{SECRET} \x1b[31m")
+    except ValueError as error:
+        trace = (ValueError, error, error.__traceback__)
+    record = logging.getLogger("some.library").makeRecord(
+        "some.library", logging.ERROR, "a.py", 1, "failed", (), trace, sinfo=f"Stack {SECRET} \x07"
+    )
+    assert "key" in logging.Formatter().format(record)
+    text = ShownFormatter().format(record)
+    assert "ValueError: https://host/a \\x1b[31m" in text and "Stack https://host/a \\x07" in text
+    assert "key" not in text
+
+
+@pytest.mark.usefixtures("protected")
+def test_a_message_is_cleaned_once_by_a_handler(monkeypatch):
+    cleaned = []
+    monkeypatch.setattr("dmtg.terminal.shown", lambda text: cleaned.append(text) or text)
+    assert logged(ShownFormatter("%(name)s: %(message)s"), "a message") == (
+        "some.library: a message\n"
+    )
+    assert cleaned == ["a message"]
+
+
+@pytest.mark.usefixtures("protected")
 def test_warnings():
     text = warnings.formatwarning(f"old {SECRET} \x1b", UserWarning, "file.py", 1)
     assert "UserWarning: old https://host/a \\x1b" in text

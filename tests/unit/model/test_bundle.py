@@ -145,3 +145,32 @@ def test_damaged_contents(path, change, message):
     with pytest.raises(BundleError, match=message) as fault:
         load_pruned(path)
     assert str(path) in str(fault.value)
+
+
+@pytest.mark.parametrize("place", ["build_skeleton", "check_maps"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_no_memory_is_no_fault_of_the_file(error, place, path, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"model.bundle.{place}", fail)
+    with pytest.raises(type(error)) as caught:
+        load_pruned(path)
+    assert caught.value is error
+
+
+def test_a_fault_that_is_not_of_the_description_is_not_told_as_one(path, monkeypatch):
+    def fail(*_):
+        raise TypeError("a fault of ours")
+
+    monkeypatch.setattr("model.bundle.check_maps", fail)
+    with pytest.raises(TypeError, match="a fault of ours"):
+        load_pruned(path)

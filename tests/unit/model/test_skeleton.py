@@ -2,10 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from dmtg.plugins import ENCODERS
+from dmtg.plugins import DENSE_DECODERS, ENCODERS
 from model.bundle import load_pruned, save_bundle
 from model.encoders import build_encoder
 from model.encoders.family import EncoderFamily, Parts
+from model.heads.deconv import DeconvHeads
 from model.network import MultiTaskNetwork
 from model.skeleton import build_skeleton, check_maps
 from model.tasks.decode import natural
@@ -37,10 +38,41 @@ class ReadsValuesFamily(EncoderFamily):
         return Parts(nn.Identity(), ReadsValues())
 
 
-def network_of(name, size, **options):
+class ReadsArrays(ReadsValues):
+    """Computes in NumPy when it is built, for which `meta` has another error."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = float(torch.ones(2).numpy().min())
+
+
+class ReadsArraysFamily(EncoderFamily):
+    def build_parts(self, _trunk_depth):
+        return Parts(nn.Identity(), ReadsArrays())
+
+
+class ReadsValuesHeads(DeconvHeads):
+    """A decoder that `meta` can build, but not compute."""
+
+    def forward(self, features, rows):
+        outputs = super().forward(features, rows)
+        assert float(outputs[0].detach().abs().amax()) >= 0
+        return outputs
+
+
+class ReadsArraysHeads(DeconvHeads):
+    def forward(self, features, rows):
+        outputs = super().forward(features, rows)
+        assert outputs[0].detach().numpy().size
+        return outputs
+
+
+def network_of(name, size, decoder="resize", **options):
     torch.manual_seed(0)
     encoder = build_encoder(name, 2, image_size=size, options=options)
-    return MultiTaskNetwork(TASKS, encoder, size, [(0, 0), (1, 1)], dense_widths=(8,))
+    return MultiTaskNetwork(
+        TASKS, encoder, size, [(0, 0), (1, 1)], decoder=decoder, dense_widths=(8,)
+    )
 
 
 def assert_loads(network, path):
@@ -64,13 +96,34 @@ def test_a_backbone_is_loaded_without_a_run_on_an_image(family, tmp_path):
     assert_loads(network, tmp_path / "m")
 
 
-def test_an_encoder_of_a_plugin_may_read_values(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("family", "error"), [(ReadsValuesFamily, RuntimeError), (ReadsArraysFamily, TypeError)]
+)
+def test_an_encoder_of_a_plugin_may_read_values(family, error, tmp_path, monkeypatch):
     ENCODERS.names()
-    monkeypatch.setitem(ENCODERS._entries, "reads_values", ReadsValuesFamily)
+    monkeypatch.setitem(ENCODERS._entries, "reads_values", family)
     network = network_of("reads_values", (16, 16))
-    with pytest.raises(RuntimeError), torch.device("meta"):
+    with pytest.raises(error), torch.device("meta"):
         MultiTaskNetwork.from_config(network.config())
     assert_loads(network, tmp_path / "m")
+
+
+@pytest.mark.parametrize("heads", [ReadsValuesHeads, ReadsArraysHeads])
+def test_a_decoder_of_a_plugin_may_read_values(heads, tmp_path, monkeypatch):
+    DENSE_DECODERS.names()
+    monkeypatch.setitem(DENSE_DECODERS._entries, "reads_values", heads)
+    network = network_of("residual64", (16, 16), "reads_values", channels=4)
+    skeleton = build_skeleton(network.config(), num_tensors=100, num_bytes=10_000)
+    assert skeleton.device.type == "meta"
+    assert_loads(network, tmp_path / "m")
+
+
+def test_what_a_decoder_of_this_project_computes_is_always_bounded(monkeypatch):
+    config = network_of("residual64", (16, 16), "deconv", channels=4).config()
+    skeleton = build_skeleton(config, num_tensors=100, num_bytes=10_000)
+    monkeypatch.setattr(DeconvHeads, "forward", lambda _, features, _rows: features[0].max().item())
+    with pytest.raises(RuntimeError, match="meta"):
+        check_maps(skeleton)
 
 
 def test_nothing_has_storage_and_the_random_state_stays():

@@ -112,6 +112,10 @@ def test_network_with_the_published_decoder_and_gradient_scale(rooms_config, man
         ("model.dense_widths=[5]", r"dense_widths is \(5,\), must be positive multiples of 8"),
         ("model.trunk_depth=9", r"model\.trunk_depth is 9, must be from 0 to 2"),
         ("model.encoder.options.deep=3", r"model\.encoder\.options has 'deep'"),
+        (
+            "model.encoder.options.hidden_act=nonesuch",
+            r"model\.encoder\.options is .*'nonesuch'.* cannot build it: KeyError: 'nonesuch'$",
+        ),
         ("model.encoder.pretrained=/none", r"pretrained is '/none', must be a folder"),
     ],
 )

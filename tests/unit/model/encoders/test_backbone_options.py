@@ -1,6 +1,7 @@
 import pytest
 from transformers import AutoConfig
 
+from model.encoders import build_encoder
 from model.encoders.backbone import resolve_config
 from model.encoders.backbone_options import allowed_options, to_options
 
@@ -53,3 +54,36 @@ def test_attributes_of_a_folder_that_no_option_sets_are_dropped(tmp_path):
 def test_values(value, message):
     with pytest.raises(ValueError, match=message):
         resolve_config({"model_type": "vit", "num_hidden_layers": value}, None, SIZE)
+
+
+SMALL = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("option", "cause"),
+    [
+        ({"hidden_act": "nonesuch"}, "KeyError: 'nonesuch'"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError: "),
+        ({"initializer_range": -1.0}, "RuntimeError: normal expects std >= 0.0"),
+    ],
+)
+def test_an_option_that_the_library_cannot_use_is_one_line(option, cause):
+    with pytest.raises(ValueError, match=r"^model\.encoder\.options is \{.*vit") as caught:
+        build_encoder("backbone", 1, image_size=SIZE, options={**SMALL, **option})
+    text = str(caught.value)
+    assert str(option)[1:-1] in text and cause in text and "\n" not in text
+
+
+def test_a_pretrained_folder_without_weights_is_one_line(tmp_path):
+    resolve_config(SMALL, None, SIZE).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^model\.encoder\.pretrained is .*OSError: .*$"):
+        build_encoder("backbone", 1, image_size=SIZE, pretrained=str(tmp_path))
+
+
+def test_no_memory_is_no_fault_of_an_option(monkeypatch):
+    def no_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("transformers.ViTModel.__init__", no_memory)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        build_encoder("backbone", 1, image_size=SIZE, options=SMALL)

@@ -194,4 +194,4 @@ def test_after_the_stop_nothing_ends_the_process(started, clock, monkeypatch):
 def test_first_line():
     assert first_line(RuntimeError("one\ntwo")) == "one"
     assert first_line(RuntimeError()) == ""
-    assert first_line(RuntimeError("x" * 500)) == "x" * 160 + "..."
+    assert first_line(RuntimeError("x" * 500)) == "x" * 157 + "..."
