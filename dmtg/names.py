@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 MAX_LENGTH = 100  # bytes, as file systems count, of a name that becomes part of a path
 FILE_NAME_RULE = (
@@ -10,8 +11,7 @@ FILE_NAME_RULE = (
     f"a digit or _, and at most {MAX_LENGTH} bytes in UTF-8"
 )
 MAX_TEXT = 500  # characters of a name that is only shown, such as that of a class
-_FILE_NAME = re.compile(rf"\w[\w .,+()-]{{0,{MAX_LENGTH - 1}}}")
-_NOT_ALLOWED = re.compile(r"[^\w.,+()-]")
+_PUNCTUATION = frozenset("_ .,+()-")
 # Control characters (category Cc), embeddings, overrides and isolates of the direction, and lone
 # surrogates, which UTF-8 cannot encode. Joiners and special spaces belong to ordinary text.
 _NOT_TEXT = re.compile("[\0-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -22,7 +22,15 @@ def is_file_name(name: str) -> bool:
 
     Such a name has no slash, no control character and is neither `.` nor `..`.
     """
-    return _FILE_NAME.fullmatch(name) is not None and len(name.encode()) <= MAX_LENGTH
+    if not name or not (name[0] == "_" or _is_letter(name[0])) or len(name) > MAX_LENGTH:
+        return False
+    allowed = all(c in _PUNCTUATION or _is_letter(c) for c in name)
+    return allowed and len(name.encode()) <= MAX_LENGTH
+
+
+def _is_letter(character: str) -> bool:
+    """Return whether a character is a letter, a digit, or a mark on one, in any script."""
+    return unicodedata.category(character)[0] in "LMN"
 
 
 def check_file_name(what: str, name: str) -> str:
@@ -65,7 +73,9 @@ def to_file_name(key: str) -> str:
     Each character that `FILE_NAME_RULE` does not allow becomes `_`, so different keys can get equal
     names. A key of more than `MAX_LENGTH` bytes keeps its end, where keys usually differ.
     """
-    name = _NOT_ALLOWED.sub("_", key).encode()[-MAX_LENGTH:].decode(errors="ignore")
+    kept = _PUNCTUATION - {" "}
+    name = "".join(c if c in kept or _is_letter(c) else "_" for c in key)
+    name = name.encode()[-MAX_LENGTH:].decode(errors="ignore")
     return name if is_file_name(name) else f"_{name[1:]}"
 
 

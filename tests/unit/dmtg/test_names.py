@@ -18,7 +18,9 @@ from dmtg.names import (
 )
 
 
-@pytest.mark.parametrize("name", ["depth_zbuffer", "5_o_Clock_Shadow", "Pale Skin", "größe", "a.b"])
+@pytest.mark.parametrize(
+    "name", ["depth_zbuffer", "5_o_Clock_Shadow", "Pale Skin", "größe", "हिन्दी", "a.b"]
+)
 def test_usual_names_are_allowed(name: str) -> None:
     assert check_file_name("task", name) == name
 
