@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _NOT_KEPT = "%s: the index is not kept, each process builds it: %s"
 MAX_KEPT_BYTES = 4 * 2**30  # 200 million members; a run with more would build indexes again
 _LOCK = ".lock"
-_SKIPPED_BYTES = 2**20  # read at once between members
+_BLOCK_BYTES = 2**20  # read at once
 _REPORT_SECONDS = 10.0  # between two messages about a shard that is read
 _DIGEST_BYTES = hashlib.sha256().digest_size  # at the start of a kept file: the hash of the rest
 
@@ -125,7 +125,7 @@ class _HashedFile:
         self.label, self.size = shard.label, shard.size
         self._shard = shard
         self._digest = hashlib.sha256()
-        self._position = 0
+        self._block, self._start = b"", 0  # the bytes read last, and where they begin
         self._reported = time.monotonic()
 
     def read(self, offset: int, size: int) -> bytes:
@@ -134,25 +134,35 @@ class _HashedFile:
         Raises:
             DamageError: The file is shorter or cannot be read.
         """
-        assert offset >= self._position, "a shard is hashed forwards"
-        while self._position < offset:
-            self._take(min(offset - self._position, _SKIPPED_BYTES))
-        return self._take(size)
+        assert offset >= self._start, "a shard is hashed forwards"
+        parts = []
+        while size:
+            while offset >= self._end:
+                self._read_block()
+            at = offset - self._start
+            parts.append(self._block[at : at + size])
+            offset, size = offset + len(parts[-1]), size - len(parts[-1])
+        return b"".join(parts)
 
     def finish(self) -> str:
         """Read the rest of the file; return the hash of all of it."""
-        self.read(self.size, 0)
+        while self._end < self.size:
+            self._read_block()
         return self._digest.hexdigest()
 
-    def _take(self, size: int) -> bytes:
-        data = self._shard.read(self._position, size)
-        self._digest.update(data)
-        self._position += size
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._block)
+
+    def _read_block(self) -> None:
+        start = self._end
+        size = max(1, min(self.size - start, _BLOCK_BYTES))  # at the end 1, which is an error
+        self._block, self._start = self._shard.read(start, size), start
+        self._digest.update(self._block)
         now = time.monotonic()
         if now - self._reported > _REPORT_SECONDS:
             self._reported = now
-            logger.warning("%s: %d of %d bytes are read", self.label, self._position, self.size)
-        return data
+            logger.warning("%s: %d of %d bytes are read", self.label, self._end, self.size)
 
 
 def _keep(path: Path, index: TarIndex) -> None:
