@@ -17,5 +17,9 @@ class DataError(ValueError):
         return super().__str__().rpartition(marker)[2].rstrip("\n")
 
 
+class DamageError(DataError):
+    """The bytes of a file are not those that were recorded; those of another copy may be."""
+
+
 class SourceError(DataError):
-    """A remote source did not answer within the retry time; the data itself may be intact."""
+    """A remote source refuses access, or did not answer in time; the data may be intact."""

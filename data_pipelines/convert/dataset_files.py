@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -59,13 +60,13 @@ class DatasetFiles:
         return Path(self.dataset).exists()
 
     def _local(self, path: str, container: str) -> str:
-        source = Path(self.dataset).resolve()
+        source = Path(os.path.abspath(self.dataset))
         folder = source if source.is_dir() else source.parent
         name = container.removeprefix(_LOCAL)
         if "://" in name or ".." in PurePosixPath(name).parts:
             raise self._outside(path)
         place = (folder / name).resolve()
-        if not place.is_relative_to(folder):
+        if not any(place.is_relative_to(root) for root in _roots(folder)):
             raise self._outside(path)
         return str(place)
 
@@ -80,3 +81,14 @@ class DatasetFiles:
             f"{self.dataset}: a row names the file {shortened(repr(path), 200)}, allowed are files "
             "of the dataset itself"
         )
+
+
+def _roots(folder: Path) -> list[Path]:
+    """Return the folders that hold the files of a dataset in a local folder.
+
+    In the cache of the hub the files of `REPOSITORY/snapshots/REVISION` are links to those in
+    `REPOSITORY/blobs`, which holds nothing else.
+    """
+    parents = [path.parent for path in (folder, *folder.parents)]
+    blobs = [path.with_name("blobs").resolve() for path in parents if path.name == "snapshots"]
+    return [folder.resolve(), *blobs]

@@ -12,6 +12,7 @@ from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.decode.codecs import decode
 from data_pipelines.decode.pictures import (
     FORMATS,
+    MAX_PHOTO_PIXELS,
     PictureError,
     is_upright,
     read_photo,
@@ -64,7 +65,7 @@ def label_picture(data: bytes, dtype: str | None = None) -> np.ndarray:
             not fit the type.
     """
     try:
-        values = read_values("label", data, FORMATS, _GREY_MODES)
+        values = read_values("label", data, FORMATS, _GREY_MODES, MAX_PHOTO_PIXELS)
     except PictureError as error:
         raise MissingLabel(error.reason) from error
     return label_values(values, dtype)

@@ -17,9 +17,7 @@ def stored_image(storage: Storage, picture: np.ndarray, image_size: int | None) 
     Raises:
         MissingLabel: It cannot be stored.
     """
-    target = shrunk(picture.shape[1:], image_size)
-    if target[0] * target[1] > MAX_PIXELS:
-        raise MissingLabel("too large to be stored without --size")
+    target = _stored_size(picture.shape[1:], image_size)
     resized = Geometry(target).apply(picture, _whole(picture), "bilinear")
     try:
         return storage.encode_image(_as_rows(resized))
@@ -44,7 +42,7 @@ def stored_label(
     height, width = picture.shape[1:]
     if abs(height * image_shape[1] - width * image_shape[0]) > max(image_shape):
         raise MissingLabel("another shape than the image")
-    target = shrunk((height, width), image_size)
+    target = _stored_size((height, width), image_size)
     resized = Geometry(target).apply(picture, _whole(picture), "nearest")
     try:
         return storage.encode_label(_as_rows(resized))
@@ -59,6 +57,14 @@ def shrunk(shape: tuple[int, ...], image_size: int | None) -> tuple[int, int]:
     if image_size is None or short <= image_size:
         return height, width
     return round(height * image_size / short), round(width * image_size / short)
+
+
+def _stored_size(shape: tuple[int, ...], image_size: int | None) -> tuple[int, int]:
+    """Return height and width of a stored picture, see `shrunk`."""
+    height, width = shrunk(shape, image_size)
+    if height * width > MAX_PIXELS:
+        raise MissingLabel("too large to be stored without --size")
+    return height, width
 
 
 def _whole(picture: np.ndarray) -> Params:

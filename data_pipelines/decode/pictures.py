@@ -28,7 +28,9 @@ _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B")
 _PHOTO_MODES = (
     "1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", *_SIXTEEN_BITS
 )  # fmt: skip
-_STRIP_PIXELS = 2**20  # a larger picture becomes an array part by part, which saves a copy
+# Of a picture that becomes an array at once, and of the parts of a larger one: whole copies of it
+# would take more memory.
+_WHOLE_PIXELS, _STRIP_PIXELS = 2**22, 2**20
 _TURNS: dict[object, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda rows: rows[:, ::-1],
     3: lambda rows: rows[::-1, ::-1],
@@ -175,7 +177,7 @@ def _rows(
     """Return the decoded picture as an array [H,W] or [H,W,C] of converted parts."""
     image.load()
     (width, height), step = image.size, max(1, _STRIP_PIXELS // image.width)
-    if height <= step:
+    if width * height <= _WHOLE_PIXELS:
         return np.asarray(convert(image))
     result = None
     for top in range(0, height, step):

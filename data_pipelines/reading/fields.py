@@ -99,16 +99,22 @@ class Label:
 
     def _check_ids(self, named: str, ids: np.ndarray) -> None:
         num_classes, ignored = len(self.field.classes), self.request.ignore_index
-        if ids.dtype.kind == "u" and ids.max() < num_classes:
+        is_bounded, kind = self.request.num_classes is not None, ids.dtype.kind
+        if kind == "u" and (not is_bounded or ids.max() < num_classes):
             return  # the usual map, in one pass
-        allowed = ids == np.rint(ids)
-        if self.request.num_classes is not None:
-            known = (ids >= 0) & (ids < num_classes)
-            allowed &= known if ignored is None else known | (ids == ignored)
-        if not allowed.all():
+        wrong = np.zeros(ids.shape, bool)
+        if is_bounded:
+            wrong = ids >= num_classes
+            if kind != "u":
+                wrong |= ids < 0
+            if ignored is not None:
+                wrong &= ids != ignored
+        if kind == "f":  # `rint` of uint8 would compute in float16, slowly
+            wrong |= ids != np.rint(ids)
+        if wrong.any():
             other = "" if ignored is None else f", and {ignored}, which is ignored"
             raise DataError(
-                f"{named} has the class id {ids[~allowed][0]}, allowed are integers from 0 to "
+                f"{named} has the class id {ids[wrong][0]}, allowed are integers from 0 to "
                 f"{num_classes - 1}{other}; `ignore_index` of the task names an id without a class"
             )
 

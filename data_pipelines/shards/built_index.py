@@ -1,11 +1,13 @@
 """The index of a shard without an index file, built once for all processes of a user.
 
-The first process that opens such a shard reads all of it, compares it with the hash in the
-manifest, and builds the index with the checksum of every member. The index is kept under the
+The first process that opens such a shard reads all of it, once: it compares the hash with that in
+the manifest and builds the index with the checksum of every member. The index is kept under the
 shard's hash in `index_folder`. Other workers and ranks of the machine wait for it, and they and
 later runs load it, so that a shard is hashed once. From then on every member is compared with its
 checksum when it is read, as with an index file: a shard that is replaced later is detected whatever
 its size and its times are, so neither has to be remembered.
+
+At most `MAX_KEPT_BYTES` of indexes are kept; the least recently used ones are deleted.
 
 Nothing is written to the folder of the shards, which may be read-only. Where `index_folder` cannot
 be written, each process builds the index for itself. `dmtg shards index` writes index files, which
@@ -17,10 +19,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
+from contextlib import suppress
 from pathlib import Path
 
-from data_pipelines.errors import DataError
-from data_pipelines.shards.cache import lock_between_processes
+from data_pipelines.errors import DamageError, DataError
+from data_pipelines.shards.cache import lock_between_processes, make_room
 from data_pipelines.shards.index_file import pack_index, read_index
 from data_pipelines.shards.manifest import MAX_INDEX_BYTES
 from data_pipelines.shards.sources import LocalFile
@@ -30,7 +34,10 @@ from dmtg.files import atomic_write
 logger = logging.getLogger(__name__)
 
 _NOT_KEPT = "%s: the index is not kept, each process builds it: %s"
-_HASHED_BYTES = 2**20  # read at once
+MAX_KEPT_BYTES = 4 * 2**30  # 200 million members; a run with more would build indexes again
+_LOCK = ".lock"
+_BLOCK_BYTES = 2**20  # read at once
+_REPORT_SECONDS = 10.0  # between two messages about a shard that is read
 _DIGEST_BYTES = hashlib.sha256().digest_size  # at the start of a kept file: the hash of the rest
 
 
@@ -72,7 +79,8 @@ def built_index(shard: LocalFile, sha256: str) -> TarIndex:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"{folder} cannot be written")
-        with lock_between_processes(path.with_suffix(".lock")):
+        # One lock for many shards: lock files are not deleted, and must not become many.
+        with lock_between_processes(folder / f"{sha256[:2]}{_LOCK}"):
             index = _load(path, shard)  # another process may have built it meanwhile
             if index is None:
                 index = _build(shard, sha256)
@@ -89,15 +97,72 @@ def _build(shard: LocalFile, sha256: str) -> TarIndex:
         shard.label,
         shard.size,
     )
-    digest = hashlib.sha256()
-    for start in range(0, shard.size, _HASHED_BYTES):
-        digest.update(shard.read(start, min(_HASHED_BYTES, shard.size - start)))
-    if digest.hexdigest() != sha256:
-        raise DataError(
-            f"{shard.label}: another or a damaged shard: sha256 {digest.hexdigest()}, manifest "
-            f"says {sha256}"
+    file = _HashedFile(shard)
+    index: TarIndex | DataError
+    try:
+        index = index_tar(file, checksums=True)
+    except DataError as error:
+        index = error
+    digest = file.finish()
+    if digest != sha256:
+        raise DamageError(
+            f"{shard.label}: another or a damaged shard: sha256 {digest}, manifest says {sha256}"
         )
-    return index_tar(shard, checksums=True)
+    if isinstance(index, DataError):
+        raise index
+    return index
+
+
+class _HashedFile:
+    """A shard that is read in ascending order; all bytes are hashed, also those that are skipped.
+
+    Attributes:
+        label: Its path or URL, for messages.
+        size: Its size in bytes.
+    """
+
+    def __init__(self, shard: LocalFile) -> None:
+        self.label, self.size = shard.label, shard.size
+        self._shard = shard
+        self._digest = hashlib.sha256()
+        self._block, self._start = b"", 0  # the bytes read last, and where they begin
+        self._reported = time.monotonic()
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return exactly `size` bytes.
+
+        Raises:
+            DamageError: The file is shorter or cannot be read.
+        """
+        assert offset >= self._start, "a shard is hashed forwards"
+        parts = []
+        while size:
+            while offset >= self._end:
+                self._read_block()
+            at = offset - self._start
+            parts.append(self._block[at : at + size])
+            offset, size = offset + len(parts[-1]), size - len(parts[-1])
+        return b"".join(parts)
+
+    def finish(self) -> str:
+        """Read the rest of the file; return the hash of all of it."""
+        while self._end < self.size:
+            self._read_block()
+        return self._digest.hexdigest()
+
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._block)
+
+    def _read_block(self) -> None:
+        start = self._end
+        size = max(1, min(self.size - start, _BLOCK_BYTES))  # at the end 1, which is an error
+        self._block, self._start = self._shard.read(start, size), start
+        self._digest.update(self._block)
+        now = time.monotonic()
+        if now - self._reported > _REPORT_SECONDS:
+            self._reported = now
+            logger.warning("%s: %d of %d bytes are read", self.label, self._end, self.size)
 
 
 def _keep(path: Path, index: TarIndex) -> None:
@@ -106,6 +171,8 @@ def _keep(path: Path, index: TarIndex) -> None:
         logger.warning(_NOT_KEPT, path, f"{len(data)} bytes, allowed are {MAX_INDEX_BYTES}")
         return
     try:
+        with lock_between_processes(path.with_name(f"room{_LOCK}")):
+            make_room(path.parent, _DIGEST_BYTES + len(data), MAX_KEPT_BYTES, kept=(_LOCK,))
         with atomic_write(path, "wb") as file:
             file.write(hashlib.sha256(data).digest() + data)
     except OSError as error:
@@ -117,6 +184,8 @@ def _load(path: Path, shard: LocalFile) -> TarIndex | None:
     try:
         with open(path, "rb") as file:
             data = file.read(_DIGEST_BYTES + MAX_INDEX_BYTES + 1)
+        with suppress(OSError):  # a folder that cannot be written
+            os.utime(path)  # the time of use
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         return read_index(str(path), content, digest.hex(), shard.size)
     except OSError:

@@ -114,23 +114,36 @@ class ShardCache:
 
     def _make_room(self, size: int) -> bool:
         """Delete the least recently used copies; return whether `size` bytes fit."""
-        copies, total = [], size
         for entry in os.scandir(self.folder):
-            if entry.name.endswith(_PARTIAL) and _delete_abandoned(Path(entry.path)):
-                continue
-            try:
-                status = entry.stat()
-            except FileNotFoundError:  # an unfinished copy that failed
-                continue
-            total += status.st_size
-            if entry.name.endswith(_COPY):
-                copies.append((status.st_mtime_ns, status.st_size, entry.path))
-        copies.sort(reverse=True)
-        while copies and total > self.max_bytes:
-            _, freed, oldest = copies.pop()
-            os.unlink(oldest)
-            total -= freed
-        return total <= self.max_bytes
+            if entry.name.endswith(_PARTIAL):
+                _delete_abandoned(Path(entry.path))
+        return make_room(self.folder, size, self.max_bytes, kept=(_PARTIAL, _LOCK))
+
+
+def make_room(folder: Path, size: int, max_bytes: int, kept: tuple[str, ...]) -> bool:
+    """Delete the least recently used files of a folder; return whether `size` bytes fit.
+
+    Args:
+        folder: The folder.
+        size: Bytes to be added.
+        max_bytes: Upper limit of the sum of all file sizes.
+        kept: Ends of the names of files that are counted, but not deleted.
+    """
+    files, total = [], size
+    for entry in os.scandir(folder):
+        try:
+            status = entry.stat()
+        except FileNotFoundError:  # an unfinished file that failed
+            continue
+        total += status.st_size
+        if not entry.name.endswith(kept):
+            files.append((status.st_mtime_ns, status.st_size, entry.path))
+    files.sort(reverse=True)
+    while files and total > max_bytes:
+        _, freed, oldest = files.pop()
+        os.unlink(oldest)
+        total -= freed
+    return total <= max_bytes
 
 
 def _reuse(path: Path, size: int) -> int | None:

@@ -1,7 +1,9 @@
 """The HTTP client that fsspec uses here: a body is read only up to the length that was asked for.
 
 fsspec reads the whole body of an answer, however long, and decompresses it: a server could fill
-the memory. With this client an answer without a compressed body is asked for and required, and the
+the memory. This client decompresses nothing. It asks for bodies that are not compressed and refuses
+others by name; a Content-Encoding that it does not know, such as the `aws-chunked` that S3 repeats
+from an upload, is ignored, because the bytes are compared with the manifest as they come. The
 body of a request for a range is read up to the length of the range, that of another request up to
 `MAX_BODY_BYTES`. The timeouts and retries of `remote` apply as before.
 """
@@ -13,12 +15,14 @@ from typing import Any
 
 import aiohttp
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, SourceError
+from data_pipelines.shards.manifest import MAX_MANIFEST_BYTES
 
-MAX_BODY_BYTES = 16 * 2**20  # of an answer to a request without a range: a manifest
+MAX_BODY_BYTES = MAX_MANIFEST_BYTES  # of an answer to a request without a range
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
-_NOT_ENCODED = ("", "identity")
+_COMPRESSED = {"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-compress"}
 _PARTIAL_CONTENT = 206
+_NO_ACCESS, _NOT_FOUND = (401, 403), 404
 
 
 async def bounded_client(**options: Any) -> aiohttp.ClientSession:  # noqa: ANN401
@@ -36,17 +40,24 @@ class _BoundedResponse(aiohttp.ClientResponse):
     """An answer with a bounded body.
 
     Raises:
-        DataError: The body is compressed, or longer than asked for. No further attempt is made,
-            because it would end in the same way.
+        DataError: The file is missing, or the body is compressed or longer than asked for.
+        SourceError: The server refuses access.
+
+    After both no further attempt is made, because it would end in the same way.
     """
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:  # noqa: ANN401
         """Receive the headers."""
         await super().start(connection)
-        encoding = self.headers.get("Content-Encoding", "").strip().lower()
-        if self.ok and encoding not in _NOT_ENCODED:
+        if self.status in _NO_ACCESS:
+            raise SourceError(f"{self.url}: the server refuses access: {self.status} {self.reason}")
+        if self.status == _NOT_FOUND:
+            raise DataError(f"{self.url}: missing")
+        named = ",".join(self.headers.getall("Content-Encoding", ())).lower()
+        encodings = [name.strip() for name in named.split(",")]
+        if self.ok and not _COMPRESSED.isdisjoint(encodings):
             raise DataError(
-                f"{self.url}: the server sent Content-Encoding {encoding!r}, allowed is identity"
+                f"{self.url}: the server sent Content-Encoding {named!r}, allowed is identity"
             )
         return self
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from data_pipelines.decode.bounds import MAX_NAME_BYTES, MAX_SAMPLE_MEMBERS
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DamageError, DataError
 from data_pipelines.shards.manifest import MAX_INDEX_BYTES, IndexFile, index_name
 from data_pipelines.shards.sources import LocalFile
 from data_pipelines.shards.tar_index import TarIndex, index_tar
@@ -66,13 +66,14 @@ def read_index(where: str, data: bytes, sha256: str, shard_bytes: int) -> TarInd
         shard_bytes: Size of the shard.
 
     Raises:
-        DataError: The hash differs from the recorded one, the bytes are not an index, or it is
-            not the index of a tar file of that size: then a few bytes could make a reader read
-            the same range of the shard any number of times.
+        DamageError: The hash differs from the recorded one.
+        DataError: The bytes are not an index, or it is not the index of a tar file of that size:
+            then a few bytes could make a reader read the same range of the shard any number of
+            times.
     """
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:
-        raise DataError(f"{where}: damaged index: sha256 {digest}, manifest says {sha256}")
+        raise DamageError(f"{where}: damaged index: sha256 {digest}, recorded {sha256}")
     try:
         arrays = load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:

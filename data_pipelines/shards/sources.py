@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DamageError, DataError
 from data_pipelines.shards.cache import ShardCache
 from data_pipelines.shards.remote import RETRY_SECONDS, Remote, check_size, check_url
 
@@ -91,14 +91,14 @@ class LocalFile:
         """Return exactly `size` bytes.
 
         Raises:
-            DataError: The file is shorter or cannot be read.
+            DamageError: The file is shorter or cannot be read.
         """
         try:
             data = os.pread(self._descriptor, size, offset)
         except OSError as error:
-            raise DataError(f"{self.label}: cannot be read: {error.strerror}") from error
+            raise DamageError(f"{self.label}: cannot be read: {error.strerror}") from error
         if len(data) != size:
-            raise DataError(
+            raise DamageError(
                 f"{self.label}: truncated shard: {len(data)} of {size} bytes at byte {offset}"
             )
         return data

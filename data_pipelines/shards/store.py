@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 from data_pipelines.decode.bounds import check_member_size, check_sample_size
-from data_pipelines.errors import DataError, SourceError
+from data_pipelines.errors import DamageError, DataError
 from data_pipelines.shards.built_index import built_index
 from data_pipelines.shards.index_file import read_index
 from data_pipelines.shards.manifest import Shard, index_name
@@ -18,8 +18,9 @@ from data_pipelines.shards.sources import LocalFile, Location, OpenFile, StoredF
 from data_pipelines.shards.tar_index import Member, TarIndex
 
 MAX_OPEN_SHARDS = 64
-# Indexes are kept separately: the streams of an epoch use more shards at a time than stay open.
-MAX_INDEX_BYTES = 48 * 2**20
+# Of the indexes in memory, which are more than the open shards: the streams of an epoch use more
+# shards at a time than stay open.
+MAX_MEMORY_OF_INDEXES = 48 * 2**20
 _JOINED_GAP = 2**16  # bytes; members with a smaller gap between them are read together
 
 
@@ -68,9 +69,7 @@ class ShardStore:
         sample = sample_id - (self._ends[number] - self.shards[number].samples)
         try:
             return self._read(number, sample, members)
-        except SourceError:
-            raise
-        except DataError:
+        except DamageError:
             if not self._discard_copy(number):
                 raise
         return self._read(number, sample, members)
@@ -91,7 +90,7 @@ class ShardStore:
         contents = {}
         for member, data in _contents(file, wanted):
             if member.crc32 is not None and zlib.crc32(data) != member.crc32:
-                raise DataError(
+                raise DamageError(
                     f"{file.label}: member {key}.{member.suffix}: damaged: crc32 "
                     f"{zlib.crc32(data):08x}, recorded {member.crc32:08x}"
                 )
@@ -151,7 +150,7 @@ class ShardStore:
             )
         self._indexes[number] = index
         self._index_bytes += index.num_bytes
-        while self._index_bytes > MAX_INDEX_BYTES and len(self._indexes) > 1:
+        while self._index_bytes > MAX_MEMORY_OF_INDEXES and len(self._indexes) > 1:
             self._index_bytes -= self._indexes.popitem(last=False)[1].num_bytes
         return index
 
@@ -173,9 +172,7 @@ class ShardStore:
         try:
             data = file.read(0, stored.bytes)
             return read_index(file.label, data, stored.sha256, shard.bytes)
-        except SourceError:
-            raise
-        except DataError:
+        except DamageError:
             if not again or not file.discard():
                 raise
         finally:

@@ -11,7 +11,6 @@ import numpy as np
 
 from data_pipelines.decode.bounds import MAX_SAMPLE_MEMBERS
 from data_pipelines.errors import DataError
-from data_pipelines.shards.sources import LocalFile
 from data_pipelines.shards.tar_members import BLOCK, TarSource, regular_members, split_name
 from dmtg.names import shortened
 
@@ -68,11 +67,11 @@ class TarIndex:
         ]
 
 
-def index_tar(file: LocalFile, *, checksums: bool = False) -> TarIndex:
+def index_tar(file: TarSource, *, checksums: bool = False) -> TarIndex:
     """Build the index of a tar file (ustar, GNU long names or pax) from its headers.
 
     Args:
-        file: The open file.
+        file: The open file, which is read in ascending order.
         checksums: Also read all members and record their crc32.
 
     Raises:

@@ -1,5 +1,6 @@
 """Files that are exchanged or damaged after they were checked, and files named from outside."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.huggingface import write_huggingface
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
+from data_pipelines.decode import bounds
 from data_pipelines.decode.codecs import encode_png
 from data_pipelines.errors import DataError
 from data_pipelines.shards import built_index
@@ -107,7 +110,7 @@ def test_a_shard_is_hashed_once_and_its_folder_left_alone(plain, bytes_read, kep
     before = sorted(path.parent.iterdir())
     assert read(path, shard)[0] == "s0"
     first = sum(bytes_read)
-    assert first > shard.bytes
+    assert shard.bytes <= first < shard.bytes + 2048  # all of it once, and a sample
     assert [file.name for file in kept.glob("*.index")] == [f"{shard.sha256}.index"]
     bytes_read.clear()
     for number in range(4):
@@ -155,6 +158,43 @@ def test_a_damaged_kept_index_is_built_again(plain, kept, damage, caplog):
     caplog.clear()
     assert read(path, shard) == expected
     assert not caplog.text
+
+
+def test_a_damaged_header_is_damage_of_the_shard(plain):
+    """The rest is hashed, too: the manifest decides whether it is the shard of the dataset."""
+    path, _, shard = plain
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}: another or a damaged shard: sha256 "):
+        read(path, shard)
+    changed = shard.model_copy(update={"sha256": hashlib.sha256(content).hexdigest()})
+    with pytest.raises(DataError, match=f"{path}: damaged header at byte 0"):
+        read(path, changed)
+
+
+def test_the_progress_of_a_slow_shard_is_told(plain, monkeypatch, caplog):
+    path, _, shard = plain
+    monkeypatch.setattr(built_index, "_REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(built_index, "_BLOCK_BYTES", 500)  # members and headers span blocks
+    read(path, shard)
+    assert f"{path}: 500 of {shard.bytes} bytes are read" in caplog.text
+
+
+def test_kept_indexes_are_bounded(tmp_path, kept, monkeypatch):
+    shards = []
+    for number in range(4):
+        path = write(tmp_path / f"data{number}", number)
+        entry = Manifest.load(path.parent).split("train").shards[0]
+        shards.append((path, entry.model_copy(update={"index": None})))
+    read(*shards[0])
+    [first] = kept.glob("*.index")
+    monkeypatch.setattr(built_index, "MAX_KEPT_BYTES", int(2.5 * first.stat().st_size))
+    for number in (1, 0, 2, 0, 3):
+        read(*shards[number])
+    names = {f"{shards[number][1].sha256}.index" for number in (0, 3)}
+    assert {file.name for file in kept.glob("*.index")} == names
+    assert all(len(file.stem) == 2 or file.stem == "room" for file in kept.glob("*.lock"))
 
 
 def test_without_a_place_for_the_index_it_is_built_and_used(plain, tmp_path, monkeypatch, caplog):
@@ -208,6 +248,19 @@ def test_a_damaged_copy_is_fetched_again_once(remote, what):
     assert len(server.asked) == (2 if what == "both" else 1)
     assert ShardStore(folder, [shard]).read(1, MEMBERS) == expected
     assert len(server.asked) == (2 if what == "both" else 1)
+
+
+@pytest.mark.parametrize("bound", ["MAX_MEMBER_BYTES", "MAX_SAMPLE_BYTES"])
+def test_an_intact_copy_over_a_bound_is_kept(remote, monkeypatch, bound):
+    server, cache, folder, shard = remote
+    store = ShardStore(folder, [shard])
+    store.read(0, MEMBERS)
+    monkeypatch.setattr(bounds, bound, 10)
+    server.asked.clear()
+    copies = sorted(cache.glob("*.copy"))
+    with pytest.raises(DataError, match=r"sample s0: .* bytes, allowed are at most 10$"):
+        store.read(0, MEMBERS)
+    assert sorted(cache.glob("*.copy")) == copies and not server.asked
 
 
 def test_a_copy_that_is_damaged_twice_is_named(remote, monkeypatch):
@@ -281,6 +334,35 @@ def test_rows_name_files_of_the_dataset(source, tmp_path, kind):
     }
     manifest = converted(source, tmp_path / "out", [names[kind]])
     assert manifest.split("train").num_samples == 1
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    """A dataset in the cache of the hub, whose files are links to blobs."""
+    repository = tmp_path / "hub" / "datasets--someone--rooms"
+    folder = repository / "snapshots" / "0123abc"
+    (folder / "images").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    rows = datasets.Dataset.from_list([{"photo": {"bytes": None, "path": "images/a.png"}}])
+    parquet.write_table(rows.data.table, repository / "blobs" / "rows")
+    (repository / "blobs" / "a").write_bytes(PICTURE)
+    (folder / "train.parquet").symlink_to("../../blobs/rows")
+    (folder / "images" / "a.png").symlink_to("../../../blobs/a")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["{0}", "{0}/train.parquet", ".", "train.parquet"])
+def test_a_snapshot_of_the_hub_is_read(snapshot, name):
+    files = DatasetFiles(name.format(snapshot))
+    for path in ("images/a.png", f"{snapshot}/images/a.png"):
+        assert files.read(path) == PICTURE
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0123abc")
+    (snapshot / "images" / "b.png").symlink_to("../../../refs/main")
+    for path in ("images/b.png", "../../refs/main", f"{snapshot.parents[1]}/refs/main"):
+        with pytest.raises(DataError, match="a row names the file"):
+            files.read(path)
 
 
 @pytest.mark.parametrize(

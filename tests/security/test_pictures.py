@@ -14,7 +14,9 @@ from PIL import EpsImagePlugin, Image, ImageOps
 from data_pipelines.convert.columns import ColumnReader
 from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.foreign import convert_image, label_picture
+from data_pipelines.convert.pictures import stored_label
 from data_pipelines.convert.tally import MissingLabel, Tally
+from data_pipelines.decode import pictures as decode_pictures
 from data_pipelines.decode.codecs import decode, decode_sample, encode_jpeg, encode_png
 from data_pipelines.decode.pictures import (
     FORMATS,
@@ -343,6 +345,36 @@ def test_transparency_is_blended_with_white():
     photo = read_photo("a", saved(palette, transparency=1))
     assert photo[0, 0].tolist() == [10, 20, 30] and photo[0, 1].tolist() == [255, 255, 255]
     np.testing.assert_array_equal(label_picture(saved(palette))[0, 0, :4], [0, 1, 0, 1])
+
+
+def test_parts_of_a_picture_are_the_whole(monkeypatch):
+    pictures = [saved(PHOTO), saved(PHOTO[..., 0]), saved(RAMP), tagged(PHOTO, 6)]
+    whole = [read_photo("a", data) for data in pictures]
+    monkeypatch.setattr(decode_pictures, "_WHOLE_PIXELS", 100)
+    monkeypatch.setattr(decode_pictures, "_STRIP_PIXELS", 7 * 40)  # of 24 rows
+    for data, expected in zip(pictures, whole, strict=True):
+        np.testing.assert_array_equal(read_photo("a", data), expected)
+
+
+def test_the_label_of_a_photo_may_have_as_many_pixels(monkeypatch):
+    """It is converted where `--size` makes it small enough to be stored, as its photo is."""
+    monkeypatch.setattr("data_pipelines.convert.pictures.MAX_PIXELS", 20 * 40)
+    monkeypatch.setattr(decode_pictures.read_values, "__defaults__", (20 * 40,))
+    ids = np.arange(24 * 40).reshape(24, 40).astype(np.uint8) % 5
+    picture = label_picture(saved(ids))
+    np.testing.assert_array_equal(picture[0], ids)
+    for portable in (False, True):
+        stored = stored_label(Storage(portable), picture, 12, (24, 40))
+        suffix = "png" if portable else "planes"
+        assert decode(f"a.{suffix}", stored).shape == (1, 12, 20)
+        with pytest.raises(MissingLabel, match="too large to be stored without --size"):
+            stored_label(Storage(portable), picture, None, (24, 40))
+
+
+def test_a_label_larger_than_any_photo_is_refused():
+    width = MAX_PHOTO_PIXELS // 4096 + 1
+    with pytest.raises(MissingLabel, match="too large"):
+        label_picture(png_of_zeros(width, 4096))
 
 
 def test_cmyk_becomes_rgb():

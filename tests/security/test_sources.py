@@ -111,7 +111,7 @@ def test_a_range_without_an_end_is_read_up_to_its_length(hostile, tmp_path, what
     assert hostile.sent < 2**24
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "br", "Deflate"])
+@pytest.mark.parametrize("encoding", ["gzip", "br", "Deflate", "aws-chunked, zstd"])
 def test_compressed_answers_are_refused_unread(hostile, encoding):
     hostile.block, hostile.repeats = gzip.compress(bytes(2**28), 1), 1
     hostile.answer_headers["Content-Encoding"] = encoding
@@ -120,6 +120,45 @@ def test_compressed_answers_are_refused_unread(hostile, encoding):
     store = ShardStore(hostile.url, [INDEXED])
     assert expected in refusal(lambda: store.read(0, ["rgb.png"]))
     assert [request["Accept-Encoding"] for request in hostile.requests] == ["identity"] * 2
+
+
+@pytest.mark.parametrize("encoding", ["aws-chunked", "Identity", "utf-8, aws-chunked"])
+def test_encodings_that_compress_nothing_are_read(hostile, small, encoding):
+    """S3 repeats the `aws-chunked` of an upload, whose body is plain."""
+    root, manifest = small
+    hostile.block, hostile.repeats = (root / "manifest.json").read_bytes(), 1
+    hostile.answer_headers["Content-Encoding"] = encoding
+    assert Manifest.load(hostile.url) == manifest
+
+
+@pytest.mark.parametrize("on_error", ["stop", "replace"])
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_access_ends_a_run_at_once(hostile, status, on_error):
+    """It is neither a missing file nor damage, nor a failure that passes."""
+    hostile.status, hostile.repeats = status, 1
+    for read in (
+        lambda: Manifest.load(hostile.url),
+        lambda: ShardStore(hostile.url, [INDEXED]).read(0, ["rgb.png"]),
+        lambda: stream(f"{hostile.url}/t.tar", on_error=on_error),
+    ):
+        hostile.requests.clear()
+        with pytest.raises(
+            SourceError, match=rf"{hostile.url}/\S+: the server refuses access: {status} "
+        ):
+            read()
+        assert len(hostile.requests) <= 2  # fsspec first sends a request for the size of a tar
+
+
+def test_a_refused_connection_of_a_stream_is_tried_again(monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    with pytest.raises(SourceError, match=r"failed, as \d+ tars before in 0\.1 s: ClientConnector"):
+        stream("http://127.0.0.1:9/t.tar", retry_seconds=0.1)
+
+
+def test_a_missing_tar_of_a_stream_is_named(hostile):
+    hostile.status, hostile.repeats = 404, 1
+    with pytest.raises(DataError, match=r"/t\.tar: missing$"):
+        stream(f"{hostile.url}/t.tar", retry_seconds=0.1)
 
 
 def test_an_error_with_an_endless_page_is_tried_again(hostile, monkeypatch):

@@ -59,7 +59,7 @@ def test_a_damaged_tar_gets_no_index(first, tmp_path):
 def test_another_index_than_the_manifests_is_refused(first):
     _, shard, data = first
     for damaged in (data[:-1], data + b"0", bytes([data[0] ^ 1]) + data[1:], b""):
-        with pytest.raises(DataError, match=r"x: damaged index: sha256 \w+, manifest says \w+"):
+        with pytest.raises(DataError, match=r"x: damaged index: sha256 \w+, recorded \w+"):
             read_index("x", damaged, shard.index.sha256, shard.bytes)
 
 

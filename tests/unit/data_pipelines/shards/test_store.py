@@ -105,7 +105,7 @@ def test_more_indexes_than_shards_are_kept_up_to_their_bytes(shards, members_of,
     assert list(store._open) == [2]
     one = store._indexes[0].num_bytes
     assert store._index_bytes == sum(i.num_bytes for i in store._indexes.values())
-    monkeypatch.setattr(store_module, "MAX_INDEX_BYTES", int(2.5 * one))
+    monkeypatch.setattr(store_module, "MAX_MEMORY_OF_INDEXES", int(2.5 * one))
     for number in (30, 0, 30, 10, 0):
         assert store.read(number, ALL)[1] == members_of(number)
     assert len(read) == 7
