@@ -102,6 +102,11 @@ class MultiTaskNetwork(nn.Module):
         self.layout = HeadLayout(self.tasks, len(encoder.branches), heads)
         self.labels = TaskLabels(self.tasks, self.layout, self.image_size)
         mean, std = _normalisation(encoder.in_channels, image_mean, image_std)
+        if len(gradient_scale) != 2:
+            raise ValueError(
+                f"gradient_scale is {list(gradient_scale)!r}, must be two numbers: into the trunk, "
+                "into each branch"
+            )
         self._config = {
             "image_size": list(image_size),
             "dense_widths": list(dense_widths),

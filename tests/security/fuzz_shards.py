@@ -146,6 +146,7 @@ def manifest_format() -> Format:
         ),
         load=_load_manifest,
         wrong=wrong,
+        places=("split train of small",),
     )
 
 

@@ -265,6 +265,10 @@ SIZES = {
         image(4096, backbone("swinv2", window_size=1024, depths=[1], num_heads=[1])),
         "a tensor 'relative_position_index' of shape (1048576, 1048576)",
     ),
+    "a gradient scale too few": (
+        network(gradient_scale=[1.0]),
+        "gradient_scale is [1.0], must be two numbers",
+    ),
     "a deviation too few": (
         network(image_std=[0.2, 0.2]),
         "image_std is [0.2, 0.2], must have 3 numbers",
