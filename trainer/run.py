@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from trainer.config.config import Config
 from trainer.evaluation import Metrics
+from trainer.health.stop_signals import undoing
 from trainer.loop import train
 from trainer.monitoring.status import reported
 from trainer.recipes.learner import recipe_of
@@ -38,6 +39,7 @@ def train_run(
     with ExitStack() as stack:
         folder = claim_folder(config, accelerator)  # for the search and the training
         stack.callback(folder.release)
+        stack.enter_context(undoing(folder.release))
         begun = folder.config.exists()  # a new folder gets its status with its configuration
         stack.enter_context(reported(folder.out, main=accelerator.is_main_process, begun=begun))
         return _train_run(config, accelerator, data)

@@ -135,14 +135,14 @@ class RunFolder:
 
     def release(self) -> None:
         """Release the lock of the folder; delete what `claim` made if it holds no run."""
-        if self._lock is None:
+        held, self._lock = self._lock, None
+        if held is None:
             return
         made = [] if self.config.exists() else self._made
         for path in made:  # while it is locked: a process that waits makes it anew
             with suppress(OSError):  # not empty, or gone
                 path.rmdir() if path.is_dir() else path.unlink()
-        self._lock.release()
-        self._lock = None
+        held.release()
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -27,6 +27,7 @@ _FOR_LAST_WORDS = 1.0  # seconds for the message and the status, which a file sy
 received: set[str] = set()
 _deferred = threading.Event()
 _end: Callable[[int], None] | None = None
+_undo: list[Callable[[], None]] = []
 
 
 @contextmanager
@@ -79,6 +80,16 @@ def stop_at_once() -> None:
             _end(number)
 
 
+@contextmanager
+def undoing(undo: Callable[[], None]) -> Iterator[None]:
+    """Call `undo` if a signal ends the start in the block, where no `finally` is reached."""
+    _undo.append(undo)
+    try:
+        yield
+    finally:
+        _undo.remove(undo)
+
+
 def _record_signal(number: int, _frame: FrameType | None) -> None:
     received.add(signal.Signals(number).name)
 
@@ -111,7 +122,8 @@ def end_start(number: int, say: Callable[[str], None]) -> None:
     message = f"stopped by {name} before the first step of this start; nothing was lost"
     if number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message += " (a launcher sends it, too, when another process has ended)"
-    for last_words in (partial(say, message), partial(note_stop, name)):
+    last: list[Callable[[], None]] = [partial(say, message), *_undo, partial(note_stop, name)]
+    for last_words in last:
         thread = threading.Thread(target=last_words, daemon=True)
         thread.start()
         thread.join(_FOR_LAST_WORDS / 2)

@@ -151,14 +151,19 @@ def reported(out: Path, *, main: bool, begun: bool = True) -> Iterator[None]:
 
 def note_failure(message: str) -> None:
     """Write why the run of this process failed into its status, and into that of its search."""
-    for out in _runs:
+    for out in filter(_holds_run, _runs):
         StatusFile(out).fail(message)
 
 
 def note_stop(cause: str) -> None:
     """Write that a signal ended this process before its first step, as `note_failure`."""
-    for out in _runs:
+    for out in filter(_holds_run, _runs):
         StatusFile(out).stop(cause)
+
+
+def _holds_run(out: Path) -> bool:
+    """Return whether a start got so far; else its folder, if it was made, is deleted again."""
+    return (out / "config.yaml").is_file()
 
 
 def read_status(out: Path) -> dict[str, Any]:

@@ -143,6 +143,8 @@ def test_a_preempted_run_says_why(tmp_path):
 def test_a_failure_is_noted_in_the_run_and_in_its_search(tmp_path):
     inner = tmp_path / "search"
     inner.mkdir()
+    for folder in (tmp_path, inner):
+        (folder / "config.yaml").touch()
     with (
         pytest.raises(ZeroDivisionError),
         reported(tmp_path, main=True),
@@ -158,7 +160,9 @@ def test_a_failure_is_noted_in_the_run_and_in_its_search(tmp_path):
 
 def test_other_processes_note_only_failures(tmp_path):
     with reported(tmp_path, main=False):
-        assert list(tmp_path.iterdir()) == []
+        note_failure("this one")
+        assert list(tmp_path.iterdir()) == []  # it holds no run, and may be deleted
+        (tmp_path / "config.yaml").touch()
         note_failure("this one")
     assert content(tmp_path)["error"] == "this one"
 
