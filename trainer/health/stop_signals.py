@@ -122,11 +122,12 @@ def end_start(number: int, say: Callable[[str], None]) -> None:
     message = f"stopped by {name} before the first step of this start; nothing was lost"
     if number == signal.SIGTERM and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         message += " (a launcher sends it, too, when another process has ended)"
-    last: list[Callable[[], None]] = [partial(say, message), *_undo, partial(note_stop, name)]
+    # The status is written before the folder is released: the next start may wait for it.
+    last: list[Callable[[], None]] = [partial(say, message), partial(note_stop, name), *_undo]
     for last_words in last:
         thread = threading.Thread(target=last_words, daemon=True)
         thread.start()
-        thread.join(_FOR_LAST_WORDS / 2)
+        thread.join(_FOR_LAST_WORDS / len(last))
     for child in multiprocessing.active_children():  # they have no state to lose
         child.kill()
     os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED + number)
