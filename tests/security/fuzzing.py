@@ -6,6 +6,7 @@ and a message that names the file. `FORMATS` of `tests/security/fuzz_formats.py`
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -235,6 +236,7 @@ def _serve(fmt: Format, sandbox: Path, pipe: Connection) -> None:
     if "torch" in sys.modules:  # its threads do not survive a fork
         sys.modules["torch"].set_num_threads(1)
     sys.dont_write_bytecode = True
+    logging.getLogger().handlers.clear()  # may write the files of the process that was forked
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)

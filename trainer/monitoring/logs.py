@@ -8,7 +8,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,31 @@ class RunLog:
     ) -> None:
         self._main = rank == 0
         self._trackers: Trackers | None = None
+        self._opened = ExitStack()
         self._lines = open_rank_log(folder, rank)
+        self._opened.callback(_remove, self._lines)
         if not self._main:
             return
-        self._file = open(folder.metrics, "ab")  # noqa: SIM115 - open as long as the run
+        try:
+            self._open_records(
+                folder, section, start_step, num_steps, metrics_bytes, run_ids or {}, settings or {}
+            )
+        except BaseException as error:
+            self.close(error)
+            raise
+
+    def _open_records(
+        self,
+        folder: RunFolder,
+        section: LogSection,
+        start_step: int,
+        num_steps: int,
+        metrics_bytes: int,
+        run_ids: Mapping[str, str],
+        settings: Mapping[str, Any],
+    ) -> None:
+        """Open `metrics.jsonl`, the trackers and the bar."""
+        self._file = self._opened.enter_context(folder.metrics.open("ab"))
         size = self._file.seek(0, os.SEEK_END)
         if size < metrics_bytes:
             raise UserError(
@@ -117,15 +138,17 @@ class RunLog:
             section,
             folder.out,
             start_step=start_step,
-            run_ids=run_ids or {},
+            run_ids=run_ids,
             logged=logged,
-            settings=settings or {},
+            settings=settings,
         )
+        self._opened.callback(self._trackers.close)
         self._file.truncate(metrics_bytes)
         self._file.seek(0, os.SEEK_END)
         self._bar = tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not section.progress
         )
+        self._opened.callback(self._bar.close)
 
     @property
     def metrics_bytes(self) -> int:
@@ -184,14 +207,13 @@ class RunLog:
                     logger.name, logging.ERROR, __file__, 0, "the run failed", (), trace
                 )
             )
-        logging.getLogger().removeHandler(self._lines)
-        self._lines.close()
-        if not self._main:
-            return
-        self._bar.close()
-        self._file.close()
-        if self._trackers is not None:
-            self._trackers.close()
+        self._opened.close()
+
+
+def _remove(handler: logging.Handler) -> None:
+    """Close a handler of the root logger."""
+    logging.getLogger().removeHandler(handler)
+    handler.close()
 
 
 def _last_steps(path: Path, metrics_bytes: int, start_step: int) -> dict[Kind, int]:

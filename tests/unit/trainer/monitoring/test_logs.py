@@ -65,12 +65,16 @@ def test_the_length_is_right_before_anything_is_written_after_a_resume(open_log,
     assert (tmp_path / "metrics.jsonl").stat().st_size == size
 
 
-def test_a_file_that_lost_lines_is_refused(open_log):
+def test_a_file_that_lost_lines_is_refused(open_log, tmp_path):
     log = open_log()
     log.write(1, "train", loss=1.0)
     size = log.metrics_bytes
+    log.close()
+    handlers = list(logging.getLogger().handlers)
     with pytest.raises(UserError, match=rf"has {size} bytes, the checkpoint was written at 999"):
         open_log(start_step=1, metrics_bytes=999)
+    assert logging.getLogger().handlers == handlers, "a log that is not opened writes no more"
+    assert "the checkpoint was written at 999" in (tmp_path / "logs" / "rank-0.log").read_text()
 
 
 def test_records_can_be_followed(open_log, tmp_path):
