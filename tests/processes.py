@@ -1,13 +1,14 @@
 """Commands in processes of their own, as a user starts them."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ SETTINGS = {
     "PYTHONPATH": str(ROOT),
     "PYTHONFAULTHANDLER": "1",
 }
+_FORK = multiprocessing.get_context("fork")
 _POLL_SECONDS = 0.005  # between two looks at what a process has written
 _OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -113,6 +115,25 @@ def _send(number: signal.Signals, processes: list[psutil.Process]) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
+
+
+def run_forked(target: Callable[..., object], *arguments: tuple[object, ...]) -> None:
+    """Call a function in a forked process for each tuple of arguments, all at once.
+
+    A process that raises, or takes over a minute, fails the test.
+    """
+    started = [_FORK.Process(target=target, args=each) for each in arguments]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=60)
+    assert [process.exitcode for process in started] == [0] * len(started)
+
+
+def run_together(target: Callable[..., object], *arguments: object, number: int = 4) -> None:
+    """`run_forked`, where each process waits at the barrier that is its last argument."""
+    together = _FORK.Barrier(number)
+    run_forked(target, *[(*arguments, together)] * number)
 
 
 @contextlib.contextmanager

@@ -18,9 +18,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic import (
-    Field as Constrained,
-)
+from pydantic import Field as Bound
 
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.shards.conversion import Conversion
@@ -42,7 +40,8 @@ MAX_SHARD_BYTES = 2**41  # an index counts blocks of 512 bytes in 32 bits
 MAX_INDEX_BYTES = 32 * 2**20  # more than a million members
 MAX_SHARD_SAMPLES = MAX_SHARD_BYTES // 512  # each has a header at least
 
-ShardName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")]
+SHARD_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+ShardName = Annotated[str, StringConstraints(pattern=rf"^{SHARD_NAME}$")]
 FileName = Annotated[str, AfterValidator(partial(check_file_name, "the name"))]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -50,7 +49,7 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 class IndexFile(Frozen):
     """The index file of a shard: size in bytes and content hash."""
 
-    bytes: Annotated[int, Constrained(gt=0, le=MAX_INDEX_BYTES)]
+    bytes: Annotated[int, Bound(gt=0, le=MAX_INDEX_BYTES)]
     sha256: Sha256
 
 
@@ -58,8 +57,8 @@ class Shard(Frozen):
     """One tar file: name in the folder, number of samples, size in bytes, content hash, index."""
 
     name: ShardName
-    samples: Annotated[int, Constrained(gt=0, le=MAX_SHARD_SAMPLES)]
-    bytes: Annotated[int, Constrained(gt=0, le=MAX_SHARD_BYTES)]
+    samples: Annotated[int, Bound(gt=0, le=MAX_SHARD_SAMPLES)]
+    bytes: Annotated[int, Bound(gt=0, le=MAX_SHARD_BYTES)]
     sha256: Sha256
     index: IndexFile | None = None
 

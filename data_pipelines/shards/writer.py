@@ -11,12 +11,11 @@ from types import TracebackType
 from data_pipelines.decode.bounds import check_member_size, check_sample_size
 from data_pipelines.errors import DataError
 from data_pipelines.shards.index_file import write_index
-from data_pipelines.shards.manifest import Shard, Split
+from data_pipelines.shards.manifest import SHARD_NAME, Shard, Split
 from dmtg.files import PARTIAL_PREFIX, partial_path, publish
 from dmtg.names import MAX_LENGTH, shortened
 
 _EARLIER_PARTIALS = (".tar.partial", ".tar.index.partial")  # names in earlier versions
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # as in the manifest
 _SUFFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)+")
 
 
@@ -96,7 +95,7 @@ def shard_name(split: str, number: int) -> str:
         DataError: The split has a name that no shard can have.
     """
     name = f"{split}-{number:06d}.tar"
-    if len(split) > MAX_LENGTH or not _SHARD_NAME.fullmatch(name):
+    if len(split) > MAX_LENGTH or not re.fullmatch(SHARD_NAME, name):
         raise DataError(
             f"split: found {shortened(repr(split))}; allowed are 1 to {MAX_LENGTH} of A-Z a-z 0-9 "
             "_ . -, of which the first is none of . -"

@@ -4,7 +4,6 @@ import hashlib
 import logging
 import os
 import shutil
-from multiprocessing import get_context
 from pathlib import Path
 
 import datasets
@@ -25,6 +24,7 @@ from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.shards.sources import LocalFile, open_folder
 from data_pipelines.shards.store import ShardStore
 from data_pipelines.shards.writer import ShardWriter
+from tests.processes import run_together
 from tests.servers import FileServer
 
 FIELDS = {
@@ -134,14 +134,7 @@ def hash_together(path, shard, log, together):
 
 def test_processes_that_start_together_hash_a_shard_once(plain, tmp_path):
     path, _, shard = plain
-    context = get_context("fork")
-    arguments = (path, shard, tmp_path / "log", context.Barrier(4))
-    started = [context.Process(target=hash_together, args=arguments) for _ in range(4)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=60)
-    assert [process.exitcode for process in started] == [0] * 4
+    run_together(hash_together, path, shard, tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == b"hashed\n"
 
 

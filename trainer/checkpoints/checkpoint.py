@@ -176,7 +176,7 @@ def _read_progress(path: Path) -> tuple[Progress, int]:
             raise ValueError(f"{type(values).__name__} found, a JSON object is needed")
         version = check_version(values.pop("version", 1))
         progress = Progress(**convert_progress(values, version))
-        _PROGRESS.validate_json(text, strict=True)
+        _PROGRESS.validate_json(text, strict=True)  # strict mode builds dataclasses from JSON only
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

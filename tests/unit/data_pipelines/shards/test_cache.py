@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.cache import ShardCache
+from tests.processes import run_forked, run_together
 
 
 class Files:
@@ -153,13 +154,7 @@ def reader(folder, log, seed):
 
 def test_many_processes_share_a_cache_that_is_too_small(tmp_path):
     folder = tmp_path / "cache"
-    context = get_context("fork")
-    started = [context.Process(target=reader, args=(folder, tmp_path / "log", n)) for n in range(4)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=60)
-    assert [process.exitcode for process in started] == [0] * 4
+    run_forked(reader, *((folder, tmp_path / "log", n) for n in range(4)))
     assert not list(folder.glob("*.partial"))
 
 
@@ -176,12 +171,5 @@ def ask(folder, log, together):
 
 
 def test_processes_that_want_one_file_at_once_copy_it_once(tmp_path):
-    context = get_context("fork")
-    arguments = (tmp_path / "cache", tmp_path / "log", context.Barrier(4))
-    started = [context.Process(target=ask, args=arguments) for _ in range(4)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=60)
-    assert [process.exitcode for process in started] == [0] * 4
+    run_together(ask, tmp_path / "cache", tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == b"copied\n"

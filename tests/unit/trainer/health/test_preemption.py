@@ -14,13 +14,6 @@ from trainer.health.stop_signals import listening, received
 from trainer.run import train_run
 
 
-@pytest.fixture(autouse=True)
-def nothing_received():
-    received.clear()
-    yield
-    received.clear()
-
-
 @pytest.fixture
 def train_once(forget_accelerate):
     """One start of a run, to its end or until it is preempted."""

@@ -10,13 +10,6 @@ import pytest
 from trainer.health.stop_signals import defer_signals, listening, received, stop_at_once
 
 
-@pytest.fixture(autouse=True)
-def nothing_received():
-    received.clear()
-    yield
-    received.clear()
-
-
 @pytest.fixture
 def ended():
     """The signals for which the process would have been ended."""
