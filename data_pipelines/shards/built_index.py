@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from data_pipelines.errors import DamageError, DataError
-from data_pipelines.shards.cache import lock_between_processes, make_room
+from data_pipelines.shards.cache import lock_between_processes, make_room, mark_used
 from data_pipelines.shards.index_file import pack_index, read_index
 from data_pipelines.shards.manifest import MAX_INDEX_BYTES
 from data_pipelines.shards.sources import LocalFile
@@ -185,7 +185,7 @@ def _load(path: Path, shard: LocalFile) -> TarIndex | None:
         with open(path, "rb") as file:
             data = file.read(_DIGEST_BYTES + MAX_INDEX_BYTES + 1)
         with suppress(OSError):  # a folder that cannot be written
-            os.utime(path)  # the time of use
+            mark_used(path)
         digest, content = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
         return read_index(str(path), content, digest.hex(), shard.size)
     except OSError:

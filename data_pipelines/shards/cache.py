@@ -146,6 +146,15 @@ def make_room(folder: Path, size: int, max_bytes: int, kept: tuple[str, ...]) ->
     return total <= max_bytes
 
 
+def mark_used(file: Path | int) -> None:
+    """Set the time of use of a file or descriptor, by which `make_room` chooses.
+
+    The clock of the file system, which `os.utime` takes by default, has steps of milliseconds.
+    """
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
+
+
 def _reuse(path: Path, size: int) -> int | None:
     """Return a descriptor of a complete copy and update its time of use; None without a copy."""
     try:
@@ -155,7 +164,7 @@ def _reuse(path: Path, size: int) -> int | None:
     if os.fstat(descriptor).st_size != size:  # truncated by somebody else: copy it again
         os.close(descriptor)
         return None
-    os.utime(descriptor)
+    mark_used(descriptor)
     return descriptor
 
 
