@@ -29,14 +29,14 @@ def compact(session: Session) -> tuple[int, ...]:
     Returns:
         The branches that were kept, by their old numbers.
     """
-    network, heads = session.engine.module, session.learner.grouping.heads()
-    layout = network.layout
+    config, layout = session.engine.module.config(), session.engine.module.layout
+    heads = session.learner.grouping.heads()
     state = read_state(session.engine)
     kept = NamedState(
         subset_state(state.weights, layout, heads),
         {moment: subset_state(values, layout, heads) for moment, values in state.moments.items()},
         state.optimizer_step,
     )
-    smaller = MultiTaskNetwork.from_config(subset_config(network.config(), layout, heads))
+    smaller = MultiTaskNetwork.from_config(subset_config(config, layout, heads))
     session.replace_engine(smaller, kept)
     return session.learner.drop_empty_branches()

@@ -58,6 +58,13 @@ def test_one_of_them_gets_smaller_on_the_way(runs):
     assert heads(runs["whole"], NUM_STEPS) == heads(runs["small"], NUM_STEPS) == 6
 
 
+def test_nothing_is_left_of_a_network_that_was_replaced(runs):
+    for run in runs.values():
+        for path in run.glob("record-*.json"):
+            record = json.loads(path.read_text())
+            assert record["replaced"] > 0 and record["remains"] == [], path
+
+
 def test_every_step_is_the_same(runs):
     found, expected = (records(runs[name], "train") for name in ("small", "whole"))
     assert len(found) == len(expected) == NUM_STEPS

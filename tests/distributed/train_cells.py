@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import sys
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,15 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+import trainer.session
 from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
+from trainer.engines.engine import Engine
+from trainer.engines.optim import MOMENTS, base_optimizer
 from trainer.monitoring.logs import setup_logging
 from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
+from trainer.session import Session
 
 TORN_BYTES = 1000  # that are left of the weights in a torn checkpoint
 
@@ -67,6 +73,53 @@ def copy_checkpoints(job: dict[str, Any]) -> None:
         weights.write_bytes(weights.read_bytes()[:TORN_BYTES])
 
 
+class RemainsRecorder(contextlib.AbstractContextManager):
+    """Keeps what can be reached of every network, and of its optimizer, that was replaced."""
+
+    def __enter__(self) -> "RemainsRecorder":
+        self.replaced, self.remains = 0, []
+        recorder, self._replace = self, Session.replace_engine
+
+        def replace(session, module, state):
+            old = {name: weakref.ref(part) for name, part in _parts(session.engine)}
+            prepare = trainer.session.prepare_engine
+
+            def prepare_and_look(*arguments):
+                recorder.remains += [n for n, part in old.items() if part() is not None]
+                return prepare(*arguments)
+
+            trainer.session.prepare_engine = prepare_and_look
+            try:
+                recorder._replace(session, module, state)
+            finally:
+                trainer.session.prepare_engine = prepare
+            recorder.replaced += 1
+            recorder.remains += [n for n, part in old.items() if part() is not None]
+
+        Session.replace_engine = replace
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Session.replace_engine = self._replace
+
+
+def _parts(engine: Engine) -> Iterator[tuple[str, object]]:
+    """Network, optimizer, and every tensor of theirs."""
+    yield "network", engine.network
+    yield "optimizer", engine.optimizer
+    for name, module in engine.module.named_modules():
+        yield f"module {name}", module
+    yield from engine.module.named_parameters()
+    yield from engine.module.named_buffers()
+    optimizer = base_optimizer(engine.optimizer)
+    for group in optimizer.param_groups:
+        for number, master in enumerate(group["params"]):
+            yield f"master weights {group['name']} {number}", master
+            for moment in MOMENTS:
+                if moment in optimizer.state[master]:
+                    yield f"{moment} {group['name']} {number}", optimizer.state[master][moment]
+
+
 def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
     """Train one run, and write beside its other files what each rank has in the end."""
     rank, out = int(os.environ.get("RANK", "0")), Path(job["out"])
@@ -76,7 +129,8 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
         with accelerator.main_process_first():
             if rank == 0:
                 copy_checkpoints(job)
-    with UpdateRecorder() if job["record_updates"] else contextlib.nullcontext() as recorder:
+    recording = UpdateRecorder() if job["record_updates"] else contextlib.nullcontext()
+    with recording as recorder, RemainsRecorder() as old_engines:
         session, metrics = train_run(config, accelerator)
     if recorder is not None:
         recorder.save(out / f"updates-{rank}.npz")
@@ -85,6 +139,8 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
         "heads": session.learner.chosen_heads(),
         "average": None if average is None else average.tolist(),
         "metrics": metrics,
+        "replaced": old_engines.replaced,
+        "remains": old_engines.remains,
     }
     (out / f"record-{rank}.json").write_text(json.dumps(record))
     return accelerator

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Collection, Iterator
 from typing import cast
@@ -10,12 +11,31 @@ from typing import cast
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
 from trainer.engines.fsdp import shard, shards, whole
 from trainer.engines.optim import base_optimizer, build_optimizer
+
+
+def _forget_zero3() -> None:
+    """Drop the references to a network that DeepSpeed keeps for the life of the process.
+
+    DeepSpeed 0.19.8 puts every prepared network on a stack and never takes it off. The cache of
+    `__params_to_release`, inside a decorator, has no limit, and its keys hold all modules.
+    """
+    from deepspeed.runtime.zero import parameter_offload
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    parameter_offload.FWD_MODULE_STACK.clear()
+    cached = vars(PartitionedParameterCoordinator)[
+        "_PartitionedParameterCoordinator__params_to_release"
+    ]
+    for function in (cached, *inspect.getclosurevars(cached).nonlocals.values()):
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def _can_synchronise(accelerator: Accelerator) -> bool:
@@ -155,9 +175,16 @@ class Engine:
             buffer.copy_(part.view_as(buffer))
 
     def release(self) -> None:
-        """Release network and optimizer, so that another engine can be prepared.
+        """Free network and optimizer, so that another engine can be prepared.
 
-        DDP must be gone before the process group ends: its destructor would wait for a thread of
-        the group while it holds the interpreter's lock.
+        Nothing of them is reachable afterwards, unless the caller holds it. DDP must be gone before
+        the process group ends: its destructor would wait for a thread of the group while it holds
+        the interpreter's lock.
         """
-        self.network, self.optimizer = self.accelerator.free_memory(self.network, self.optimizer)
+        uses_zero3 = self.zero_stage == 3
+        self.module = self.network = self.optimizer = None  # type: ignore[assignment]
+        self.accelerator.free_memory()  # collects garbage before it drops its own references
+        if uses_zero3:
+            _forget_zero3()
+        # accelerate's patched `forward` and the network refer to each other.
+        clear_device_cache(garbage_collection=True)
