@@ -38,8 +38,7 @@ def make_accelerator(config: Config) -> Accelerator:
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     on_cpu = not torch.cuda.is_available()
     precision = _PRECISIONS[config.run.precision]
-    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
-        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
+    check_fp16(precision, on_cpu=on_cpu)
     # Buffers are averaged by `average_buffers`; DDP's broadcast would overwrite them.
     # `gradient_as_bucket_view` avoids a copy of the gradients.
     handlers: list[Any] = [
@@ -70,6 +69,16 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, config, micro_batch)
     return accelerator
+
+
+def check_fp16(precision: str | None, *, on_cpu: bool) -> None:
+    """Check that fp16, of the configuration or the launch file, is asked for on GPUs only.
+
+    Raises:
+        UserError: It is asked for on the CPU.
+    """
+    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
+        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
 
 
 def _limit_waiting(timeout: timedelta) -> None:

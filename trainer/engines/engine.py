@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
 from trainer.engines.fsdp import shard, shards, whole
+from trainer.engines.loss_scale import LossScale
 from trainer.engines.optim import base_optimizer, build_optimizer
 
 
@@ -56,6 +57,7 @@ class Engine:
         network: What a step calls; forward goes through DDP's or DeepSpeed's hooks.
         module: The plain `MultiTaskNetwork` inside it.
         sharded: Whether FSDP2 shards its parameters.
+        scaler: The loss scaler of fp16; None in other precisions.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class Engine:
             self.optimizer = accelerator.prepare(optimizer)
         else:
             self.network, self.optimizer = accelerator.prepare(module, optimizer)
+        self.scaler = self._build_scaler()
+        self._scale: float | None = None  # of the last step
 
     @property
     def zero_stage(self) -> int:
@@ -96,12 +100,11 @@ class Engine:
             return 0
         return self.network.zero_optimization_stage()
 
-    @property
-    def scaler(self) -> torch.amp.GradScaler | None:
-        """The loss scaler of fp16; None in other precisions."""
-        if self.zero_stage:
-            return self.network.optimizer.torch_autocast_gradscaler
-        return self.accelerator.scaler
+    def _build_scaler(self) -> torch.amp.GradScaler | LossScale | None:
+        if not self.zero_stage:
+            return self.accelerator.scaler
+        optimizer = self.network.optimizer
+        return LossScale(optimizer) if optimizer.torch_autocast_gradscaler is not None else None
 
     def set_learning_rate(self, factor: float) -> None:
         """Scale every group's learning rate by `factor`."""
@@ -123,17 +126,38 @@ class Engine:
 
         The engine divides by the number of micro-batches and averages over ranks.
         """
+        if self.scaler is not None and self._scale is None:
+            self._scale = self.scaler.get_scale()
         self.accelerator.backward(objective)  # under DeepSpeed it clips and steps, too
+        if self.accelerator.sync_gradients:
+            self._end_zero_step() if self.zero_stage else self._step()
+
+    def _end_zero_step(self) -> None:
+        if isinstance(self.scaler, LossScale):
+            self.scaler.update()
+        self._skipped = bool(self.network.optimizer.overflow)
+
+    def _step(self) -> None:
         finite = True
-        clips = self._clip is not None or self._skips
-        if self.accelerator.sync_gradients and clips and self.zero_stage == 0:
+        if self._clip is not None or self._skips:
             limit = math.inf if self._clip is None else self._clip
             norm = self.accelerator.clip_grad_norm_(self.network.parameters(), limit)
             finite = not self._skips or self.scaler is not None or bool(whole(norm).isfinite())
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self._skipped = not finite
+        self._skipped = not finite or self._scale_fell()
+
+    def _scale_fell(self) -> bool:
+        """Return whether the fp16 loss scaler has skipped the step.
+
+        accelerate 1.15 asks whether `optimizer.step` was called, but a fused optimizer is called
+        in any case, and skips the update on the device.
+        """
+        if self.scaler is None:
+            return False
+        before, self._scale = self._scale, self.scaler.get_scale()
+        return before is not None and self._scale < before
 
     @property
     def step_was_skipped(self) -> bool:
@@ -142,9 +166,7 @@ class Engine:
         ZeRO skips a step whose gradient is not finite, other engines with `optim.skip_nonfinite`;
         in fp16 the loss scaler skips it.
         """
-        if self.zero_stage:
-            return bool(self.network.optimizer.overflow)
-        return self._skipped or self.optimizer.step_was_skipped
+        return self._skipped
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all ranks, bitwise equal on each of them."""
