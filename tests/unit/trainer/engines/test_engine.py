@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from trainer.builders import build_network
@@ -48,6 +49,24 @@ def test_on_a_cpu_batch_statistics_stay_each_rank_s_own(rooms_config):
 def test_fp16_is_refused_on_a_cpu(rooms_config):
     with pytest.raises(UserError, match=r"run\.precision: fp16 needs a GPU; allowed on the CPU"):
         make_accelerator(rooms_config("run.precision=fp16"))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize("clip", ["null", "1.0"])
+def test_a_step_that_the_loss_scaler_skips_is_seen(rooms_config, clip):
+    """With a fused optimizer, which skips it by itself."""
+    config = rooms_config(f"optim.max_grad_norm={clip}", "optim.skip_nonfinite=1")
+    accelerator = make_accelerator(config)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    engine = Engine(accelerator, build_network(config, tasks), config)
+    weight = next(p for p in engine.module.parameters() if p.ndim > 1)
+    for factor, skipped in ((1.0, False), (1e38, True), (1.0, False)):
+        before, scale = weight.detach().clone(), accelerator.scaler.get_scale()
+        with engine.accumulate():
+            engine.backward(factor * sum(p.sum() for p in engine.module.parameters()))
+        assert engine.step_was_skipped == skipped == weight.equal(before)
+        assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
 
 
 @pytest.mark.usefixtures("forget_accelerate")
