@@ -109,6 +109,7 @@ def _like_a_process() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         _forget_accelerate()
         try:
             yield
@@ -131,6 +132,7 @@ def like_a_process() -> Callable[[], contextlib.AbstractContextManager[None]]:
 def forget_accelerate(monkeypatch) -> Iterator[Callable[[], None]]:
     """Drops accelerate's process-wide state, so that a test may set its own, on the CPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     _forget_accelerate()
     yield _forget_accelerate
     _forget_accelerate()

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from accelerate import Accelerator
 
 from trainer.config.config import Config
+from trainer.engines.device import describe_device
 from trainer.evaluation import Metrics
 from trainer.health.stop_signals import undoing
 from trainer.loop import train
@@ -51,6 +52,8 @@ def _train_run(
     if recipe_of(config).searches:
         search_groups(config, accelerator, data)
     with start_session(config, accelerator, data) as session:
+        where = describe_device(config, accelerator.device)
+        logger.info("one of %d process(es), on %s", accelerator.num_processes, where)
         if session.step >= session.num_steps:
             logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
         return session, train(session)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from trainer.bench.planted import PlantedData, PlantedProblem, planted_config
 from trainer.checkpoints.state import read_state
-from trainer.engines import accelerator as accelerators
+from trainer.engines import device
+from trainer.engines.accelerator import make_accelerator
 from trainer.session import start_session
 from trainer.step import train_step
 
@@ -24,7 +25,7 @@ TOO_LARGE = 2.0**28  # a gradient of a linear layer, in fp16, is at most 65504
 def steps(out: Path, precision: str, scale: float | None) -> None:
     overrides = (f"run.precision={precision}", "optim.max_grad_norm=0.05", "optim.skip_nonfinite=2")
     config = planted_config(out, 2, 0, "published", STEPS, 64, overrides)
-    accelerator = accelerators.make_accelerator(config)
+    accelerator = make_accelerator(config)
     data = PlantedData(PlantedProblem(4, 2, seed=0), config)
     records = []
     with start_session(config, accelerator, data) as session:
@@ -49,9 +50,8 @@ def steps(out: Path, precision: str, scale: float | None) -> None:
 
 
 def main(folder: str) -> None:
-    accelerators.check_fp16 = lambda *_, **__: (
-        None
-    )  # torch computes in fp16 on the CPU, too, slowly
+    # torch computes in fp16 on the CPU, too, slowly.
+    device.check_precision = lambda _: None
     for name, precision, scale in (
         ("fp32", "fp32", None), ("fp16", "fp16", None), ("too_large", "fp16", TOO_LARGE),
     ):  # fmt: skip

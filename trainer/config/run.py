@@ -10,6 +10,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from trainer.config.section import MAX_COUNT, MAX_SECONDS, PositiveInt, Seconds, Section
 
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
 
 def _window(text: str) -> tuple[int, int]:
     start, end = text.split(":")
@@ -32,6 +34,10 @@ class RunSection(Section):
     continues while one is written. After `max_minutes` the run saves and stops, as after a signal;
     the next start continues it.
     `profile: START:END` writes a trace of the steps after START up to END.
+    `device: auto` takes GPUs where a launch file asks for them or one is there. Without `precision`
+    that of the launch file holds: `fp32`; `tf32`, fp32 with products on tensor cores; `bf16` and
+    `fp16`, autocast. `deterministic` takes only algorithms that give the same bits for the same
+    input; on the CPU all do. `cudnn_benchmark` lets cuDNN try its convolution algorithms.
     Ranks wait for each other at most `timeout_seconds`. A process without progress for
     `stall_seconds`, whatever it waits for, ends the run.
     """
@@ -42,7 +48,10 @@ class RunSection(Section):
     max_minutes: Annotated[float, Field(gt=0.0, le=MAX_SECONDS / 60)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     resume: Literal["never", "auto"] = "never"
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    precision: Precision | None = None
+    deterministic: bool = False
+    cudnn_benchmark: bool = False
     timeout_seconds: Seconds = 600.0
     stall_seconds: Seconds = 1800.0
     checkpoint_every: PositiveInt = 1000

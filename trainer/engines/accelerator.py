@@ -17,6 +17,7 @@ from accelerate.utils import (
 
 from trainer.config.config import Config
 from trainer.engines import rendezvous
+from trainer.engines.device import chosen_precision, runs_on_cpu, set_arithmetic
 from trainer.engines.fsdp import hidden_from_accelerate, shards
 from trainer.errors import UserError
 
@@ -24,7 +25,8 @@ _new_group = torch.distributed.new_group
 # Numbers that ZeRO sums at once. DeepSpeed's default takes 2 GB on every GPU, and for most networks
 # sends nothing before the backward pass is over.
 REDUCE_BUCKET = 25_000_000
-_PRECISIONS = {None: None, "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+# The arithmetic of `tf32` is set by `set_arithmetic`.
+_AUTOCAST = {"fp32": "no", "tf32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -36,9 +38,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-    on_cpu = not torch.cuda.is_available()
-    precision = _PRECISIONS[config.run.precision]
-    check_fp16(precision, on_cpu=on_cpu)
+    on_cpu = runs_on_cpu(config)
+    set_arithmetic(config)
     # Buffers are averaged by `average_buffers`; DDP's broadcast would overwrite them.
     # `gradient_as_bucket_view` avoids a copy of the gradients.
     handlers: list[Any] = [
@@ -55,7 +56,7 @@ def make_accelerator(config: Config) -> Accelerator:
     with hidden_from_accelerate():
         accelerator = Accelerator(
             cpu=on_cpu and not with_deepspeed,
-            mixed_precision=precision,
+            mixed_precision=_AUTOCAST[chosen_precision(config)],
             gradient_accumulation_steps=config.optim.gradient_accumulation_steps,
             kwargs_handlers=handlers,
             step_scheduler_with_optimizer=False,
@@ -69,16 +70,6 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, config, micro_batch)
     return accelerator
-
-
-def check_fp16(precision: str | None, *, on_cpu: bool) -> None:
-    """Check that fp16, of the configuration or the launch file, is asked for on GPUs only.
-
-    Raises:
-        UserError: It is asked for on the CPU.
-    """
-    if on_cpu and "fp16" in (precision, os.environ.get("ACCELERATE_MIXED_PRECISION")):
-        raise UserError("run.precision: fp16 needs a GPU; allowed on the CPU: fp32, bf16")
 
 
 def _limit_waiting(timeout: timedelta) -> None:
