@@ -27,6 +27,7 @@ from model.kinds.kind import get_kind
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.monitoring.flops import flop_counter
+from trainer.planning.cuda_autocast import cuda_lists
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -150,7 +151,7 @@ def empty_batch(tasks: Sequence[TaskSpec], size: int, image_shape: tuple[int, in
 
 
 def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
-    """Return the autocast context of a precision: fp32, bf16 or fp16."""
+    """Return the autocast context of a precision; fp32 and tf32 have none."""
     if precision not in LOW_PRECISION:
         return nullcontext()
     return torch.autocast(device, LOW_PRECISION[precision])
@@ -171,14 +172,17 @@ def step_cost(
         network: Network, which may be on the device `meta`.
         heads: Heads that the step computes.
         micro_batch: Number of samples B.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
         gradient_statistics: Whether the step computes gradient statistics.
-        device: cpu or cuda; on cuda some layers store more for the backward pass.
+        device: cpu or cuda; on cuda some layers store more for the backward pass, and autocast
+            computes more operators in fp32.
     """
     with torch.device("meta"):
         without_storage = MultiTaskNetwork.from_config(network.config())
     image_shape = (len(network.image_mean), *network.image_size)
     counter = flop_counter()
+    low_on_gpu = device == "cuda" and precision in LOW_PRECISION
+    lists = cuda_lists() if low_on_gpu else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True), counter:
         copy = without_storage.to_empty(device="cpu")
         copy.activation_checkpointing = network.activation_checkpointing
@@ -194,7 +198,7 @@ def step_cost(
         with tracker:
             targets = copy.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
             bytes_before = tracker.alive
-            with autocast(precision, "cpu"):
+            with lists, autocast(precision, "cpu"):
                 losses = copy(
                     batch.images, selection, targets, gradient_statistics=gradient_statistics
                 )["losses"]

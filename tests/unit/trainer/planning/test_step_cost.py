@@ -135,6 +135,18 @@ def test_a_gpu_keeps_the_map_that_a_cpu_computes_again():
     assert cuda.peak > low.peak
 
 
+def test_autocast_stores_more_on_a_gpu():
+    """Layer normalisations and vector norms in fp32, and what is multiplied with their results."""
+    options = {"model_type": "convnextv2", "hidden_sizes": [8], "depths": [2], "num_stages": 1}
+    network = network_of({"name": "backbone", "options": options}, PRESETS["taskonomy5"], 32)
+    cpu, cuda = (step_cost(network, network.heads, 8, "bf16", device=d) for d in ("cpu", "cuda"))
+    assert cuda.activations > 1.1 * cpu.activations and cuda.peak > 1.1 * cpu.peak
+    assert cuda.flops == cpu.flops and cuda.copies == cpu.copies
+    for precision in ("fp32", "tf32"):
+        exact = [step_cost(network, network.heads, 8, precision, device=d) for d in ("cpu", "cuda")]
+        assert exact[0] == exact[1] == step_cost(network, network.heads, 8, "fp32")
+
+
 def test_signals_are_part_of_the_peak():
     network = network_of(RESNET, PRESETS["taskonomy5"], 32)
     plain = step_cost(network, network.heads, 4, "fp32")
