@@ -170,7 +170,7 @@ def predict(model: str, engine: str, precision: str, accumulation: int) -> dict[
     cost = step_cost(network, network.heads, micro_batch, precision, gradient_statistics=True)
     name = "ddp" if engine == "cpu" else engine.removesuffix("_cpu")
     sizes = NetworkBytes.of(network, precision)
-    memory = engine_memory(name, sizes, cost, processes, accumulation, bucket=0)
+    memory = engine_memory(name, sizes, cost, processes, accumulation, bucket=0, nccl=0)
     return {
         "parameters": sizes.weights // 4,
         "peak": memory.total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,22 +116,23 @@ def _describe(name: str, stage: Stage, micro_batch: int) -> str:
 def _table(stage: Stage, machine: Machine) -> Table:
     from rich.table import Table
 
-    columns = ("weights", "moments", "gradients", "messages", "step", "sum", "on host", "fits")
-    table = Table("", *columns, "ms a step", "h an epoch")
-    for engine, memory in stage.memory.items():
-        parts = (
-            memory.weights,
-            memory.moments,
-            memory.gradients,
-            memory.communication,
-            memory.step,
-        )
-        epoch = stage.epoch[engine]
-        table.add_row(
-            engine,
-            *(f"{part / _GIB:.2f}" for part in (*parts, memory.total, memory.host)),
-            "yes" if memory.total <= machine.usable else "no",
-            f"{1e3 * stage.time[engine].total:.4g}",
-            "?" if epoch is None else f"{epoch / 3600:.3g}",
-        )
+    memories, times = stage.memory.values(), stage.time.values()
+    rows: dict[str, Iterable[int]] = {
+        "weights": (memory.weights for memory in memories),
+        "moments": (memory.moments for memory in memories),
+        "gradients": (memory.gradients for memory in memories),
+        "messages": (memory.communication for memory in memories),
+        "step": (memory.step for memory in memories),
+        "cuDNN workspaces": (memory.workspaces for memory in memories),
+        "NCCL buffers": (memory.nccl for memory in memories),
+        "sum": (memory.total for memory in memories),
+        "on host": (memory.host for memory in memories),
+    }
+    table = Table("", *stage.memory)
+    for name, values in rows.items():
+        table.add_row(name, *(f"{value / _GIB:.2f}" for value in values))
+    table.add_row("fits", *("yes" if m.total <= machine.usable else "no" for m in memories))
+    table.add_row("ms a step", *(f"{1e3 * time.total:.4g}" for time in times))
+    epochs = stage.epoch.values()
+    table.add_row("h an epoch", *("?" if e is None else f"{e / 3600:.3g}" for e in epochs))
     return table

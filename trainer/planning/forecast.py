@@ -16,7 +16,7 @@ from model.tasks.spec import TaskSpec
 from trainer.builders import build_network
 from trainer.config.config import Config
 from trainer.errors import UserError
-from trainer.planning.memory import ENGINES
+from trainer.planning.memory import ENGINES, NCCL_BUFFERS
 from trainer.planning.stages import HEADROOM, Machine, Planner, Stage
 from trainer.planning.step_time import StepTime
 from trainer.recipes.given import given_groups
@@ -148,7 +148,9 @@ def _cheapest(fits: Sequence[str], times: dict[str, StepTime]) -> str | None:
 
 def _notes(config: Config, machine: Machine, samples: int | None) -> tuple[str, ...]:
     notes = [
-        f"{HEADROOM:.0%} of a GPU are left for its context, workspaces and fragmentation",
+        f"{HEADROOM:.0%} of a GPU are left for its context, cuBLAS's workspaces and fragmentation",
+        "estimated are cuDNN's workspaces, as copies of the input, weight and output of a "
+        f"convolution, and NCCL's buffers, {NCCL_BUFFERS / 2**20:g} MiB for a communicator",
         f"messages at {machine.ring:g} GB/s"
         + (", give --link for another speed" if machine.link is None else ""),
     ]

@@ -17,6 +17,9 @@ from trainer.planning.step_cost import LOW_PRECISION, StepCost
 from trainer.planning.traffic import travelling_bytes
 
 MOMENTS = 2  # tensors that Adam keeps for each parameter
+# Estimate of NCCL's buffers for one communicator: 16 channels, each with a ring and a tree whose
+# connections take 4 MiB (protocol Simple), 4.7 MiB (LL128) and 0.5 MiB (LL).
+NCCL_BUFFERS = 300 * 2**20
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class EngineMemory:
             rank keeps only a shard.
         step: Batch, activations and temporary tensors at the peak of their sum.
         host: Bytes in the host's memory.
+        workspaces: Estimate of cuDNN's workspaces at this peak.
+        nccl: Estimate of NCCL's buffers, which torch does not allocate.
     """
 
     weights: int
@@ -83,11 +88,14 @@ class EngineMemory:
     communication: int
     step: int
     host: int = 0
+    workspaces: int = 0
+    nccl: int = 0
 
     @property
     def total(self) -> int:
         """The bytes on the device."""
-        return self.weights + self.moments + self.gradients + self.communication + self.step
+        state = self.weights + self.moments + self.gradients
+        return state + self.communication + self.step + self.workspaces + self.nccl
 
 
 def engine_memory(
@@ -97,6 +105,7 @@ def engine_memory(
     processes: int,
     accumulation: int,
     bucket: int = REDUCE_BUCKET,
+    nccl: int = NCCL_BUFFERS,
 ) -> EngineMemory:
     """Return the memory of one rank at its peak.
 
@@ -107,7 +116,10 @@ def engine_memory(
         processes: Number of processes P.
         accumulation: Number of micro-batches of a step.
         bucket: Number of elements in DeepSpeed's buffer for the reduction of gradients.
+        nccl: Bytes of NCCL's buffers for a communicator; 0 for other libraries.
     """
+    # DeepSpeed 0.19.8 clones the group of all processes, and both groups get a communicator.
+    communicators = 0 if processes == 1 else 2 if engine.startswith("zero") else 1
     # All micro-batches of a step are loaded before its first forward pass.
     other_micro_batches = (accumulation - 1) * (cost.batch + cost.targets)
     terms = _ENGINES[engine](sizes, cost, processes, accumulation > 1, bucket)
@@ -119,10 +131,12 @@ def engine_memory(
         communication,
         step + other_micro_batches,
         host,
+        cost.workspaces,
+        communicators * nccl,
     )
 
 
-_Terms = tuple[int, int, int, int, int, int]  # the fields of EngineMemory, in their order
+_Terms = tuple[int, int, int, int, int, int]  # the first fields of EngineMemory, in their order
 
 
 def _kept_gradients(sizes: NetworkBytes, cost: StepCost, *, accumulates: bool) -> int:

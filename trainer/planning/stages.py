@@ -14,7 +14,7 @@ from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
 from trainer.planning.memory import ENGINES, EngineMemory, NetworkBytes, engine_memory
-from trainer.planning.step_cost import StepCost, step_cost
+from trainer.planning.step_cost import LOW_PRECISION, StepCost, step_cost
 from trainer.planning.step_time import (
     NETWORK_LINK,
     NODE_LINK,
@@ -26,7 +26,7 @@ from trainer.planning.step_time import (
 )
 from trainer.planning.traffic import traffic
 
-HEADROOM = 0.1  # fraction of GPU memory for CUDA context, kernel workspaces, fragmentation
+HEADROOM = 0.1  # fraction of GPU memory for CUDA context, cuBLAS workspaces, fragmentation
 GIB = 2**30
 
 
@@ -137,7 +137,7 @@ class Planner:
             measured = measure_time(
                 network, computed, self.micro_batch, self.precision, self.config.optim, device
             )
-        low = self.precision != "fp32"
+        low = self.precision in LOW_PRECISION
         times = {}
         for engine in ENGINES:
             num_shards = 1 if engine == "ddp" else gpus  # each rank updates one shard

@@ -1,7 +1,7 @@
 """Count the memory and the operations of a training step without executing it.
 
 The step runs on fake tensors, which have shapes and types but no storage. The count includes the
-results of operations; it excludes memory inside kernels, such as cuDNN's workspaces.
+results of operations; cuDNN's workspaces are estimated separately.
 
 Legend: N tasks, K branches, B batch, C channels, H, W image size.
 """
@@ -30,6 +30,8 @@ from trainer.monitoring.flops import flop_counter
 from trainer.planning.cuda_autocast import cuda_lists
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CONVOLUTION = torch.ops.aten.convolution.default
+_CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class StepCost:
             as soon as it is computed.
         peak_with_gradients: The same peak if these gradients are kept.
         flops: Operations of the forward and backward pass; a multiply-add counts as two.
+        workspaces: Estimate of what cuDNN's workspaces add to the peaks; 0 on a CPU.
     """
 
     batch: int
@@ -54,6 +57,7 @@ class StepCost:
     peak: int
     peak_with_gradients: int
     flops: int
+    workspaces: int = 0
 
 
 class AllocationTracker(TorchDispatchMode):
@@ -70,11 +74,15 @@ class AllocationTracker(TorchDispatchMode):
         copies: Currently allocated bytes of parameters in another precision.
         peak: Peak of allocated bytes without complete gradients of the parameters.
         peak_with_gradients: Peak of allocated bytes.
+        peak_in_convolutions: `peak` over the convolutions alone, each with a workspace that holds
+            copies of its input, weight and output. cuDNN needs these to change their layout; most
+            of its other algorithms need less, and none is bound to.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
         self.alive = self.copies = self.peak = self.peak_with_gradients = 0
+        self.peak_in_convolutions = 0
         self._gradients = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._weight_keys = set()
@@ -94,7 +102,16 @@ class AllocationTracker(TorchDispatchMode):
         is_cast = func is torch.ops.aten._to_copy.default
         if is_cast and args[0].untyped_storage()._cdata in self._weight_keys:
             self.copies += sum(sizes)
+        if func is _CONVOLUTION:
+            self._count_workspace(*args[:2], result)
+        elif func is _CONVOLUTION_BACKWARD:
+            self._count_workspace(*args[:3])
         return result
+
+    def _count_workspace(self, *tensors: Tensor) -> None:
+        workspace = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        with_workspace = self.alive - self._gradients + workspace
+        self.peak_in_convolutions = max(self.peak_in_convolutions, with_workspace)
 
     def add(self, tensor: Tensor) -> int:
         """Count the storage of a tensor once; return the bytes that it adds."""
@@ -213,4 +230,5 @@ def step_cost(
         peak=tracker.peak,
         peak_with_gradients=tracker.peak_with_gradients,
         flops=counter.get_total_flops(),
+        workspaces=max(0, tracker.peak_in_convolutions - tracker.peak) if device == "cuda" else 0,
     )

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -85,7 +87,7 @@ def test_what_stays_between_steps_on_four_processes(engine, weights, moments):
     memory = engine_memory(engine, SIZES, SMALL, 4, 1, bucket=0)
     assert (memory.weights, memory.moments) == (weights, moments)
     parts = (memory.weights, memory.moments, memory.gradients, memory.communication, memory.step)
-    assert memory.total == sum(parts)
+    assert memory.total == sum(parts) + memory.workspaces + memory.nccl
     assert (memory.host > 0) == (engine == "zero3_offload")
 
 
@@ -115,6 +117,16 @@ def test_gradients_wait_for_activations_only_where_a_rank_keeps_them():
     later = {e: engine_memory(e, SIZES, early, 4, 2, bucket=0).gradients for e in ENGINES}
     assert later["ddp"] == later["zero1"] == W
     assert later["zero2"] == later["fsdp2"] == later["zero3"] == W // 4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_buffers_of_libraries(engine):
+    cost = replace(SMALL, workspaces=123)
+    alone, four = (engine_memory(engine, SIZES, cost, p, 1, nccl=7) for p in (1, 4))
+    assert (alone.workspaces, alone.nccl) == (123, 0), "one process sends nothing"
+    # DeepSpeed has a group of its own beside accelerate's.
+    assert (four.workspaces, four.nccl) == (123, 14 if engine.startswith("zero") else 7)
+    assert four.total - engine_memory(engine, SIZES, SMALL, 4, 1, nccl=0).total == 123 + four.nccl
 
 
 def test_micro_batches_wait_on_the_device():
