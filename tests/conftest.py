@@ -103,6 +103,17 @@ def rooms_config(rooms_yaml, tmp_path) -> Callable[..., Config]:
     return make
 
 
+@pytest.fixture
+def arithmetic() -> Iterator[None]:
+    """Set torch's arithmetic again to what it was before the test."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
+
+
 @contextlib.contextmanager
 def _like_a_process() -> Iterator[None]:
     root = logging.getLogger()

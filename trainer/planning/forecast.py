@@ -94,7 +94,7 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
         fits,
         _cheapest(fits, stages["before"].time),
         advice,
-        _notes(config, machine, samples),
+        _notes(config, machine, samples, micro_batch, stages),
     )
 
 
@@ -146,7 +146,13 @@ def _cheapest(fits: Sequence[str], times: dict[str, StepTime]) -> str | None:
     return next(engine for engine in fits if times[engine].total <= 1.01 * fastest)
 
 
-def _notes(config: Config, machine: Machine, samples: int | None) -> tuple[str, ...]:
+def _notes(
+    config: Config,
+    machine: Machine,
+    samples: int | None,
+    micro_batch: int,
+    stages: dict[str, Stage],
+) -> tuple[str, ...]:
     notes = [
         f"{HEADROOM:.0%} of a GPU are left for its context, cuBLAS's workspaces and fragmentation",
         "estimated are cuDNN's workspaces, as copies of the input, weight and output of a "
@@ -157,6 +163,12 @@ def _notes(config: Config, machine: Machine, samples: int | None) -> tuple[str, 
     if machine.tflops is None:
         device = "GPU" if torch.cuda.is_available() else "CPU"
         notes.append(f"arithmetic as fast as on this machine's {device}, where it was measured")
+        notes += [
+            f"{micro_batch} samples do not fit into the memory of this machine's {device}: the "
+            f"time {name} pruning is inferred from passes of {stage.measured.largest}"
+            for name, stage in stages.items()
+            if stage.measured is not None and stage.measured.largest is not None
+        ]
     else:
         notes.append(
             f"arithmetic at {machine.tflops:g} TFLOP/s, the update of the weights included"

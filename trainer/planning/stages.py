@@ -13,6 +13,7 @@ import torch
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
+from trainer.engines.device import set_arithmetic
 from trainer.planning.memory import ENGINES, EngineMemory, NetworkBytes, engine_memory
 from trainer.planning.step_cost import LOW_PRECISION, StepCost, step_cost
 from trainer.planning.step_time import (
@@ -73,6 +74,7 @@ class Stage:
         memory: Memory of a rank, by engine.
         time: Time of a step, by engine.
         epoch: Seconds of an epoch, by engine; None if its length is unknown.
+        measured: What was measured on this machine; None if the speed was given.
     """
 
     heads: int
@@ -83,6 +85,7 @@ class Stage:
     memory: dict[str, EngineMemory]
     time: dict[str, StepTime]
     epoch: dict[str, float | None]
+    measured: MeasuredTime | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ class Planner:
             gradient_statistics=gradient_statistics,
             device="cuda",
         )
-        times = self._times(network, computed, cost)
+        measured = self._measure(network, computed) if self.machine.tflops is None else None
+        times = self._times(network, cost, measured)
         steps = None if self.samples is None else self.samples // self.config.data.global_batch
         return Stage(
             len(network.heads),
@@ -118,6 +122,7 @@ class Planner:
             self._memory(network, cost, self.config.optim.gradient_accumulation_steps),
             times,
             {e: None if steps is None else steps * time.total for e, time in times.items()},
+            measured,
         )
 
     def _memory(
@@ -126,17 +131,22 @@ class Planner:
         sizes = NetworkBytes.of(network, self.precision)
         return {e: engine_memory(e, sizes, cost, self.machine.gpus, accumulation) for e in ENGINES}
 
+    def _measure(self, network: MultiTaskNetwork, computed: Sequence[Head]) -> MeasuredTime:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if device.type == "cuda":
+            run = self.config.run.model_copy(update={"precision": self.precision})
+            set_arithmetic(self.config.model_copy(update={"run": run}))
+        return measure_time(
+            network, computed, self.micro_batch, self.precision, self.config.optim, device
+        )
+
     def _times(
-        self, network: MultiTaskNetwork, computed: Sequence[Head], cost: StepCost
+        self, network: MultiTaskNetwork, cost: StepCost, measured: MeasuredTime | None
     ) -> dict[str, StepTime]:
         gpus, accumulation = self.machine.gpus, self.config.optim.gradient_accumulation_steps
-        if self.machine.tflops is not None:
+        if measured is None:
+            assert self.machine.tflops is not None
             measured = MeasuredTime(cost.flops / (self.machine.tflops * 1e12), 0.0)
-        else:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            measured = measure_time(
-                network, computed, self.micro_batch, self.precision, self.config.optim, device
-            )
         low = self.precision in LOW_PRECISION
         times = {}
         for engine in ENGINES:

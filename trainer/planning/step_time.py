@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import torch
 
+from dmtg.memory import is_out_of_memory
 from model.heads.layout import Head, HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.config.optim import OptimSection
 from trainer.engines.optim import build_optimizer
+from trainer.errors import UserError
 from trainer.planning.step_cost import autocast, empty_batch, step_cost
 from trainer.planning.traffic import Traffic
 
@@ -84,10 +86,18 @@ def offload_seconds(weights: int, processes: int) -> float:
 
 @dataclass(frozen=True)
 class MeasuredTime:
-    """Seconds of forward and backward pass of a micro-batch, and of an update of all weights."""
+    """The measured speed of a device.
+
+    Attributes:
+        micro_batch: Seconds of forward and backward pass of a micro-batch.
+        update: Seconds of an update of all weights.
+        largest: Samples of the largest pass that fitted into the device's memory; None if no pass
+            ran out of memory.
+    """
 
     micro_batch: float
     update: float
+    largest: int | None = None
 
 
 def measure_time(
@@ -100,24 +110,53 @@ def measure_time(
 ) -> MeasuredTime:
     """Measure passes and updates of a network of the same shape on a device.
 
-    If a pass of the micro-batch would take more than two seconds, measure a smaller batch and
-    multiply its time by the ratio of the operations.
+    If a pass of the micro-batch would take more than two seconds or does not fit into the device's
+    memory, measure a smaller batch and multiply its time by the ratio of the operations.
 
     Args:
         network: Network, which may be on the device `meta`; its weights are not used.
         heads: Heads that the step computes.
         micro_batch: Number of samples B.
-        precision: fp32, bf16 or fp16.
+        precision: fp32, tf32, bf16 or fp16.
         section: Optimizer section of the configuration.
         device: Device of the measurement.
+
+    Raises:
+        UserError: Not even a pass of one sample, or the update, fits into the device's memory.
     """
+    try:
+        return _measure(network, heads, micro_batch, precision, section, device)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    raise UserError(
+        "--tflops measured: one sample and the update of the weights do not fit into the memory of "
+        f"this machine's {_name(device)}; give --tflops a number"
+    )
+
+
+def _measure(
+    network: MultiTaskNetwork,
+    heads: Sequence[Head],
+    micro_batch: int,
+    precision: str,
+    section: OptimSection,
+    device: torch.device,
+) -> MeasuredTime:
     copy = MultiTaskNetwork.from_config(network.config()).to(device)
     copy.activation_checkpointing = network.activation_checkpointing
-    selection, size, growing = copy.select(heads), 1, True
-    while growing:
-        seconds = _pass_seconds(copy, selection, size, precision)
-        growing = size < micro_batch and 4 * seconds < _MAX_SECONDS
-        size = min(micro_batch, 4 * size) if growing else size
+    selection, size, largest = copy.select(heads), 1, None
+    _pass_seconds(copy, selection, size, precision)  # a GPU loads its kernels in the first pass
+    seconds = _pass_seconds(copy, selection, size, precision)
+    while size < micro_batch and 4 * seconds < _MAX_SECONDS:
+        try:
+            seconds = _pass_seconds(copy, selection, min(micro_batch, 4 * size), precision)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            largest = size
+            break
+        size = min(micro_batch, 4 * size)
     passes = [_pass_seconds(copy, selection, size, precision) for _ in range(_REPEATS)]
     ratio = 1.0
     if size < micro_batch:
@@ -125,7 +164,12 @@ def measure_time(
         ratio = flops[0] / flops[1]
     optimizer = build_optimizer(copy, section)
     updates = [_timed(optimizer.step, device) for _ in range(_REPEATS)]
-    return MeasuredTime(ratio * statistics.median(passes), statistics.median(updates[1:]))
+    seconds = ratio * statistics.median(passes)
+    return MeasuredTime(seconds, statistics.median(updates[1:]), largest)
+
+
+def _name(device: torch.device) -> str:
+    return "GPU" if device.type == "cuda" else "CPU"
 
 
 def _pass_seconds(

@@ -41,17 +41,6 @@ def machine(monkeypatch):
     return gpus
 
 
-@pytest.fixture
-def arithmetic():
-    """What torch was set to is set again after the test."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    yield
-    torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = torch.backends.cudnn.benchmark = False
-
-
 @pytest.mark.parametrize("variables", LAUNCHED, ids=lambda v: next(iter(v)))
 def test_a_launch_file_for_gpus_is_refused_without_one(rooms_config, monkeypatch, variables):
     for name, value in variables.items():

@@ -1,9 +1,11 @@
 import pytest
+import torch
 
 from trainer.config.loading import load_config, parse_config
 from trainer.errors import UserError
 from trainer.planning.forecast import forecast
 from trainer.planning.stages import GIB, Machine
+from trainer.planning.step_time import MeasuredTime
 
 ENCODER = {"name": "mlp", "options": {"widths": [6, 64, 64]}}
 
@@ -113,6 +115,45 @@ def test_precision_is_that_of_the_launch_files_unless_the_run_has_one():
     assert forecast(config_of(run={"precision": None}), Machine(1, 16.0, tflops=1.0)).precision == (
         "bf16"
     )
+
+
+def test_a_pass_that_does_not_fit_is_a_note(monkeypatch):
+    times = iter([MeasuredTime(0.5, 0.1, largest=8), MeasuredTime(0.4, 0.1)])
+    monkeypatch.setattr("trainer.planning.stages.measure_time", lambda *_: next(times))
+    found = forecast(config_of(), Machine(1, 16.0))
+    assert found.stages["before"].measured.largest == 8
+    assert found.stages["before"].time["ddp"].arithmetic == pytest.approx(0.6)
+    [note] = [note for note in found.notes if "do not fit" in note]
+    assert note == (
+        "32 samples do not fit into the memory of this machine's CPU: the time before pruning is "
+        "inferred from passes of 8"
+    )
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    ("precision", "exact"), [("fp32", True), ("tf32", False), ("bf16", False), (None, False)]
+)
+def test_a_gpu_is_measured_with_the_arithmetic_of_the_run(monkeypatch, precision, exact):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = []
+
+    def measure(*arguments):
+        products = torch.get_float32_matmul_precision()
+        settings.append((arguments[-1].type, products, torch.backends.cudnn.allow_tf32))
+        return MeasuredTime(0.5, 0.1)
+
+    monkeypatch.setattr("trainer.planning.stages.measure_time", measure)
+    forecast(config_of(run={"precision": precision}), Machine(1, 16.0))
+    assert settings == [("cuda", "highest" if exact else "high", not exact)] * 2
+
+
+def test_tf32_takes_the_memory_and_the_messages_of_fp32():
+    fp32, tf32 = (
+        forecast(config_of(run={"precision": name}), Machine(2, 16.0, tflops=1.0))
+        for name in ("fp32", "tf32")
+    )
+    assert tf32.precision == "tf32" and tf32.stages == fp32.stages
 
 
 def test_links_within_a_node_and_between():
