@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.bench import step as bench_step
 from trainer.bench.case import StepCase, our_step
-from trainer.bench.floor import Rates, measure_rates
+from trainer.bench.floor import Rates, measure_rates, timed
 from trainer.bench.published import naive_step
 from trainer.errors import UserError
 
@@ -134,6 +134,47 @@ def test_rates_come_from_the_least_seconds():
     ]  # fmt: skip
     assert rates.flops == 2 * 2048**3 / 2
     assert rates.traffic == 2 * 2**28 / 0.25
+
+
+def test_a_gpu_gets_work_that_takes_longer_than_its_start():
+    results = []
+
+    def timer(run, _device):
+        results.append(run())
+        return 1.0
+
+    rates = measure_rates(torch.device("meta"), torch.bfloat16, timer)  # any but the CPU
+    matmul, convolution, copy = results[::5]
+    assert matmul.shape == (8192, 8192) and convolution.shape == (256, 256, 64, 64)
+    assert matmul.dtype == convolution.dtype == torch.bfloat16
+    assert rates.flops == 2 * convolution.numel() * 256 * 9
+    assert min(rates.flops, 2 * 8192**3) > 1e12, "a millisecond of the fastest device"
+    assert rates.traffic == 2 * copy.numel() == 2**31
+
+
+def test_a_gpu_is_timed_between_two_events(monkeypatch):
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+            self.number = len(calls)
+            calls.append("made")
+
+        def record(self):
+            calls.append(f"recorded {self.number}")
+
+        def synchronize(self):
+            calls.append(f"waited for {self.number}")
+
+        def elapsed_time(self, end):
+            return 2.5 * (end.number - self.number)  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append("idle"))
+    seconds = timed(lambda: calls.append("run"), torch.device("cuda"))
+    assert seconds == pytest.approx(2.5e-3)
+    assert calls == ["idle", "made", "made", "recorded 1", "run", "recorded 2", "waited for 2"]
 
 
 def test_the_faster_of_product_and_convolution_counts():
