@@ -23,12 +23,14 @@ from model.tasks.spec import TaskSpec
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
+from trainer.engines.device import check_precision, chosen_precision, set_arithmetic
 from trainer.session import Session, start_session
 from trainer.step import train_step
 
 SHRINK = 16  # image size / feature map size of the published encoder for indoor scenes
 SEED = 0
 TAU = 2.5  # temperature that was published for attributes
+_LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Step = Callable[[], Tensor]  # execute a step and return its losses [N,K]
 
@@ -45,7 +47,7 @@ class StepCase:
         size: Image side S in pixels.
         heads: linear, or dense for the published decoders.
         features: Number of features D without an encoder.
-        precision: Precision of this project's step, fp32 or bf16.
+        precision: Precision of this project's step, as `run.precision`.
         compile: Value of `model.compile`.
         checkpoint: Value of `model.activation_checkpointing`.
     """
@@ -69,7 +71,7 @@ class StepCase:
     @property
     def dtype(self) -> torch.dtype:
         """The type of matrix products and convolutions."""
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+        return _LOW_PRECISION.get(self.precision, torch.float32)
 
     def specs(self) -> tuple[TaskSpec, ...]:
         """Return the N tasks."""
@@ -147,7 +149,10 @@ class _BenchData:
 
 
 def bench_config(case: StepCase, out: Path) -> Config:
-    """Return the configuration of a run whose steps are those of the case."""
+    """Return the configuration of a run whose steps are those of the case.
+
+    No configuration has heads alone; its encoder is another, and only its arithmetic counts.
+    """
     tree: dict[str, Any] = {
         "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
         "data": {
@@ -157,7 +162,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
             "workers": 0,
         },
         "model": {
-            "encoder": {"name": case.encoder},
+            "encoder": {"name": "residual64" if case.encoder == "none" else case.encoder},
             "branches": case.branches,
             "decoder": "deconv",
             "compile": case.compile,
@@ -169,6 +174,18 @@ def bench_config(case: StepCase, out: Path) -> Config:
         "log": {"trackers": [], "progress": False},
     }
     return parse_config(tree, "dmtg bench step")
+
+
+def set_arithmetic_of(case: StepCase) -> None:
+    """Set the arithmetic of a run of the case for every step in this process.
+
+    Raises:
+        UserError: The precision needs a GPU, and the device of the case is the CPU.
+    """
+    config = bench_config(case, Path("unused"))
+    if case.device.type == "cpu":
+        check_precision(chosen_precision(config))
+    set_arithmetic(config)
 
 
 @contextmanager
@@ -224,8 +241,8 @@ def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
         network.zero_grad()
         targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         inverse_label_counts = network.labels.label_counts(targets).reciprocal().unsqueeze(1)
-        bf16 = case.precision == "bf16"
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=bf16):
+        low = case.precision in _LOW_PRECISION
+        with torch.autocast(case.device.type, case.dtype, enabled=low):
             losses = network(batch.images, selection, targets)["losses"]
         losses = losses * inverse_label_counts
         (weights * losses).sum().backward()

@@ -72,7 +72,9 @@ class _Device(str, Enum):
 
 class _Precision(str, Enum):
     fp32 = "fp32"
+    tf32 = "tf32"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @bench.command()
@@ -91,7 +93,7 @@ def step(
         int, typer.Option(min=1, help="Features, or channels, where --encoder is none.")
     ] = 512,
     device: Annotated[_Device, typer.Option(help="auto: a GPU where there is one.")] = _Device.auto,
-    precision: Annotated[_Precision, typer.Option(help="Precision of this project's step.")] = (
+    precision: Annotated[_Precision, typer.Option(help="run.precision of this project's step.")] = (
         _Precision.fp32
     ),
     compiled: Annotated[bool, typer.Option("--compile", help="As model.compile.")] = False,

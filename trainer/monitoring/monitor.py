@@ -18,6 +18,7 @@ from data_pipelines.reading.collate import Batch
 from model.heads.layout import HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
+from trainer.engines.device import chosen_precision
 from trainer.monitoring.status import StatusFile
 from trainer.monitoring.throughput import StepFlops, peak_tflops
 from trainer.monitoring.timing import StepTimer, gather_times, rounded, summarize
@@ -84,7 +85,9 @@ class Monitor:
         self._hosts: list[str] = gather_object([socket.gethostname()])
         self._flops = StepFlops()
         self._peak = config.log.peak_tflops or peak_tflops(
-            accelerator.device, accelerator.mixed_precision
+            # Accelerate does not know of DeepSpeed's autocast, nor of TF32.
+            accelerator.device,
+            chosen_precision(config),
         )
         self._status = StatusFile(config.run.out)
         self._timing = TimingFile(config.run.out) if accelerator.is_main_process else None

@@ -14,8 +14,8 @@ from trainer.monitoring.flops import flop_counter
 
 logger = logging.getLogger(__name__)
 
-# Dense bf16 and fp16 matrix products with fp32 sums, TFLOP/s, from the makers' data sheets. A name
-# comes before the names that it contains.
+# Dense bf16 and fp16 matrix products with fp32 sums, TFLOP/s, from the makers' data sheets; those
+# of TF32 are half as fast. A name comes before the names that it contains.
 _PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -34,23 +34,30 @@ _PEAK_TFLOPS = {
     "T4": 65.0,
     "MI300X": 1307.0,
 }
+_OF_PEAK = {"bf16": 1.0, "fp16": 1.0, "tf32": 0.5}
+_WITHOUT_TF32 = ("V100", "T4")
 
 
 def peak_tflops(device: torch.device, precision: str) -> float | None:
     """Return the peak of a device in TFLOP/s; None if it is not known.
 
     Args:
-        precision: As accelerate names it; the peak is known for `bf16` and `fp16` only.
+        precision: As `run.precision`; the peak of `fp32` is not known.
     """
-    if device.type != "cuda" or precision not in ("bf16", "fp16"):
+    if device.type != "cuda":
         return None
-    return peak_of_name(torch.cuda.get_device_name(device))
+    return peak_of_name(torch.cuda.get_device_name(device), precision)
 
 
-def peak_of_name(name: str) -> float | None:
+def peak_of_name(name: str, precision: str = "bf16") -> float | None:
     """Return the peak in TFLOP/s of a device of this name; None if it is not in the table."""
-    words = name.replace("-", " ")
-    return next((peak for part, peak in _PEAK_TFLOPS.items() if f" {part} " in f" {words} "), None)
+    words = f" {name.replace('-', ' ')} "
+    model = next((model for model in _PEAK_TFLOPS if f" {model} " in words), None)
+    if model is None or precision not in _OF_PEAK:
+        return None
+    if precision == "tf32" and model in _WITHOUT_TF32:
+        return None
+    return _OF_PEAK[precision] * _PEAK_TFLOPS[model]
 
 
 class StepFlops:

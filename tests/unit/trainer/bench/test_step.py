@@ -1,5 +1,7 @@
 """The published step and this project's, on the same weights, inputs and noise."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +58,62 @@ def test_losses_of_other_weights_are_refused():
     refused = pytest.raises(UserError, match=r"losses .* differ by .*allowed is 0.0001")
     with our_step(case) as (ours, _), refused:
         bench_step._check_losses(case, ours, naive_step(case)[0])
+
+
+@pytest.mark.parametrize(("precision", "allowed"), [("tf32", 4e-3), ("fp16", 4e-3), ("bf16", 3e-2)])
+def test_losses_may_differ_as_much_as_the_precision_does(precision, allowed):
+    case = replace(CASES[0], precision=precision)
+    published = torch.ones(5, 3)
+
+    def check(difference):
+        return bench_step._check_losses(case, lambda: published + difference, lambda: published)
+
+    assert check(0.9 * allowed) == pytest.approx(0.9 * allowed, rel=1e-3)
+    with pytest.raises(UserError, match=f"allowed is {allowed:g}"):
+        check(1.1 * allowed)
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=of)
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_precision_of_gpus_is_refused_on_the_cpu(case, precision):
+    with pytest.raises(UserError, match=f"run.precision: {precision} needs a GPU"):
+        bench_step.measure_step(replace(case, precision=precision), 1)
+
+
+@pytest.mark.usefixtures("arithmetic")
+@pytest.mark.parametrize(
+    ("precision", "exact"), [("fp32", True), ("tf32", False), ("bf16", False), ("fp16", False)]
+)
+@pytest.mark.parametrize("case", CASES[::2], ids=of)
+def test_the_published_step_computes_with_the_arithmetic_of_ours(
+    case, precision, exact, monkeypatch
+):
+    """In a process of its own it has no accelerator, which would set it."""
+    settings = []
+
+    def step():
+        products = torch.get_float32_matmul_precision()
+        settings.append((products, torch.backends.cudnn.allow_tf32))
+        return torch.zeros(())
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(bench_step, "naive_step", lambda _: (step, None))
+    torch.set_float32_matmul_precision("medium")
+    assert bench_step._peak_mb(replace(case, precision=precision), "naive") == 1.0
+    assert set(settings) == {("highest" if exact else "high", not exact)}
+
+
+def test_heads_alone_in_low_precision():
+    case = replace(CASES[0], precision="bf16")
+    with our_step(case) as (ours, network):
+        low = ours()
+        naive, _ = naive_step(case, network)
+        assert not torch.equal(low, naive())
+        torch.testing.assert_close(low, naive(), rtol=3e-2, atol=1e-3)
+    assert case.dtype == torch.bfloat16
+    assert replace(case, precision="fp16").dtype == torch.float16
+    assert replace(case, precision="tf32").dtype == torch.float32
 
 
 class CountOperators(TorchDispatchMode):

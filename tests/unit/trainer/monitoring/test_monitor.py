@@ -33,16 +33,16 @@ def monitor_of(tmp_path, monkeypatch):
     names = [f"node{rank // 2}" for rank in range(RANKS)]
     monkeypatch.setattr("trainer.monitoring.monitor.gather_object", lambda _own: names)
 
-    def make(main=True, flops=None, steps_per_epoch=5, **log):
+    def make(main=True, flops=None, steps_per_epoch=5, device="cpu", precision=None, **log):
         tree = {
-            "run": {"out": str(tmp_path), "steps": 100},
+            "run": {"out": str(tmp_path), "steps": 100, "precision": precision},
             "data": {"shards": "s", "image_size": [8, 8], "global_batch": BATCH},
             "model": {"encoder": {"name": "residual64"}, "branches": 3},
             "log": log,
         }
         accelerator = SimpleNamespace(
-            device=torch.device("cpu"),
-            mixed_precision="no",
+            device=torch.device(device),
+            mixed_precision="no",  # as under ZeRO, whose autocast is DeepSpeed's
             is_main_process=main,
             gather=lambda own: own.repeat(RANKS, 1),
         )
@@ -77,6 +77,21 @@ def test_what_is_not_known_is_null(flops, peak, expected, monitor_of):
     pace = report(monitor_of(flops=flops, peak_tflops=peak), 10)
     assert (pace.record["tflops_per_process"], pace.record["share_of_peak"]) == expected
     assert None not in pace.scalars().values() and "speed/share_of_peak" not in pace.scalars()
+
+
+@pytest.mark.parametrize(
+    ("precision", "launched", "share"),
+    [("bf16", "no", 0.0256), ("tf32", "bf16", 0.0513), (None, "bf16", 0.0256), (None, "no", None)],
+)
+def test_the_peak_is_that_of_the_run_s_precision(
+    precision, launched, share, monitor_of, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    monitor = monitor_of(flops=int(4e12), device="cuda", precision=precision)
+    monitor._accelerator.device = torch.device("cpu")  # where the times are gathered
+    found = report(monitor, 10).record["share_of_peak"]
+    assert found == (None if share is None else pytest.approx(share, abs=1e-4))
 
 
 def test_what_is_drawn(monitor_of):

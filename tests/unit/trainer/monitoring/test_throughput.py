@@ -149,5 +149,21 @@ def test_peak_by_name(name, peak):
     assert peak_of_name(name) == peak
 
 
+@pytest.mark.parametrize(
+    ("name", "precision", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "tf32", 156.0),
+        ("NVIDIA H100 80GB HBM3", "tf32", 494.5),
+        ("NVIDIA H100 80GB HBM3", "fp16", 989.0),
+        ("NVIDIA H100 80GB HBM3", "fp32", None),
+        ("Tesla V100-SXM2-32GB", "tf32", None),
+        ("Tesla T4", "tf32", None),
+    ],
+)
+def test_peak_by_precision(name, precision, peak, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_tflops(torch.device("cuda"), precision) == peak
+
+
 def test_the_peak_of_a_cpu_is_not_known():
     assert peak_tflops(torch.device("cpu"), "bf16") is None
