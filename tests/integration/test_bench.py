@@ -102,6 +102,11 @@ def test_a_step_of_heads_alone(dmtg):
     assert found["flops"] == 3 * 2 * 40 * 3 * 8 * 16
 
 
+def test_a_precision_of_gpus_is_refused_without_one(dmtg):
+    end = dmtg("bench", "step", "--encoder", "none", "--device", "cpu", "--precision", "tf32")
+    assert end.code == 2 and "run.precision: tf32 needs a GPU" in end.stderr, end.stderr
+
+
 def test_an_unknown_encoder_is_refused(dmtg):
     end = dmtg("bench", "step", "--encoder", "vgg")
     assert end.code == 2 and "residual64" in end.stderr

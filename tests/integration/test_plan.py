@@ -25,6 +25,9 @@ def test_a_run_on_shards(dmtg, rooms_yaml):
     text = "\n".join(shown)
     assert f"Take accelerate_configs/{found['cheapest']}.yaml" in text
     assert "measured" in text and "10% of a GPU" in text
+    for part in ("cuDNN workspaces", "NCCL buffers"):
+        assert f"│ {part}" in text
+    assert "300 MiB for a communicator" in text
 
 
 def test_nothing_fits(dmtg, rooms_yaml):

@@ -155,8 +155,9 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [
         f"{HEADROOM:.0%} of a GPU are left for its context, cuBLAS's workspaces and fragmentation",
-        "estimated are cuDNN's workspaces, as copies of the input, weight and output of a "
-        f"convolution, and NCCL's buffers, {NCCL_BUFFERS / 2**20:g} MiB for a communicator",
+        "estimates: cuDNN's workspaces, by what copies of the input, weight and output of each "
+        "convolution add to the peak; NCCL's buffers, by "
+        f"{NCCL_BUFFERS / 2**20:g} MiB for a communicator",
         f"messages at {machine.ring:g} GB/s"
         + (", give --link for another speed" if machine.link is None else ""),
     ]
