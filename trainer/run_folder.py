@@ -26,6 +26,8 @@ _FREE = (
     "run.timeout_seconds",
     "run.stall_seconds",
     "run.checkpoint_every",
+    "run.cudnn_benchmark",
+    "run.overlap_comm",
     "run.keep_last",
     "run.keep_every",
     "run.async_checkpoint",

@@ -38,6 +38,7 @@ class RunSection(Section):
     that of the launch file holds: `fp32`; `tf32`, fp32 with products on tensor cores; `bf16` and
     `fp16`, autocast. `deterministic` takes only algorithms that give the same bits for the same
     input; on the CPU all do. `cudnn_benchmark` lets cuDNN try its convolution algorithms.
+    `overlap_comm` lets ZeRO send gradients beside the backward pass; without it only stage 3 does.
     Ranks wait for each other at most `timeout_seconds`. A process without progress for
     `stall_seconds`, whatever it waits for, ends the run.
     """
@@ -52,6 +53,7 @@ class RunSection(Section):
     precision: Precision | None = None
     deterministic: bool = False
     cudnn_benchmark: bool = False
+    overlap_comm: bool | None = None
     timeout_seconds: Seconds = 600.0
     stall_seconds: Seconds = 1800.0
     checkpoint_every: PositiveInt = 1000
