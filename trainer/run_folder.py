@@ -41,6 +41,7 @@ _FREE = (
     "data.max_bad_fraction",
     "data.allow_flat_labels",
     "data.workers",
+    "model.channels_last",
     "model.compile",
     "model.activation_checkpointing",
     "optim.gradient_accumulation_steps",

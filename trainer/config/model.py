@@ -28,7 +28,8 @@ class ModelSection(Section):
     or one for each. `decoder` names the decoder of dense tasks and `decoder_options` its options;
     `dense_widths` are the channels of the decoder `resize`. With
     `sync_batchnorm: auto`, batch statistics are those of all ranks where the device supports it
-    (several GPUs), else those of each rank. `compile` compiles trunk and branches in the first
+    (several GPUs), else those of each rank. With `channels_last: auto`, weights of convolutions are
+    stored channels last, as the maps are, in one process on a GPU and in DDP. `compile` compiles trunk and branches in the first
     step. `activation_checkpointing` saves memory: the backward pass computes each branch's forward
     pass again.
     """
@@ -43,5 +44,6 @@ class ModelSection(Section):
     decoder_options: Options = Field(default_factory=dict)
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
+    channels_last: Literal["auto", "never"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False

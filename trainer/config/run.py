@@ -75,6 +75,15 @@ class RunSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _same_algorithms(self) -> RunSection:
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError(
+                "give at most one of run.deterministic and run.cudnn_benchmark, which chooses "
+                "algorithms by their times: another start may choose others"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _kept_are_made(self) -> RunSection:
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ValueError(
