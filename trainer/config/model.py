@@ -28,10 +28,10 @@ class ModelSection(Section):
     or one for each. `decoder` names the decoder of dense tasks and `decoder_options` its options;
     `dense_widths` are the channels of the decoder `resize`. With
     `sync_batchnorm: auto`, batch statistics are those of all ranks where the device supports it
-    (several GPUs), else those of each rank. With `channels_last: auto`, weights of convolutions are
-    stored channels last, as the maps are, in one process on a GPU and in DDP. `compile` compiles trunk and branches in the first
+    (several GPUs), else those of each rank. `compile` compiles trunk and branches in the first
     step. `activation_checkpointing` saves memory: the backward pass computes each branch's forward
-    pass again.
+    pass again. With `channels_last: auto`, one process on a GPU and DDP store the weights of
+    convolutions as the maps are.
     """
 
     encoder: EncoderSection

@@ -61,7 +61,7 @@ def _store_channels_last(network: nn.Module) -> None:
     """
     for layer in network.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+            layer.weight.data = layer.weight.data.clone(memory_format=torch.channels_last)
 
 
 class Engine:
