@@ -37,7 +37,8 @@ class RunSection(Section):
     `device: auto` takes GPUs where a launch file asks for them or one is there. Without `precision`
     that of the launch file holds: `fp32`; `tf32`, fp32 with products on tensor cores; `bf16` and
     `fp16`, autocast. `deterministic` takes only algorithms that give the same bits for the same
-    input; on the CPU all do. `cudnn_benchmark` lets cuDNN try its convolution algorithms.
+    input; on the CPU all do (docs/failures.md). `cudnn_benchmark` lets cuDNN try its convolution
+    algorithms.
     `overlap_comm` lets ZeRO send gradients beside the backward pass; without it only stage 3 does.
     Ranks wait for each other at most `timeout_seconds`. A process without progress for
     `stall_seconds`, whatever it waits for, ends the run.
