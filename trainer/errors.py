@@ -41,6 +41,7 @@ _OF_SYSTEM = frozenset(
 )  # fmt: skip
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
 _ONE_VALUE = "Expected more than 1 value per channel"
+_NOT_DETERMINISTIC = re.compile(r"(\w+) does not have a deterministic implementation")
 _WORKER_ERROR = re.compile(r"Caught \w+ in DataLoader worker process")
 _WORKER_KILLED = re.compile(r"DataLoader worker \(pid.*\) (?:is killed|exited)")
 
@@ -161,6 +162,11 @@ def _user_message(error: BaseException, at: str) -> str | None:
             f"a batch of one sample{at} leaves batch normalisation one value per channel, which "
             "has no variance: raise data.global_batch above processes x "
             "optim.gradient_accumulation_steps, or data.image_size"
+        )
+    if isinstance(error, RuntimeError) and (found := _NOT_DETERMINISTIC.search(text)):
+        return (
+            f"run.deterministic: torch has no deterministic algorithm for {found[1]}{at}; choose "
+            "another part of the network (docs/failures.md), or run.deterministic=false"
         )
     if isinstance(error, RuntimeError) and _WORKER_KILLED.search(text):
         return (

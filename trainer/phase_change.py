@@ -6,7 +6,7 @@ import logging
 
 from model.network import MultiTaskNetwork
 from trainer.builders import build_plateau
-from trainer.checkpoints.state import NamedState, read_state
+from trainer.checkpoints.state import read_weights
 from trainer.phases import phase_before
 from trainer.session import Session
 
@@ -24,7 +24,7 @@ def enter_phase(session: Session) -> None:
     assert session.learner.finished and phase.branches is not None, "the search has ended"
     session.phase = phase
     network = MultiTaskNetwork.from_config(session.engine.module.config())
-    session.replace_engine(network, NamedState(read_state(session.engine).weights))
+    session.replace_engine(network, read_weights(session.engine))
     session.plateau = build_plateau(session.config, session.data, phase, session.accelerator.device)
     session.refresh_selection()
     session.log.expect(session.num_steps)

@@ -41,5 +41,5 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
     )
     observed = {f"{OBSERVED}{name}": value for name, value in session.observed.items()}
     grouping = session.learner.tensors() | observed
-    copies = {name: value.detach().cpu().clone() for name, value in grouping.items()}
+    copies = {name: value.detach().to("cpu", copy=True) for name, value in grouping.items()}
     return Checkpoint(progress, state, copies)

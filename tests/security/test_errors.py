@@ -41,6 +41,16 @@ def no_memory_error():
         return error
 
 
+def deterministic_error():
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.zeros(2).put_(torch.tensor([0]), torch.ones(1))
+    except RuntimeError as error:
+        return error
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def worker_error(kind, message):
     return kind(f"Caught {kind.__name__} in DataLoader worker process 0.\nTraceback\n{message}\n")
 
@@ -67,6 +77,7 @@ def worker_error(kind, message):
         (RuntimeError("not enough memory: you tried to allocate"), 2, "out of memory at step 7: "),
         (torch.OutOfMemoryError("CUDA out of memory"), 2, "out of memory at step 7: CUDA out of"),
         (batch_norm_error(), 2, "a batch of one sample at step 7 leaves batch normalisation one"),
+        (deterministic_error(), 2, "run.deterministic: torch has no deterministic algorithm for"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 2, "a process"),
         (NonFiniteLossError("NaN in step 5"), 1, "NaN in step 5; the checkpoints in run.out"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -50,6 +50,8 @@ class StepCase:
         precision: Precision of this project's step, as `run.precision`.
         compile: Value of `model.compile`.
         checkpoint: Value of `model.activation_checkpointing`.
+        channels_last: Value of `model.channels_last`.
+        cudnn_benchmark: Value of `run.cudnn_benchmark`.
     """
 
     encoder: str
@@ -62,6 +64,8 @@ class StepCase:
     precision: str = "fp32"
     compile: bool = False
     checkpoint: bool = False
+    channels_last: str = "auto"
+    cudnn_benchmark: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +158,13 @@ def bench_config(case: StepCase, out: Path) -> Config:
     No configuration has heads alone; its encoder is another, and only its arithmetic counts.
     """
     tree: dict[str, Any] = {
-        "run": {"out": str(out), "steps": 10**6, "seed": SEED, "precision": case.precision},
+        "run": {
+            "out": str(out),
+            "steps": 10**6,
+            "seed": SEED,
+            "precision": case.precision,
+            "cudnn_benchmark": case.cudnn_benchmark,
+        },
         "data": {
             "shards": "bench",
             "image_size": [case.size, case.size],
@@ -167,6 +177,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
             "decoder": "deconv",
             "compile": case.compile,
             "activation_checkpointing": case.checkpoint,
+            "channels_last": case.channels_last,
         },
         "grouping": {"recipe": "published", "temperature": {"initial": TAU, "final": TAU}},
         "pruning": {"threshold": 0.5 / case.branches, "begin": 1.0, "end": 1.0},

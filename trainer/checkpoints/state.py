@@ -36,11 +36,20 @@ def read_state(engine: Engine, *, keep: bool = True) -> NamedState:
     """Gather the full state; a collective call: every rank must make it.
 
     Args:
-        keep: Whether this rank needs the state. Else every gathered tensor is dropped at once and
-            the state is empty.
+        keep: Whether this rank needs the state. Else every gathered tensor is dropped at once,
+            nothing is copied, and the state is empty.
     """
     inner = base_optimizer(engine.optimizer).state
     step = int(max((float(s["step"]) for s in inner.values() if s), default=0.0))
+    return _read(engine, step, keep=keep)
+
+
+def read_weights(engine: Engine) -> NamedState:
+    """Gather the weights only, as `read_state` does."""
+    return _read(engine, step=0, keep=True)
+
+
+def _read(engine: Engine, step: int, *, keep: bool) -> NamedState:
     state = NamedState({}, optimizer_step=step)
     for moment, name, tensor in _gathered(engine, has_moments=step > 0):
         if keep:
@@ -89,8 +98,10 @@ def write_moments(engine: Engine, state: NamedState) -> None:
         return
     inner = base_optimizer(engine.optimizer).state
     for name, parameter in _trained(engine):
-        values = {m: state.moments[m][name].to(parameter.device).clone() for m in MOMENTS}
-        moments = {m: sharded_like(value, parameter) for m, value in values.items()}
+        moments = {
+            m: sharded_like(_on_device(state.moments[m][name], parameter), parameter)
+            for m in MOMENTS
+        }
         inner[parameter] = {"step": _step(state, parameter), **moments}
 
 
@@ -104,9 +115,16 @@ def _step(state: NamedState, like: Tensor) -> Tensor:
     return torch.tensor(float(state.optimizer_step), device=like.device)
 
 
+def _on_device(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return a copy of a moment in the parameter's layout in memory, which fused Adam needs."""
+    copy = torch.empty_strided(parameter.shape, parameter.stride(), device=parameter.device)
+    return copy.copy_(value)
+
+
 def _on_cpu(tensor: Tensor) -> Tensor:
+    """Return the one copy of a tensor that a checkpoint needs, in the layout that files have."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=True)
+    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
 def _link_moments(engine: Engine) -> None:

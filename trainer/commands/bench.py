@@ -77,6 +77,11 @@ class _Precision(str, Enum):
     fp16 = "fp16"
 
 
+class _ChannelsLast(str, Enum):
+    auto = "auto"
+    never = "never"
+
+
 @bench.command()
 def step(
     encoder: Annotated[
@@ -100,6 +105,12 @@ def step(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="As model.activation_checkpointing.")
     ] = False,
+    channels_last: Annotated[
+        _ChannelsLast, typer.Option(help="As model.channels_last, on a GPU.")
+    ] = _ChannelsLast.auto,
+    cudnn_benchmark: Annotated[
+        bool, typer.Option("--cudnn-benchmark", help="As run.cudnn_benchmark, for both steps.")
+    ] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Pairs of steps that are timed.")] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -120,6 +131,8 @@ def step(
         precision.value,
         compiled,
         checkpoint,
+        channels_last.value,
+        cudnn_benchmark,
     )
     finish(as_json, measure_step(case, repeats))
 

@@ -24,7 +24,10 @@ def slurm(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...")] = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes of the job.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(min=0, help="0 trains on CPUs.")] = 0,
-    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="CPUs of a node.")] = None,
+    cpus_per_task: Annotated[
+        int | None,
+        typer.Option(min=1, help="Cores of a node; else 1 + data.workers a process."),
+    ] = None,
     time: Annotated[str, typer.Option(help="Time limit, as Slurm writes it.")] = "24:00:00",
     grace: Annotated[
         int, typer.Option(help="Seconds before the limit at which the run is asked to save.")
@@ -138,6 +141,7 @@ def _compare_job(
 ) -> tuple[str, dict[str, Any]]:
     """Return the script of a job array for a comparison and the values to print."""
     from trainer.compare.cells import plan_cells
+    from trainer.config.loading import load_config
     from trainer.slurm.scripts import compare_script
 
     names = [name.strip() for name in recipes.split(",")]
@@ -146,5 +150,7 @@ def _compare_job(
     arguments += ["--seeds", str(len(seeds)), "--seed-base", str(seeds.start)]
     if launch is not None:
         arguments += ["--launch", str(launch.resolve())]
-    text = compare_script(arguments, len(cells), resources, setup, WRAP=wrap)
+    _, file, *options = cells[0].arguments
+    workers = load_config(Path(file), options).data.workers
+    text = compare_script(arguments, len(cells), workers, resources, setup, WRAP=wrap)
     return text, {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}

@@ -30,7 +30,8 @@ class ModelSection(Section):
     `sync_batchnorm: auto`, batch statistics are those of all ranks where the device supports it
     (several GPUs), else those of each rank. `compile` compiles trunk and branches in the first
     step. `activation_checkpointing` saves memory: the backward pass computes each branch's forward
-    pass again.
+    pass again. With `channels_last: auto`, one process on a GPU and DDP store the weights of
+    convolutions as the maps are.
     """
 
     encoder: EncoderSection
@@ -43,5 +44,6 @@ class ModelSection(Section):
     decoder_options: Options = Field(default_factory=dict)
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
     sync_batchnorm: Literal["auto", "never"] = "auto"
+    channels_last: Literal["auto", "never"] = "auto"
     compile: bool = False
     activation_checkpointing: bool = False

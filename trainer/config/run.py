@@ -37,7 +37,9 @@ class RunSection(Section):
     `device: auto` takes GPUs where a launch file asks for them or one is there. Without `precision`
     that of the launch file holds: `fp32`; `tf32`, fp32 with products on tensor cores; `bf16` and
     `fp16`, autocast. `deterministic` takes only algorithms that give the same bits for the same
-    input; on the CPU all do. `cudnn_benchmark` lets cuDNN try its convolution algorithms.
+    input; on the CPU all do (docs/failures.md). `cudnn_benchmark` lets cuDNN try its convolution
+    algorithms.
+    `overlap_comm` lets ZeRO send gradients beside the backward pass; without it only stage 3 does.
     Ranks wait for each other at most `timeout_seconds`. A process without progress for
     `stall_seconds`, whatever it waits for, ends the run.
     """
@@ -52,6 +54,7 @@ class RunSection(Section):
     precision: Precision | None = None
     deterministic: bool = False
     cudnn_benchmark: bool = False
+    overlap_comm: bool | None = None
     timeout_seconds: Seconds = 600.0
     stall_seconds: Seconds = 1800.0
     checkpoint_every: PositiveInt = 1000
@@ -70,6 +73,15 @@ class RunSection(Section):
     def _one_length(self) -> RunSection:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of run.steps and run.epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _same_algorithms(self) -> RunSection:
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError(
+                "give at most one of run.deterministic and run.cudnn_benchmark, which chooses "
+                "algorithms by their times: another start may choose others"
+            )
         return self
 
     @model_validator(mode="after")

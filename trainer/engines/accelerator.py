@@ -17,7 +17,12 @@ from accelerate.utils import (
 
 from trainer.config.config import Config
 from trainer.engines import rendezvous
-from trainer.engines.device import chosen_precision, runs_on_cpu, set_arithmetic
+from trainer.engines.device import (
+    chosen_precision,
+    offload_threads,
+    runs_on_cpu,
+    set_arithmetic,
+)
 from trainer.engines.fsdp import hidden_from_accelerate, shards
 from trainer.errors import UserError
 
@@ -115,10 +120,18 @@ def _configure_deepspeed(accelerator: Accelerator, config: Config, micro_batch: 
     settings["train_micro_batch_size_per_gpu"] = micro_batch
     settings["gradient_accumulation_steps"] = config.optim.gradient_accumulation_steps
     settings["gradient_clipping"] = config.optim.max_grad_norm or 0.0
-    settings["zero_optimization"]["reduce_bucket_size"] = REDUCE_BUCKET
+    zero = settings["zero_optimization"]
+    zero["reduce_bucket_size"] = REDUCE_BUCKET
+    zero["overlap_comm"] = config.run.overlap_comm
+    # DeepSpeed's throughput timer (0.19.8) synchronises with the device twice in each micro-batch.
+    settings["timers"] = {"throughput": {"enabled": False}}
     # Where the moments are offloaded torch's own fused Adam updates them: DeepSpeed's is compiled
     # when it is first used.
     settings["zero_force_ds_cpu_optimizer"] = False
+    # On the CPU the number of threads can change the order of sums, and with it results.
+    offloads = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    if accelerator.device.type == "cuda" and offloads:
+        torch.set_num_threads(offload_threads(config.data.workers))
     precision = accelerator.mixed_precision
     if precision != "no":
         # fp32 parameters and moments, sharded, with low-precision arithmetic: exact updates, and

@@ -85,6 +85,23 @@ def set_arithmetic(config: Config) -> None:
     torch.backends.cudnn.benchmark = config.run.cudnn_benchmark
 
 
+def offload_threads(workers: int) -> int:
+    """Return the threads with which this process updates weights and moments that are on the CPU.
+
+    These are the cores of the node divided by its processes, less one for each reading process, but
+    at least half. A value of `OMP_NUM_THREADS` is kept, except 1: `accelerate launch` 1.15 and
+    torchrun 2.13 set it to 1 where the user has not set it.
+
+    Args:
+        workers: Reading processes of this process.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    if threads != "1":
+        return torch.get_num_threads()  # which torch has read from it
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, cores // 2, cores - workers)
+
+
 def describe_device(config: Config, device: torch.device) -> str:
     """Return what this process computes on, and how, in one line."""
     precision = chosen_precision(config)

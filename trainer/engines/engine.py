@@ -44,6 +44,26 @@ def _can_synchronise(accelerator: Accelerator) -> bool:
     return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
+def _keeps_layout(accelerator: Accelerator) -> bool:
+    """Return whether weights keep their layout in memory there: ZeRO flattens them.
+
+    FSDP2 of torch 2.13 shards contiguous parameters only. On the CPU another layout would change
+    the order of sums, and with it results.
+    """
+    plain = accelerator.distributed_type != DistributedType.DEEPSPEED and not shards()
+    return plain and accelerator.device.type == "cuda"
+
+
+def _store_channels_last(network: nn.Module) -> None:
+    """Store the weights of convolutions in the layout of the maps.
+
+    Otherwise torch copies each weight into it in every pass, and its gradient back.
+    """
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            layer.weight.data = layer.weight.data.clone(memory_format=torch.channels_last)
+
+
 class Engine:
     """A network and its optimizer, prepared for training by accelerate.
 
@@ -77,6 +97,8 @@ class Engine:
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
             # Only batch normalisations are replaced, so the network itself stays what it is.
             module = cast(MultiTaskNetwork, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+        if config.model.channels_last == "auto" and _keeps_layout(accelerator):
+            _store_channels_last(module)
         self.module = module
         self.sharded = shards() and accelerator.num_processes > 1
         if self.sharded:

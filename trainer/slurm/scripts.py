@@ -40,6 +40,7 @@ class Resources:
     Attributes:
         time: Time limit in Slurm's notation.
         grace: Seconds before the time limit at which the run is asked to save.
+        cpus_per_task: Cores of all processes of a node; None derives them from the run.
         more: Further options of sbatch, without the leading dashes: `constraint=a100`.
 
     Raises:
@@ -68,12 +69,22 @@ class Resources:
                 f"{seconds} s"
             )
 
-    def directives(self) -> dict[str, str]:
-        """Return the options of sbatch by name."""
+    def directives(self, processes: int, workers: int) -> dict[str, str]:
+        """Return the options of sbatch by name.
+
+        Without a number of cores each process gets one, and one for each of its reading processes;
+        otherwise Slurm would give one to all of them.
+
+        Args:
+            processes: Processes on a node.
+            workers: `data.workers` of each.
+        """
+        given = any(text.startswith("cpus-per-gpu") for text in self.more)
+        derived = None if given else processes * (1 + workers)
         values = {
             "nodes": self.nodes,
             "gpus-per-node": self.gpus_per_node or None,
-            "cpus-per-task": self.cpus_per_task,
+            "cpus-per-task": self.cpus_per_task or derived,
             "time": self.time,
             "signal": f"B:USR1@{self.grace}",
             "account": self.account,
@@ -135,12 +146,14 @@ def train_script(
         "SETUP": _python_environment() if setup is None else setup,
         **variables,
     }
-    return _fill("train.sbatch", resources.directives(), resources.variables() | values)
+    directives = resources.directives(processes, config.data.workers)
+    return _fill("train.sbatch", directives, resources.variables() | values)
 
 
 def compare_script(
     arguments: Sequence[str],
     cells: int,
+    workers: int,
     resources: Resources,
     setup: str | None = None,
     **variables: str,
@@ -150,12 +163,14 @@ def compare_script(
     Args:
         arguments: Arguments of `dmtg compare`.
         cells: Number of runs.
+        workers: `data.workers` of each.
         setup: As in `train_script`.
         variables: As in `train_script`.
     """
     setup = _python_environment() if setup is None else setup
     values = {"COMPARE": shlex.join(arguments), "SETUP": setup, **variables}
-    directives = {"array": f"0-{cells - 1}", **resources.directives()}
+    options = resources.directives(resources.gpus_per_node or 1, workers)
+    directives = {"array": f"0-{cells - 1}", **options}
     return _fill("compare.sbatch", directives, resources.variables() | values)
 
 

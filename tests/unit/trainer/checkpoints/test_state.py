@@ -4,15 +4,27 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model.subset import subset_state
 from trainer import loop
 from trainer.builders import build_network
 from trainer.checkpoints import state as state_module
-from trainer.checkpoints.state import NamedState, load_weights, read_state, write_moments
+from trainer.checkpoints.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoints.state import (
+    NamedState,
+    load_weights,
+    read_state,
+    read_weights,
+    write_moments,
+)
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
 from trainer.run_data import build_train_loader, open_manifest
+from trainer.session import start_session
+from trainer.snapshot import save_session
 from trainer.tasks import resolve_tasks
 
 NAMES = ("weights", "moments", "grouping")
@@ -32,6 +44,24 @@ def assert_same_state(found, expected):
         assert found.moments[moment].keys() == values.keys()
         for name, value in values.items():
             assert torch.equal(found.moments[moment][name], value), (moment, name)
+
+
+class CopiedBytes(TorchDispatchMode):
+    """Counts the bytes that copies of this thread write."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in ("_to_copy", "clone", "copy_"):
+            self.count += sum(t.nbytes for t in tree_leaves(result) if torch.is_tensor(t))
+        return result
+
+
+def num_bytes(tensors):
+    return sum(value.nbytes for value in tensors.values())
 
 
 def steps(engine, config, first, last):
@@ -109,7 +139,9 @@ def test_a_rank_that_does_not_write_gathers_the_same_tensors_and_keeps_none(
     state = read_state(engine)
     on_the_writer = list(gathered)
     gathered.clear()
-    none = read_state(engine, keep=False)
+    with CopiedBytes() as copied:
+        none = read_state(engine, keep=False)
+    assert copied.count == 0
     assert gathered == on_the_writer and len(gathered) == 3 * len(list(engine.module.parameters()))
     assert none == NamedState({}, optimizer_step=1)
     name, parameter = next(engine.module.named_parameters())
@@ -117,6 +149,77 @@ def test_a_rank_that_does_not_write_gathers_the_same_tensors_and_keeps_none(
     with torch.no_grad():
         parameter.add_(1.0)
     assert torch.equal(state.weights[name], before), "a copy"
+
+
+RESNET = (
+    "model.encoder.options={model_type: resnet, embedding_size: 8, hidden_sizes: [8, 16], "
+    "depths: [1, 1], layer_type: basic}"
+)
+
+
+@pytest.fixture
+def gpu_layout(monkeypatch):
+    """Weights of convolutions are stored as on a GPU."""
+    monkeypatch.setattr("trainer.engines.engine._keeps_layout", lambda _: True)
+
+
+@pytest.mark.usefixtures("forget_accelerate", "gpu_layout")
+def test_a_checkpoint_is_one_copy_of_the_state(rooms_config, tmp_path, monkeypatch):
+    """Also where weights have another layout than in the file."""
+    config = rooms_config(RESNET, "run.steps=2")
+    taken = []
+    with start_session(config, make_accelerator(config)) as session:
+        loop.train(session)
+        monkeypatch.setattr(session.writer, "start", taken.append)
+        with CopiedBytes() as copied:
+            save_session(session)
+    (snapshot,) = taken
+    parts = (snapshot.state.weights, *snapshot.state.moments.values(), snapshot.grouping)
+    assert copied.count == sum(map(num_bytes, parts))
+    with CopiedBytes() as copied:
+        path = save_checkpoint(tmp_path / "checkpoints", snapshot, keep_last=1)
+    assert copied.count == 0
+    assert_same_state(load_checkpoint(path).state, snapshot.state)
+
+
+@pytest.mark.usefixtures("forget_accelerate", "gpu_layout")
+@pytest.mark.parametrize("encoder", [RESNET, "model.trunk_depth=0"], ids=["resnet", "convnext"])
+def test_weights_that_are_stored_channels_last_continue_exactly(rooms_config, encoder):
+    config = rooms_config(encoder, "run.steps=6")
+    accelerator = make_accelerator(config)
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    whole = Engine(accelerator, build_network(config, tasks), config)
+    kernels = [m.weight for m in whole.module.modules() if isinstance(m, nn.Conv2d)]
+    for kernel in kernels:  # of a depthwise one, `is_contiguous` holds for both layouts
+        layout = torch.empty(kernel.shape, memory_format=torch.channels_last)
+        assert kernel.stride() == layout.stride()
+    steps(whole, config, 0, 3)
+    middle = read_state(whole)
+    assert all(value.is_contiguous() for value in middle.weights.values())
+    steps(whole, config, 3, 6)
+
+    module = build_network(config, tasks)
+    load_weights(module, middle)
+    continued = Engine(accelerator, module, config)
+    write_moments(continued, middle)
+    for parameter, moments in continued.optimizer.state.items():
+        assert moments["exp_avg"].stride() == moments["exp_avg_sq"].stride() == parameter.stride()
+    assert_same_state(read_state(continued), middle)
+    steps(continued, config, 3, 6)
+    assert_same_state(read_state(continued), read_state(whole))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_where_the_moments_are_dropped_they_are_not_gathered(rooms_config, monkeypatch):
+    config = rooms_config()
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    engine = Engine(make_accelerator(config), build_network(config, tasks), config)
+    steps(engine, config, 0, 1)
+    expected = NamedState(read_state(engine).weights)
+    gathered = []
+    monkeypatch.setattr(state_module, "whole", lambda tensor: gathered.append(tensor) or tensor)
+    assert_same_state(read_weights(engine), expected)
+    assert len(gathered) == len(list(engine.module.parameters()))
 
 
 def test_state_of_another_network_is_refused():

@@ -91,6 +91,11 @@ def test_exactly_one_length(given):
     assert "run: give exactly one of run.steps and run.epochs" in fault(run=given)
 
 
+def test_algorithms_are_not_chosen_by_time_in_a_deterministic_run():
+    message = fault(run={"deterministic": True, "cudnn_benchmark": True})
+    assert "run: give at most one of run.deterministic and run.cudnn_benchmark" in message
+
+
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [

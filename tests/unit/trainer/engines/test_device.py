@@ -8,6 +8,7 @@ from trainer.engines import device
 from trainer.engines.device import (
     chosen_precision,
     describe_device,
+    offload_threads,
     runs_on_cpu,
     set_arithmetic,
 )
@@ -22,7 +23,7 @@ LAUNCHED = [
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "WORLD_SIZE", "ACCELERATE_USE_CPU",
     "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_MIXED_PRECISION",
-    "CUBLAS_WORKSPACE_CONFIG",
+    "CUBLAS_WORKSPACE_CONFIG", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
 
 
@@ -140,3 +141,22 @@ def test_algorithms_are_deterministic_if_asked_for(rooms_config):
 def test_the_log_says_what_the_run_is_on(rooms_config):
     text = describe_device(rooms_config("run.precision=bf16"), torch.device("cpu"))
     assert text == f"the CPU with {torch.get_num_threads()} thread(s), bf16"
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers", "threads"),
+    [("8", 2, 14), ("8", 0, 16), ("8", 12, 8), ("1", 4, 124), ("200", 4, 1)],
+)
+@pytest.mark.parametrize("launcher", [{}, {"OMP_NUM_THREADS": "1"}])
+def test_offloaded_moments_are_updated_by_a_process_s_part_of_the_cores(
+    monkeypatch, processes, workers, threads, launcher
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(128))
+    for name, value in {"LOCAL_WORLD_SIZE": processes, **launcher}.items():
+        monkeypatch.setenv(name, value)
+    assert offload_threads(workers) == threads
+
+
+def test_the_threads_that_a_user_has_chosen_are_kept(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert offload_threads(0) == torch.get_num_threads()

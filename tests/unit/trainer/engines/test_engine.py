@@ -1,10 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from torch import nn
 
 from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
-from trainer.engines.engine import Engine
+from trainer.engines.engine import Engine, _keeps_layout
 from trainer.errors import UserError
 from trainer.run_data import open_manifest
 from trainer.tasks import resolve_tasks
@@ -43,6 +46,38 @@ def test_on_a_cpu_batch_statistics_stay_each_rank_s_own(rooms_config):
     assert {type(n) for n in batch_norms(make_engine(rooms_config(RESNET)).module)} == {
         nn.BatchNorm2d
     }
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize(
+    ("keeps", "setting", "changed"),
+    [(True, "auto", True), (True, "never", False), (None, "auto", False)],
+)
+def test_weights_are_stored_channels_last_where_they_stay_so(
+    rooms_config, monkeypatch, keeps, setting, changed
+):
+    """On a CPU they never are: the order of sums would be another."""
+    if keeps is not None:
+        monkeypatch.setattr("trainer.engines.engine._keeps_layout", lambda _: keeps)
+    module = make_engine(rooms_config(RESNET, f"model.channels_last={setting}")).module
+    kernels = [m.weight for m in module.modules() if isinstance(m, nn.Conv2d)]
+    assert any(not kernel.is_contiguous() for kernel in kernels) == changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "sharded", "keeps"),
+    [
+        (DistributedType.NO, "false", True),
+        (DistributedType.MULTI_GPU, "false", True),
+        (DistributedType.MULTI_GPU, "true", False),
+        (DistributedType.DEEPSPEED, "false", False),
+    ],
+)
+def test_zero_and_fsdp_do_not_keep_the_layout_of_weights(monkeypatch, kind, sharded, keeps):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", sharded)
+    gpu = SimpleNamespace(distributed_type=kind, device=torch.device("cuda"))
+    assert _keeps_layout(gpu) == keeps
+    assert not _keeps_layout(SimpleNamespace(distributed_type=kind, device=torch.device("cpu")))
 
 
 @pytest.mark.usefixtures("forget_accelerate")

@@ -102,6 +102,28 @@ def test_the_script_without_gpus(slurm):
     assert (found["PROCESSES_PER_NODE"], found["SETUP"]) == ("4", "'module load x'")
 
 
+def cores(lines):
+    return [line for line in directives(lines) if line.startswith("cpus-per-")]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--gpus-per-node", "8"), ["cpus-per-task=32"]),
+        (("--processes-per-node", "4"), ["cpus-per-task=16"]),
+        (("--gpus-per-node", "8", "--cpus-per-task", "64"), ["cpus-per-task=64"]),
+        (("--gpus-per-node", "8", "--sbatch", "cpus-per-task=96"), ["cpus-per-task=96"]),
+        (("--gpus-per-node", "8", "--sbatch", "cpus-per-gpu=12"), ["cpus-per-gpu=12"]),
+        (("--compare", "all", "--gpus-per-node", "1"), ["cpus-per-task=4"]),
+    ],
+)
+def test_every_process_and_every_reading_process_gets_a_core(slurm, options, expected):
+    """Slurm would give one core to all processes of a node."""
+    result, lines = slurm(*options, "data.workers=3")
+    assert result.exit_code == 0, result.output
+    assert cores(lines) == expected
+
+
 def test_the_script_of_a_comparison(slurm, rooms_yaml):
     options = ("--compare", "runs/all", "--recipes", "random,multitask", "--seeds", "2")
     result, lines = slurm(*options, "--gpus-per-node", "1", "run.steps=2")
@@ -278,6 +300,34 @@ def test_what_is_launched(job, commands, tmp_path):
         f"--deepspeed_multinode_launcher standard {ROOT}/trainer/main.py --config x.yaml "
         f"run.steps=2 tasks.names=[a, b] run.out={tmp_path}/run run.resume=auto"
     )
+
+
+def test_a_job_with_less_than_a_core_for_a_process_is_refused(job):
+    more = {"PROCESSES_PER_NODE": "4", "SLURM_CPUS_ON_NODE": "3"}
+    process, calls, _ = job("train", says("finished"), **more)
+    code, lines = ended(process)
+    (message,) = lines
+    assert code == 2 and message.startswith("job 7: 3 cores for 4 processes of a node; submit it")
+    assert "--cpus-per-task=N, N at least processes x (1 + data.workers)" in message
+    assert not calls.exists()
+    process = job("train", says("finished"), **{**more, "SLURM_CPUS_ON_NODE": "4"})[0]
+    assert ended(process)[0] == 0
+
+
+@pytest.mark.parametrize("template", ["train", "compare"])
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, "expandable_segments:True,"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:9"}, "max_split_size_mb:9,"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:9"}, ",max_split_size_mb:9"),
+    ],
+)
+def test_freed_memory_of_a_gpu_can_be_used_in_other_sizes(job, template, chosen, expected):
+    show = 'echo "$PYTORCH_ALLOC_CONF,$PYTORCH_CUDA_ALLOC_CONF"'
+    process = job(template, f"{show}; {says('finished')}", COMPARE="x", **chosen)[0]
+    code, lines = ended(process)
+    assert code == 0 and expected in lines
 
 
 def wait_for(path):
