@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from model.compilation import Run, call, compiled_call
 from model.encoders import Encoder, build_encoder
 from model.freezing import FrozenParts
 from model.gradient_scale import scale_gradient
@@ -24,7 +25,7 @@ from model.heads.layout import Head, HeadLayout, HeadSelection
 from model.heads.stack import build_stacked_heads
 from model.labels import TaskLabels
 from model.network_config import check_config
-from model.recompute import Run, call, recomputed
+from model.recompute import recomputed
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import Targets
 
@@ -176,19 +177,14 @@ class MultiTaskNetwork(nn.Module):
             for parameter in self.stacked_heads[name].parameters():
                 parameter.copy_(parameter.index_select(0, source))
 
-    def compile_parts(self, **options: Any) -> None:  # noqa: ANN401 - of torch.compile
+    def compile_parts(self, mode: str | None = None, **options: Any) -> None:  # noqa: ANN401
         """Compile trunk and branches when they first run in training; the state keeps its names.
 
-        Modules are arguments of the function that is compiled, and their parameters are inputs of
-        its graph: branches of one structure have one graph, which later networks use, too.
-        `nn.Module.compile` compiles `Module._call_impl` (torch 2.13, `_dynamo/eval_frame.py`), a
-        frame of torch itself that is not traced: of an `nn.Sequential` it compiles only those
-        parts whose classes are defined elsewhere.
-
         Args:
-            options: Keywords of `torch.compile`, such as `mode`.
+            mode: See `compiled_call`.
+            options: See `compiled_call`.
         """
-        self._compiled_call = torch.compile(call, **options)
+        self._compiled_call = compiled_call(mode, **options)
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
         """Freeze these parts and no others: no gradients, and evaluation mode in every mode."""
@@ -275,13 +271,11 @@ class MultiTaskNetwork(nn.Module):
         A pass without gradients runs uncompiled: it would need graphs of its own. So do hooked
         branches, because the hooks change from step to step.
         """
-        run = call
+        run: Run = call
         if self._compiled_call is not None and self.training and torch.is_grad_enabled():
             run = self._compiled_call
         inputs = (images.float() - self.image_mean) / self.image_std
-        # A function that is traced without an operation is never compiled again (torch 2.13).
-        run_trunk = run if any(True for _ in self.trunk.parameters()) else call
-        shared = run_trunk(self.trunk, _channels_last(inputs))
+        shared = run(self.trunk, _channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
         run = call if hooked else run

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-Run = Callable[[nn.Module, Tensor], Tensor]
-
-
-def call(module: nn.Module, inputs: Tensor) -> Tensor:
-    """Return the module's output."""
-    return module(inputs)
+from model.compilation import Run, call
 
 
 def recomputed(module: nn.Module, inputs: Tensor, run: Run = call) -> Tensor:

@@ -217,8 +217,8 @@ def build_parts(
             )
         branch = _LastMap(model)
     else:
-        # transformers 5.23 puts hooks on stages that record outputs for the whole backbone, which is
-        # never run; their `ContextVar` cannot be traced by torch.compile.
+        # transformers 5.23 puts hooks on stages that record outputs for the whole backbone, which
+        # is never run here; torch.compile cannot trace their `ContextVar`.
         for module in model.modules():
             module._forward_hooks.clear()
         stages = SPLITTERS[family](model, image_size)

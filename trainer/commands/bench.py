@@ -75,6 +75,12 @@ class _Precision(str, Enum):
     bf16 = "bf16"
 
 
+class _Compile(str, Enum):
+    false = "false"
+    true = "true"
+    reduce_overhead = "reduce-overhead"
+
+
 @bench.command()
 def step(
     encoder: Annotated[
@@ -94,7 +100,9 @@ def step(
     precision: Annotated[_Precision, typer.Option(help="Precision of this project's step.")] = (
         _Precision.fp32
     ),
-    compiled: Annotated[bool, typer.Option("--compile", help="As model.compile.")] = False,
+    compiled: Annotated[
+        _Compile, typer.Option("--compile", help="As model.compile.")
+    ] = _Compile.false,
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="As model.activation_checkpointing.")
     ] = False,
@@ -116,7 +124,7 @@ def step(
         heads.value,
         features,
         precision.value,
-        compiled,
+        "reduce-overhead" if compiled is _Compile.reduce_overhead else compiled is _Compile.true,
         checkpoint,
     )
     finish(as_json, measure_step(case, repeats))
