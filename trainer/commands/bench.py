@@ -101,7 +101,7 @@ def step(
         _Precision.fp32
     ),
     compiled: Annotated[
-        _Compile, typer.Option("--compile", help="As model.compile.")
+        _Compile, typer.Option("--compile", help="As model.compile, for the encoder.")
     ] = _Compile.false,
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="As model.activation_checkpointing.")

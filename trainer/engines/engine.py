@@ -118,8 +118,9 @@ class Engine:
     def accumulate(self) -> Iterator[None]:
         """Context of one micro-batch; on the last one gradients are reduced and weights updated."""
         if self._records_graphs and self.accelerator.sync_gradients:  # a step begins
-            # Else torch 2.13 takes the first backward pass for the end of a step, and a branch that
-            # is then computed again, or the next micro-batch, overwrites gradients.
+            # Else the first backward pass ends a step (torch 2.13, `_inductor/cudagraph_trees.py`),
+            # and the next forward pass, of a branch that is computed again or of the next
+            # micro-batch, may overwrite gradients.
             torch.compiler.cudagraph_mark_step_begin()
         with self.accelerator.accumulate(self.network):
             if self.sharded:
