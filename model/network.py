@@ -5,6 +5,7 @@ Legend: N tasks, K branches, B batch, C channels, D features, H, W image size, h
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from model.compilation import Run, call, compiled_call
 from model.encoders import Encoder, build_encoder
 from model.freezing import FrozenParts
 from model.gradient_scale import scale_gradient
@@ -23,7 +25,7 @@ from model.heads.layout import Head, HeadLayout, HeadSelection
 from model.heads.stack import build_stacked_heads
 from model.labels import TaskLabels
 from model.network_config import check_config
-from model.recompute import call, recomputed
+from model.recompute import recomputed
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import Targets
 
@@ -121,6 +123,7 @@ class MultiTaskNetwork(nn.Module):
         self.trunk = encoder.trunk
         self.branches = nn.ModuleList(encoder.branches)
         self.activation_checkpointing = False
+        self._compiled_call: Run | None = None
         self.feature_shape = (encoder.channels, *encoder.spatial)
         self._pool = encoder.pool
         self._gradient_scale = tuple(gradient_scale)
@@ -174,10 +177,14 @@ class MultiTaskNetwork(nn.Module):
             for parameter in self.stacked_heads[name].parameters():
                 parameter.copy_(parameter.index_select(0, source))
 
-    def compile_parts(self) -> None:
-        """Compile trunk and branches when they first run; the names of the state stay."""
-        for part in (self.trunk, *self.branches):
-            part.compile()
+    def compile_parts(self, mode: str | None = None, **options: Any) -> None:  # noqa: ANN401
+        """Compile trunk and branches when they first run in training; the state keeps its names.
+
+        Args:
+            mode: See `compiled_call`.
+            options: See `compiled_call`.
+        """
+        self._compiled_call = compiled_call(mode, **options)
 
     def freeze(self, parts: Iterable[nn.Module]) -> None:
         """Freeze these parts and no others: no gradients, and evaluation mode in every mode."""
@@ -261,15 +268,21 @@ class MultiTaskNetwork(nn.Module):
     ) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the selection does not need it.
 
-        Compiled code does not call hooks, so hooked branches run uncompiled.
+        A pass without gradients runs uncompiled: it would need graphs of its own. So do hooked
+        branches, because the hooks change from step to step.
         """
+        run: Run = call
+        if self._compiled_call is not None and self.training and torch.is_grad_enabled():
+            run = self._compiled_call
         inputs = (images.float() - self.image_mean) / self.image_std
-        shared = self.trunk(_channels_last(inputs))
+        shared = run(self.trunk, _channels_last(inputs))
         into_trunk, into_branch = self._gradient_scale
         shared = scale_gradient(shared, into_trunk)
-        run = recomputed if self.activation_checkpointing and self.training else call
+        run = call if hooked else run
+        if self.activation_checkpointing and self.training:
+            run = functools.partial(recomputed, run=run)
         return [
-            scale_gradient(run(branch, shared, compiled=not hooked), into_branch)
+            scale_gradient(run(branch, shared), into_branch)
             if index in selection.branches
             else None
             for index, branch in enumerate(self.branches)

@@ -1,4 +1,4 @@
-"""Activation checkpointing of a module, which may also be compiled or have running statistics."""
+"""Activation checkpointing of a module, which may have running statistics."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-
-def call(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
-    """Return the module's output, by its compiled code or without it."""
-    return module(inputs) if compiled else module._call_impl(inputs)
+from model.compilation import Run, call
 
 
-def recomputed(module: nn.Module, inputs: Tensor, *, compiled: bool = True) -> Tensor:
+def recomputed(module: nn.Module, inputs: Tensor, run: Run = call) -> Tensor:
     """Return the module's output; the backward pass computes its activations again.
 
     The second forward pass leaves the running statistics as they are.
+
+    Args:
+        run: How both passes compute the output.
     """
     return checkpoint(
-        functools.partial(call, module, compiled=compiled),
+        run,
+        module,
         inputs,
         use_reentrant=False,
         context_fn=functools.partial(_contexts, module),

@@ -217,6 +217,10 @@ def build_parts(
             )
         branch = _LastMap(model)
     else:
+        # transformers 5.23 puts hooks on stages that record outputs for the whole backbone, which
+        # is never run here; torch.compile cannot trace their `ContextVar`.
+        for module in model.modules():
+            module._forward_hooks.clear()
         stages = SPLITTERS[family](model, image_size)
         if trunk_depth not in range(len(stages)):
             raise ValueError(

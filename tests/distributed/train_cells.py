@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch._dynamo.utils import counters
 
 import trainer.session
 from trainer.config.loading import load_config
@@ -130,6 +132,8 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
             if rank == 0:
                 copy_checkpoints(job)
     recording = UpdateRecorder() if job["record_updates"] else contextlib.nullcontext()
+    torch.compiler.reset()
+    counters.clear()
     with recording as recorder, RemainsRecorder() as old_engines:
         session, metrics = train_run(config, accelerator)
     if recorder is not None:
@@ -141,6 +145,7 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
         "metrics": metrics,
         "replaced": old_engines.replaced,
         "remains": old_engines.remains,
+        "graphs": counters["stats"]["unique_graphs"],
     }
     (out / f"record-{rank}.json").write_text(json.dumps(record))
     return accelerator

@@ -110,3 +110,14 @@ def test_a_precision_of_gpus_is_refused_without_one(dmtg):
 def test_an_unknown_encoder_is_refused(dmtg):
     end = dmtg("bench", "step", "--encoder", "vgg")
     assert end.code == 2 and "residual64" in end.stderr
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("fast", "reduce-overhead"), ("reduce-overhead", "which need a GPU; allowed on the CPU")],
+)
+def test_compilation_that_cannot_be_measured(value, message, dmtg):
+    end = dmtg("bench", "step", "--batch", "2", "--size", "16", "--compile", value)
+    assert end.code == 2 and message in end.stderr, end.stderr
+    assert "Traceback" not in end.stderr

@@ -22,6 +22,7 @@ from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
+from trainer.config.model import Compile
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.device import check_precision, chosen_precision, set_arithmetic
 from trainer.session import Session, start_session
@@ -48,7 +49,7 @@ class StepCase:
         heads: linear, or dense for the published decoders.
         features: Number of features D without an encoder.
         precision: Precision of this project's step, as `run.precision`.
-        compile: Value of `model.compile`.
+        compile: Value of `model.compile`, for the encoder.
         checkpoint: Value of `model.activation_checkpointing`.
         channels_last: Value of `model.channels_last`.
         cudnn_benchmark: Value of `run.cudnn_benchmark`.
@@ -62,7 +63,7 @@ class StepCase:
     heads: str = "linear"
     features: int = 512
     precision: str = "fp32"
-    compile: bool = False
+    compile: Compile = False
     checkpoint: bool = False
     channels_last: str = "auto"
     cudnn_benchmark: bool = False
@@ -237,10 +238,7 @@ def _heads_on_features(case: StepCase) -> MultiTaskNetwork:
         config={},
     )
     size = (case.size, case.size)
-    network = MultiTaskNetwork(case.specs(), encoder, size, decoder="deconv")
-    if case.compile:
-        network.compile_parts()
-    return network.to(case.device)
+    return MultiTaskNetwork(case.specs(), encoder, size, decoder="deconv").to(case.device)
 
 
 def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:

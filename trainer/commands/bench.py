@@ -82,6 +82,12 @@ class _ChannelsLast(str, Enum):
     never = "never"
 
 
+class _Compile(str, Enum):
+    false = "false"
+    true = "true"
+    reduce_overhead = "reduce-overhead"
+
+
 @bench.command()
 def step(
     encoder: Annotated[
@@ -101,7 +107,9 @@ def step(
     precision: Annotated[_Precision, typer.Option(help="run.precision of this project's step.")] = (
         _Precision.fp32
     ),
-    compiled: Annotated[bool, typer.Option("--compile", help="As model.compile.")] = False,
+    compiled: Annotated[
+        _Compile, typer.Option("--compile", help="As model.compile, for the encoder.")
+    ] = _Compile.false,
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="As model.activation_checkpointing.")
     ] = False,
@@ -129,7 +137,7 @@ def step(
         heads.value,
         features,
         precision.value,
-        compiled,
+        "reduce-overhead" if compiled is _Compile.reduce_overhead else compiled is _Compile.true,
         checkpoint,
         channels_last.value,
         cudnn_benchmark,

@@ -17,6 +17,7 @@ from accelerate.utils import (
 
 from trainer.config.config import Config
 from trainer.engines import rendezvous
+from trainer.engines.compilation import check_compile
 from trainer.engines.device import (
     chosen_precision,
     offload_threads,
@@ -39,7 +40,8 @@ def make_accelerator(config: Config) -> Accelerator:
 
     Raises:
         UserError: Several processes were started without a distributed engine, the engine or the
-            precision cannot be used here, or the global batch does not divide into micro-batches.
+            precision or `model.compile` cannot be used here, or the global batch does not divide
+            into micro-batches.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
@@ -71,6 +73,7 @@ def make_accelerator(config: Config) -> Accelerator:
             f"{world_size} processes were launched but accelerate formed no group; use one of "
             "accelerate_configs/ (on CPU: those that end in _cpu)"
         )
+    check_compile(config, accelerator)
     micro_batch = _micro_batch(config, accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, config, micro_batch)

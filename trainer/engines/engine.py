@@ -91,8 +91,9 @@ class Engine:
         self._clip = config.optim.max_grad_norm
         self._skips = config.optim.skip_nonfinite > 0
         module.activation_checkpointing = config.model.activation_checkpointing
+        self._records_graphs = config.model.compile_mode is not None
         if config.model.compile:
-            module.compile_parts()
+            module.compile_parts(config.model.compile_mode)
         # Elsewhere the statistics are averaged, see `average_buffers`.
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
             # Only batch normalisations are replaced, so the network itself stays what it is.
@@ -138,6 +139,11 @@ class Engine:
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
         """Context of one micro-batch; on the last one gradients are reduced and weights updated."""
+        if self._records_graphs and self.accelerator.sync_gradients:  # a step begins
+            # Else the first backward pass ends a step (torch 2.13, `_inductor/cudagraph_trees.py`),
+            # and the next forward pass, of a branch that is computed again or of the next
+            # micro-batch, may overwrite gradients.
+            torch.compiler.cudagraph_mark_step_begin()
         with self.accelerator.accumulate(self.network):
             if self.sharded:
                 self.network.set_requires_gradient_sync(self.accelerator.sync_gradients)
@@ -227,6 +233,8 @@ class Engine:
         """
         uses_zero3 = self.zero_stage == 3
         self.module = self.network = self.optimizer = None  # type: ignore[assignment]
+        if self._records_graphs:
+            torch.compiler.reset()  # CUDA graphs keep activations and gradients of all parts
         self.accelerator.free_memory()  # collects garbage before it drops its own references
         if uses_zero3:
             _forget_zero3()
