@@ -1,5 +1,6 @@
 """Find on the CPU what would make the host wait for a GPU."""
 
+import sys
 import traceback
 from collections.abc import Callable
 
@@ -56,7 +57,9 @@ class Waits(TorchDispatchMode):
     def _record(self, name: str) -> None:
         stack = traceback.extract_stack()[:-2]
         if not any(
-            part in frame.filename or part == frame.name for frame in stack for part in self._allowed
+            part in frame.filename or part == frame.name
+            for frame in stack
+            for part in self._allowed
         ):
             callers = [f for f in stack if "/torch/" not in f.filename][-3:]
             places = [f"{f.filename}:{f.lineno} {f.name}" for f in callers]
@@ -70,13 +73,20 @@ class _Copies(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func in _TO_HOST or (func in _COPYING and _names_a_device(args, kwargs)):
+        copies = func in _COPYING and _names_a_device(args, kwargs) and not _is_known(kwargs)
+        if copies or func in _TO_HOST:
             self._record(getattr(func, "__name__", str(func)))
         return func(*args, **kwargs)
 
 
 def _is_mask(index) -> bool:
     return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _is_known(kwargs) -> bool:
+    """Whether torch itself copies between devices without waiting, as the loss scaler does."""
+    caller = sys._getframe(2).f_code.co_filename
+    return bool(kwargs.get("non_blocking")) and "/torch/" in caller
 
 
 def _names_a_device(args, kwargs) -> bool:

@@ -24,7 +24,8 @@ class Diagonal(Sampler):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the assignment."""
-        return diagonal(*logits.shape, device=logits.device)
+        num_tasks, num_branches = logits.shape
+        return diagonal(num_tasks, num_branches, logits.device)
 
 
 def diagonal(num_tasks: int, num_branches: int, device: torch.device | None = None) -> Tensor:

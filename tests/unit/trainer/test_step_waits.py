@@ -5,6 +5,7 @@ import torch
 
 from tests.waits import Waits
 from trainer.engines.accelerator import make_accelerator
+from trainer.loop import train
 from trainer.recipes.grad_tag import GradTagSection
 from trainer.recipes.learner import recipe_of
 from trainer.recipes.searched import SearchSection
@@ -51,6 +52,26 @@ def waits_of_steps(config, steps=6):
             session.step += 1
         assert objective.isfinite().all() and session.step == steps
     return sorted(set(waits.found))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_nothing_waits_between_two_records(rooms_config, monkeypatch):
+    """Of a whole run, from the loader to the evaluation, but for what is written."""
+    config = rooms_config(
+        "run.steps=8", "log.every=100", "eval.every=4", "pruning.begin=1.0", "pruning.end=1.0"
+    )
+    for module in ("dense", "scalar"):  # what `within` does on a GPU
+        monkeypatch.setattr(
+            f"model.metrics.{module}.within",
+            lambda mask, values, filler: torch.where(mask, values, filler),
+        )
+    # Samples are decoded on the host, and `on_device` copies batches.
+    of_the_host = ("data_pipelines/", "trainer/health/label_guard.py")
+    at_records = ("_check_health", "_log_step", "compute", "_prune", "save_session", "chosen_heads")
+    waits = Waits(*of_the_host, *at_records)
+    with start_session(config, make_accelerator(config)) as session, waits:
+        train(session)
+    assert not waits.found
 
 
 def test_waits_are_seen():

@@ -13,9 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from model.encoders import build_encoder
 from model.grouping.gradient_statistics import (
     ActivationHook,
+    _random_projection,
     residuals,
     stack_statistics,
-    _random_projection,
     statistic_sums,
 )
 from model.grouping.head_sampling import HeadSample
