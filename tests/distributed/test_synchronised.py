@@ -20,11 +20,17 @@ def records(run, kind):
     return [record for record in lines if record["kind"] == kind]
 
 
-def test_losses_and_metrics_are_those_of_one_process(rooms_yaml, tmp_path, train_here, launcher):
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp_cpu", *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero3_cpu", "fsdp2_cpu"))],
+)
+def test_losses_and_metrics_are_those_of_one_process(
+    engine, rooms_yaml, tmp_path, train_here, launcher
+):
     one, two = tmp_path / "one", tmp_path / "two"
     train_here(load_config(rooms_yaml, [f"run.out={one}", *OVERRIDES]))
     end = launcher.start(
-        "--config", str(rooms_yaml), f"run.out={two}", *OVERRIDES, engine="ddp_cpu",
+        "--config", str(rooms_yaml), f"run.out={two}", *OVERRIDES, engine=engine,
         script=Path(__file__).with_name("synchronised_main.py"),
     ).finish()  # fmt: skip
     assert end.code == 0, end.stderr[-4000:]
