@@ -17,7 +17,7 @@ from trainer.step import train_step
 ALLOWED = ("_start_groups", "engines/plateau.py", "_refresh")
 
 RECIPES = {
-    "affinity": ("grouping.recipe=affinity", "grouping.warmup=0.3"),
+    "affinity": ("grouping.recipe=affinity", "grouping.warmup=0.1"),
     "multitask": ("grouping.recipe=multitask",),
     **{
         f"published-{sampler}": (f"grouping.sampler={sampler}",)
