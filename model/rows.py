@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.transfer import copy_to_device
+
 Rows = slice | Tensor
 Positions = NDArray[np.int64]
 
@@ -24,7 +26,7 @@ def to_device(groups: Sequence[Positions], device: torch.device) -> Sequence[Ten
     """Return the groups as tensors on the device, by one copy that does not synchronise."""
     if not groups:
         return ()
-    packed = torch.from_numpy(np.concatenate(groups)).to(device, non_blocking=True)
+    packed = copy_to_device(torch.from_numpy(np.concatenate(groups)), device)
     return packed.split([len(group) for group in groups])
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
+from data_pipelines.reading.transfer import on_device
 from model.heads.layout import Head
 from model.kinds.kind import get_kind
 from model.metrics import metric_for
@@ -67,8 +68,7 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
     module, device = engine.module, engine.accelerator.device
     selection, sums = module.select(heads), MetricSums(module.tasks, device)
     engine.network.eval()
-    for host_batch in batches:
-        batch = host_batch.to(device)
+    for batch in on_device(batches, device):
         predictions = engine.network(batch.images, selection)["predictions"]
         sums.update(predictions, task_targets(module, batch))
     engine.network.train()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
+from data_pipelines.reading.transfer import on_device
 from trainer.compaction import compact, should_compact
 from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate
@@ -80,10 +81,10 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
     vote = StopVote(accelerator, config.run.max_minutes)
     if session.step == 0 and session.learner.finished:
         session.log.write(0, "given", heads=session.learner.grouping.heads())
-    for micro_batches in _batches(session):
+    for micro_batches in _batches(session, label_guard.record):
         session.profile.before_step(session.step)
         vote.cast()
-        label_guard.update(micro_batches)
+        label_guard.check(micro_batches)
         if observe is not None:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
@@ -125,8 +126,14 @@ def _check_health(session: Session) -> None:
     session.writer.check()
 
 
-def _batches(session: Session) -> Iterator[list[Batch]]:
-    """Yield the micro-batches of every remaining step, on the device; enter phase after phase."""
+def _batches(
+    session: Session, record: Callable[[Iterable[Batch]], Iterable[Batch]] = iter
+) -> Iterator[list[Batch]]:
+    """Yield the micro-batches of every remaining step, on the device; enter phase after phase.
+
+    Args:
+        record: Yields the batches that it is given, which are on the host.
+    """
     accelerator = session.accelerator
     while session.step < session.num_steps:
         enter_phase(session)
@@ -136,7 +143,8 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        batches = session.damaged_samples.count(loader)
+        host_batches = record(session.damaged_samples.count(loader))
+        batches = on_device(host_batches, accelerator.device)
         report_progress(f"step {session.step}, reading data")
         timer, accumulation = (
             session.monitor.timer,
@@ -144,7 +152,7 @@ def _batches(session: Session) -> Iterator[list[Batch]]:
         )
         while micro_batches := timer.next_step(batches, accumulation):
             report_progress(f"step {session.step}, training")
-            yield [batch.to(accelerator.device) for batch in micro_batches]
+            yield micro_batches
             report_progress(f"step {session.step}, reading data")
 
 

@@ -49,7 +49,7 @@ def train_step(session: Session, micro_batches: list[Batch]) -> StepResult:
     """
     engine, learner, step = session.engine, session.learner, session.step
     _seed_step(session)
-    statistics = _RunningStatistics(session)
+    statistics = engine.statistics.copy() if session.guard.allowed else {}
     learning_rate_factor = session.learning_rate_factor(step)
     engine.set_learning_rate(learning_rate_factor)
 
@@ -76,7 +76,7 @@ def train_step(session: Session, micro_batches: list[Batch]) -> StepResult:
     if left_out:
         session.guard.leave_out(step, losses, local)
         learner.leave_out(step)
-        statistics.restore()
+        engine.statistics.restore(statistics)
     else:
         session.guard.update(step, losses, local)
         labelled = torch.where(counts[:, None] > 0, losses, torch.nan)
@@ -89,19 +89,6 @@ def _seed_step(session: Session) -> None:
     """Make dropout and the like a function of seed, step and rank: nothing to save or restore."""
     key = (session.config.run.seed, session.step, session.accelerator.process_index)
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
-
-
-class _RunningStatistics:
-    """The running statistics of the network before a step, where the step may be left out."""
-
-    def __init__(self, session: Session) -> None:
-        self._buffers = session.engine.running_statistics() if session.guard.allowed else []
-        self._values = [buffer.clone() for buffer in self._buffers]
-
-    def restore(self) -> None:
-        """Undo what the forward passes since then have changed."""
-        for buffer, value in zip(self._buffers, self._values, strict=True):
-            buffer.copy_(value)
 
 
 def _forward_backward(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from types import TracebackType
 
 import torch
@@ -25,6 +26,7 @@ from model.heads.layout import HeadSelection
 from model.losses.loss import get_loss
 from model.rows import take
 from model.tasks.targets import Targets
+from model.transfer import copy_to_device
 
 _GRID = 4  # positions on a side: enough to tell left from right, few enough to average over
 _MAX_FEATURES = 256
@@ -184,9 +186,16 @@ def _projection(features: Tensor) -> Tensor:
     size = positions * width
     if size <= _MAX_FEATURES:
         return torch.eye(size, device=features.device).view(positions, width, size)
-    generator = torch.Generator().manual_seed(size)
+    # The planner's `FakeTensor` must not remain in the cache.
+    draw = _random_projection if type(features) is Tensor else _random_projection.__wrapped__
+    return draw(positions, width, features.device)
+
+
+@lru_cache(maxsize=1)  # the same for all branches and steps: it takes longer than a branch
+def _random_projection(positions: int, width: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(positions * width)
     random = torch.randn(positions, width, _MAX_FEATURES, generator=generator)
-    return random.to(features.device) / math.sqrt(_MAX_FEATURES)
+    return copy_to_device(random, device) / math.sqrt(_MAX_FEATURES)
 
 
 def stack_statistics(branches: Sequence[Mapping[str, Tensor]]) -> GradientStatistics:

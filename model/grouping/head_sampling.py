@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.transfer import copy_to_device
+
 _EXPLORED = 0.5  # fraction of a choice that is uniform over the live heads
 _KEPT = 0.9  # weight of the past in the baseline
 _STREAM = 2**32  # key of the generator; the Gumbel noise has the ranks as keys, which are smaller
@@ -162,8 +164,7 @@ class HeadSampler:
         order = generator.random(self._inclusion.shape).argsort(axis=1)
         chosen = systematic_choice(self._inclusion, order, generator.random(len(order)))
         inverse = np.divide(1.0, self._inclusion, where=chosen, out=np.zeros_like(self._inclusion))
-        factor = torch.from_numpy(inverse.astype(np.float32))
-        factor = factor.to(self._device, non_blocking=True)
+        factor = copy_to_device(torch.from_numpy(inverse.astype(np.float32)), self._device)
         return HeadSample(chosen, self._branches, factor, self._baseline())
 
     def _baseline(self) -> Tensor:

@@ -82,6 +82,16 @@ class ValueMetric(Metric):
         return super().update(state, self._loss.values(prediction), target, mask)
 
 
+def within(mask: Tensor, values: Tensor, filler: float) -> Tensor:
+    """Return the values within the mask; on a GPU all values, with a filler outside of the mask.
+
+    On a GPU the number of the values within the mask is not known without waiting for the device.
+    """
+    if values.device.type == "cpu":
+        return values[mask]
+    return torch.where(mask, values, filler)
+
+
 def natural_errors(spec: TaskSpec, prediction: Tensor, target: Tensor) -> Tensor:
     """Return absolute errors in the natural unit, float64 in the shape of the prediction."""
     errors = (prediction.double() - target.double()).abs()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dmtg.plugins import register_metric
-from model.metrics.base import Metric, ValueMetric, natural_errors
+from model.metrics.base import Metric, ValueMetric, natural_errors, within
 from model.tasks.decode import class_ids, natural_values, per_channel
 
 
@@ -23,7 +23,8 @@ class DenseRegressionMetric(ValueMetric):
     primary = "mae"
 
     def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        errors = natural_errors(self.spec, prediction, target).mean(dim=1)[mask]
+        errors = natural_errors(self.spec, prediction, target).mean(dim=1)
+        errors = within(mask, errors, 0.0)
         return torch.stack([errors.sum(), mask.sum()])
 
     def ratios(self, sums: list[float]) -> dict[str, float]:
@@ -65,9 +66,11 @@ class NormalMetric(DenseRegressionMetric):
 
     def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         predicted, true = (natural_values(self.spec, v.double()) for v in (prediction, target))
-        cosines = F.cosine_similarity(predicted, true, dim=1)[mask]
+        # The angle of a filler is zero, so that it counts below all limits.
+        cosines = within(mask, F.cosine_similarity(predicted, true, dim=1), 1.0)
         angles = torch.rad2deg(torch.acos(cosines.clamp(-1, 1)))
-        below = [(angles < limit).sum() for limit in self.limits]
+        num_fillers = angles.numel() - mask.sum()
+        below = [(angles < limit).sum() - num_fillers for limit in self.limits]
         return torch.stack([*super().sums(prediction, target, mask), angles.sum(), *below])
 
     def ratios(self, sums: list[float]) -> dict[str, float]:
@@ -91,7 +94,7 @@ class ResponseMetric(DenseRegressionMetric):
     def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         assert self.spec.positive_above is not None
         predicted, true = (
-            natural_values(self.spec, values.double())[:, 0][mask] > self.spec.positive_above
+            mask & (natural_values(self.spec, values.double())[:, 0] > self.spec.positive_above)
             for values in (prediction, target)
         )
         counts = [(predicted & true).sum(), predicted.sum(), true.sum()]
@@ -117,8 +120,11 @@ class DenseClassificationMetric(Metric):
         return self.spec.outputs**2
 
     def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        predicted = class_ids(self.spec, prediction)[mask]
-        return torch.bincount(target[mask] * self.spec.outputs + predicted, minlength=self.size)
+        cells = target * self.spec.outputs + class_ids(self.spec, prediction)
+        cells = torch.where(mask, cells, self.size).flatten()  # one more, for masked pixels
+        # `bincount` waits for the largest value.
+        counts = torch.zeros(self.size + 1, dtype=torch.long, device=cells.device)
+        return counts.index_add_(0, cells, torch.ones_like(cells))[: self.size]
 
     def ratios(self, sums: list[float]) -> dict[str, float]:
         confusion = torch.tensor(sums, dtype=torch.float64).view(self.spec.outputs, -1)

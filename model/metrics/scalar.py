@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dmtg.plugins import register_metric
 from model.losses.loss import class_loss
-from model.metrics.base import Metric, ValueMetric, natural_errors
+from model.metrics.base import Metric, ValueMetric, natural_errors, within
 from model.tasks.decode import class_ids
 
 
@@ -61,7 +61,8 @@ class RegressionMetric(ValueMetric):
     primary = "mae"
 
     def sums(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        errors = natural_errors(self.spec, prediction, target[:, None])[:, 0][mask]
+        errors = natural_errors(self.spec, prediction, target[:, None])[:, 0]
+        errors = within(mask, errors, 0.0)
         return torch.stack([errors.sum(), errors.square().sum(), mask.sum()])
 
     def ratios(self, sums: list[float]) -> dict[str, float]:

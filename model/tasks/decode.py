@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmtg.plugins import TASK_KINDS
 from model.tasks.spec import TaskSpec
+from model.transfer import copy_to_device
 
 
 def natural(spec: TaskSpec, prediction: Tensor) -> Tensor:
@@ -24,8 +25,8 @@ def natural(spec: TaskSpec, prediction: Tensor) -> Tensor:
 def class_ids(spec: TaskSpec, prediction: Tensor) -> Tensor:
     """Return the most probable class, long [B] or [B,H,W]; never the ignored one."""
     if spec.ignore_index is not None and 0 <= spec.ignore_index < spec.outputs:
-        ignored = torch.tensor([spec.ignore_index], device=prediction.device)
-        prediction = prediction.index_fill(1, ignored, -torch.inf)
+        prediction = prediction.clone()
+        prediction[:, spec.ignore_index] = -torch.inf
     return prediction.argmax(dim=1)
 
 
@@ -38,4 +39,4 @@ def natural_values(spec: TaskSpec, scaled: Tensor) -> Tensor:
 def per_channel(constants: tuple[float, ...], values: Tensor) -> Tensor:
     """Return one constant per channel, shaped to broadcast over values [B,C] or [B,C,H,W]."""
     shape = (-1,) + (1,) * (values.ndim - 2)
-    return torch.tensor(constants, dtype=values.dtype, device=values.device).view(shape)
+    return copy_to_device(torch.tensor(constants, dtype=values.dtype), values.device).view(shape)

@@ -14,6 +14,7 @@ from torch import Tensor
 from dmtg.plugins import TASK_KINDS
 from model.rows import Rows, take
 from model.tasks.spec import TaskSpec
+from model.transfer import copy_to_device
 
 IGNORED = -100
 
@@ -62,7 +63,7 @@ class TargetBuilder:
 
     def _scaled(self, values: Tensor) -> Tensor:
         """Return (values - mean) / scale for values [n,B] or [n,B,C,H,W]."""
-        # Cached per device: a copy to the device in every step would stall it.
+        # Cached per device: the copies would be in every step.
         if values.device not in self._constants:
             self._constants[values.device] = (
                 self._per_channel([spec.mean for spec in self.specs], values.device),
@@ -75,5 +76,5 @@ class TargetBuilder:
         """Return one row per task, shaped to broadcast over values [n,B] or [n,B,C,H,W]."""
         channels = self.specs[0].channels
         filled = [row if len(row) == channels else row * channels for row in rows]
-        constants = torch.tensor(filled, dtype=torch.float32, device=device)  # [n,C]
+        constants = copy_to_device(torch.tensor(filled, dtype=torch.float32), device)  # [n,C]
         return constants[:, None, :, None, None] if self.specs[0].dense else constants

@@ -20,6 +20,7 @@ from model.encoders import Encoder
 from model.grouping.grouping import gumbel_noise
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
+from model.transfer import copy_to_device
 from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.config.model import Compile
@@ -109,7 +110,8 @@ class StepCase:
 
     def noise(self, step: int) -> Tensor:
         """Return the Gumbel noise [N,K] of a training step."""
-        return gumbel_noise((self.tasks, self.branches), SEED, step).to(self.device)
+        noise = gumbel_noise((self.tasks, self.branches), SEED, step)
+        return copy_to_device(noise, self.device)
 
 
 class Features(nn.Module):

@@ -6,7 +6,6 @@ import contextlib
 import inspect
 import math
 from collections.abc import Collection, Iterator
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -15,10 +14,12 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 
 from model.network import MultiTaskNetwork
+from model.sync_batch_norm import synchronise
 from trainer.config.config import Config
 from trainer.engines.fsdp import shard, shards, whole
 from trainer.engines.loss_scale import LossScale
 from trainer.engines.optim import base_optimizer, build_optimizer
+from trainer.engines.running_statistics import RunningStatistics
 
 
 def _forget_zero3() -> None:
@@ -40,7 +41,7 @@ def _forget_zero3() -> None:
 
 
 def _can_synchronise(accelerator: Accelerator) -> bool:
-    """Return whether torch can compute batch statistics over all ranks: on GPUs only."""
+    """Return whether batch statistics are those of all ranks: on GPUs, whose links are fast."""
     return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
@@ -78,6 +79,7 @@ class Engine:
         module: The plain `MultiTaskNetwork` inside it.
         sharded: Whether FSDP2 shards its parameters.
         scaler: The loss scaler of fp16; None in other precisions.
+        statistics: Of the normalisation layers.
     """
 
     def __init__(
@@ -96,8 +98,7 @@ class Engine:
             module.compile_parts(config.model.compile_mode)
         # Elsewhere the statistics are averaged, see `average_buffers`.
         if config.model.sync_batchnorm == "auto" and _can_synchronise(accelerator):
-            # Only batch normalisations are replaced, so the network itself stays what it is.
-            module = cast(MultiTaskNetwork, nn.SyncBatchNorm.convert_sync_batchnorm(module))
+            synchronise(module)
         if config.model.channels_last == "auto" and _keeps_layout(accelerator):
             _store_channels_last(module)
         self.module = module
@@ -115,6 +116,7 @@ class Engine:
             self.network, self.optimizer = accelerator.prepare(module, optimizer)
         self.scaler = self._build_scaler()
         self._scale: float | None = None  # of the last step
+        self.statistics = RunningStatistics(self.module)
 
     @property
     def zero_stage(self) -> int:
@@ -154,7 +156,7 @@ class Engine:
 
         The engine divides by the number of micro-batches and averages over ranks.
         """
-        if self.scaler is not None and self._scale is None:
+        if self._skips and self.scaler is not None and self._scale is None:
             self._scale = self.scaler.get_scale()
         self.accelerator.backward(objective)  # under DeepSpeed it clips and steps, too
         if self.accelerator.sync_gradients:
@@ -180,9 +182,10 @@ class Engine:
         """Return whether the fp16 loss scaler has skipped the step.
 
         accelerate 1.15 asks whether `optimizer.step` was called, but a fused optimizer is called
-        in any case, and skips the update on the device.
+        in any case, and skips the update on the device. The host must wait to know, so that only
+        `optim.skip_nonfinite` looks at the scale.
         """
-        if self.scaler is None:
+        if self.scaler is None or not self._skips:
             return False
         before, self._scale = self._scale, self.scaler.get_scale()
         return before is not None and self._scale < before
@@ -191,8 +194,8 @@ class Engine:
     def step_was_skipped(self) -> bool:
         """Whether the last step did not update weights and moments; the same on every rank.
 
-        ZeRO skips a step whose gradient is not finite, other engines with `optim.skip_nonfinite`;
-        in fp16 the loss scaler skips it.
+        ZeRO skips a step whose gradient is not finite. In other engines it is seen only with
+        `optim.skip_nonfinite`, which skips such steps; in fp16 the loss scaler skips them anyway.
         """
         return self._skipped
 
@@ -200,29 +203,10 @@ class Engine:
         """Return the sum of a tensor over all ranks, bitwise equal on each of them."""
         return self.accelerator.reduce(tensor, reduction="sum")
 
-    def running_statistics(self) -> list[Tensor]:
-        """Return the saved buffers that layers in training mode change in each forward pass."""
-        saved = self.module.state_dict().keys()
-        return [
-            buffer
-            for prefix, layer in self.module.named_modules()
-            if layer.training
-            for name, buffer in layer.named_buffers(prefix, recurse=False)
-            if name in saved
-        ]
-
-    @torch.no_grad()
     def average_buffers(self) -> None:
         """Average the running statistics of the layers in training mode over the ranks."""
-        if self.accelerator.num_processes == 1:
-            return
-        buffers = [b for b in self.running_statistics() if b.is_floating_point()]
-        if not buffers:
-            return
-        flat = torch.cat([b.flatten() for b in buffers])
-        mean = self.accelerator.reduce(flat, reduction="mean")
-        for buffer, part in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+        if self.accelerator.num_processes > 1:
+            self.statistics.average(self.accelerator)
 
     def release(self) -> None:
         """Free network and optimizer, so that another engine can be prepared.
@@ -233,6 +217,7 @@ class Engine:
         """
         uses_zero3 = self.zero_stage == 3
         self.module = self.network = self.optimizer = None  # type: ignore[assignment]
+        self.statistics = None  # type: ignore[assignment]
         if self._records_graphs:
             torch.compiler.reset()  # CUDA graphs keep activations and gradients of all parts
         self.accelerator.free_memory()  # collects garbage before it drops its own references

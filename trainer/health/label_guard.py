@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -23,7 +24,7 @@ _ENOUGH = 8  # labels without content that are no coincidence
 
 
 class LabelGuard:
-    """The short form of `dmtg doctor`; every rank must call it in every step.
+    """The short form of `dmtg doctor`.
 
     Args:
         tasks: The N tasks.
@@ -39,16 +40,24 @@ class LabelGuard:
         self._statistics: DataStatistics | None = DataStatistics([rule_of(t) for t in tasks])
         self._steps = self._samples = 0
 
-    def update(self, micro_batches: list[Batch]) -> None:
-        """Add the batches of a step, and check the labels once there are enough.
+    def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and record the labels of the first ones, which are on the host yet."""
+        for batch in batches:
+            if self._statistics is not None:
+                self._statistics.update(batch.to("cpu", non_blocking=False))
+            yield batch
+
+    def check(self, micro_batches: list[Batch]) -> None:
+        """Check the labels once there are enough; every rank must call it in every step.
+
+        Args:
+            micro_batches: Of the step; they were recorded.
 
         Raises:
             UserError: On every rank, naming the tasks whose labels carry no information.
         """
         if self._statistics is None:
             return
-        for batch in micro_batches:
-            self._statistics.update(batch.to("cpu", non_blocking=False))
         # Counted by the size of the batches, not by their labels, so that all ranks check in the
         # same step.
         self._samples += sum(len(batch.images) for batch in micro_batches)

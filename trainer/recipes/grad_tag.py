@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from data_pipelines.reading.collate import Batch
 from dmtg.plugins import register_recipe
+from model.transfer import copy_to_device
 from trainer.config.grouping import GroupingSection
 from trainer.config.section import PositiveInt
 from trainer.recipes.groups import Groups, groups_of_labels
@@ -71,12 +73,19 @@ def gradient_similarity(run: ObservedRun, batch: Batch, size: int) -> tuple[Tens
     """
     task_losses = TaskLosses(run, batch)
     losses = task_losses.local(task_losses.shared)
-    seed = run.config.run.seed
-    sketch = Sketch([p.numel() for p in task_losses.shared], size, seed, losses.device)
+    sketches = _sketches.setdefault(run.engine.module, {})
+    if size not in sketches:
+        lengths = [p.numel() for p in task_losses.shared]
+        sketches[size] = Sketch(lengths, size, run.config.run.seed, losses.device)
+    sketch = sketches[size]
     rows = [sketch(task_losses.gradient(losses, task)) for task in range(len(losses))]
     projected = F.normalize(run.engine.sum_over_ranks(torch.stack(rows)), dim=1)  # [N,S]
     labelled = task_losses.labelled
     return projected @ projected.T, labelled[:, None] & labelled[None, :]
+
+
+# By size, of every network that is observed, as long as it exists.
+_sketches: WeakKeyDictionary[nn.Module, dict[int, Sketch]] = WeakKeyDictionary()
 
 
 class Sketch:
@@ -99,8 +108,11 @@ class Sketch:
         generator = torch.Generator().manual_seed(seed)
         # Place and sign in one number: from S on, places stand for a negative sign.
         self._places = [
-            torch.randint(2 * size, (n,), generator=generator, dtype=torch.int32).to(device)
-            for n in lengths
+            copy_to_device(places, torch.device(device))
+            for places in (
+                torch.randint(2 * size, (n,), generator=generator, dtype=torch.int32)
+                for n in lengths
+            )
         ]
 
     def __call__(self, parts: Sequence[Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dmtg.plugins import SAMPLERS, register_recipe
 from model.grouping.grouping import Grouping, gumbel_noise
+from model.transfer import copy_to_device
 from trainer.config.config import Config
 from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 from trainer.config.section import PositiveFloat, Section
@@ -90,7 +91,8 @@ class PublishedGroups(GroupLearner):
         per_sample = (num_samples,) if self.grouping.per_sample else ()
         rank = self._rank if self._section.noise == "per_rank" else 0
         noise = gumbel_noise((*logits.shape, *per_sample), self._config.run.seed, step, rank)
-        return self.grouping.sample(noise.to(self._device), self.temperature(step))
+        noise = copy_to_device(noise, self._device)
+        return self.grouping.sample(noise, self.temperature(step))
 
     def update(self, inputs: LearnerInput) -> None:
         """Step the logits along the gradient of objective and entropy term."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dmtg.plugins import register_sampler
@@ -25,9 +24,11 @@ class Diagonal(Sampler):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the assignment."""
-        return diagonal(*logits.shape).to(logits.device)
+        num_tasks, num_branches = logits.shape
+        return diagonal(num_tasks, num_branches, logits.device)
 
 
-def diagonal(num_tasks: int, num_branches: int) -> Tensor:
+def diagonal(num_tasks: int, num_branches: int, device: torch.device | None = None) -> Tensor:
     """Return [N,K] with a one on branch n modulo K of every task n."""
-    return F.one_hot(torch.arange(num_tasks) % num_branches, num_branches).float()
+    tasks, branches = (torch.arange(n, device=device) for n in (num_tasks, num_branches))
+    return (tasks[:, None] % num_branches == branches).float()

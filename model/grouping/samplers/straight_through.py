@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from dmtg.plugins import register_sampler
@@ -16,6 +16,6 @@ class StraightThrough(Sampler):
     def weights(self, logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
         """Return one-hot weights."""
         soft = relaxed(logits, noise, temperature)
-        hard = F.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft.dtype)
+        hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
         # The bracket is exactly zero, so the weights are exactly one-hot.
         return hard + (soft - soft.detach())

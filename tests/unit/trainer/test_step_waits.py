@@ -1,55 +1,120 @@
-"""No step asks the device for a value: on a GPU each such question would stall it."""
-
-import traceback
+"""No step waits for the device: on a GPU the host would stop, and the device idle afterwards."""
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.waits import Waits
 from trainer.engines.accelerator import make_accelerator
-from trainer.run_data import build_train_loader
+from trainer.loop import train
+from trainer.recipes.grad_tag import GradTagSection
+from trainer.recipes.learner import recipe_of
+from trainer.recipes.searched import SearchSection
 from trainer.session import start_session
 from trainer.step import train_step
 
-# Operations whose result must reach the host before the program can go on
-_ASKING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")
+# Groups are made once in a run, and the schedule `plateau` reads a loss once in an epoch. With
+# sampled heads, every tenth step reads the distributions.
+ALLOWED = ("_start_groups", "engines/plateau.py", "_refresh")
 
-
-class Questions(TorchDispatchMode):
-    """Notes where values are asked for, but for what is allowed to."""
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(name in str(func) for name in _ASKING):
-            stack = traceback.extract_stack()
-            if not any(_may_ask(frame) for frame in stack):
-                self.found.append(f"{func} at {[f'{f.filename}:{f.lineno}' for f in stack[-4:]]}")
-        return func(*args, **(kwargs or {}))
-
-
-def _may_ask(frame):
-    # Optimizers keep their step counts on the CPU, and the groups are made once a run.
-    return "torch/optim" in frame.filename or frame.name == "_start_groups"
-
-
-@pytest.mark.parametrize("recipe", ["affinity", "published"])
-def test_steps_ask_nothing(rooms_config, forget_accelerate, recipe):
-    forget_accelerate()
-    config = rooms_config(f"grouping.recipe={recipe}", "optim.max_grad_norm=1.0")
-    with start_session(config, make_accelerator(config)) as session:
-        place = {"rank": 0, "world_size": 1}
-        batches = build_train_loader(
-            config, session.data.manifest, session.tasks, start_step=0, end_step=6, **place
+RECIPES = {
+    "affinity": ("grouping.recipe=affinity", "grouping.warmup=0.1"),
+    "multitask": ("grouping.recipe=multitask",),
+    **{
+        f"published-{sampler}": (f"grouping.sampler={sampler}",)
+        for sampler in (
+            "gumbel", "gumbel_per_sample", "relaxed_one_hot", "softmax", "straight_through",
+            "diagonal",
         )
-        with Questions() as questions:
-            assert torch.ones(1).item() == 1 and len(questions.found) == 1, "questions are noticed"
-            questions.found.clear()
-        for batch in batches:
-            with questions:
-                objective = train_step(session, [batch]).objective
+    },
+    "entropy": ("grouping.entropy=0.1", "grouping.noise=per_rank"),
+    "sampled": ("grouping.sampled_heads=2", "model.branches=4"),
+}  # fmt: skip
+OPTIONS = {
+    "clipped": ("optim.max_grad_norm=1.0",),
+    "micro-batches": ("optim.gradient_accumulation_steps=2",),
+    "recomputed": ("model.activation_checkpointing=true",),
+    "deconv": ("model.decoder=deconv",),
+    "batch-norm": ("model.encoder.name=residual64", "model.encoder.options={channels: 8}"),
+    "shifted": ("tasks.define={depth_zbuffer: {loss: l1_shift}}",),
+    "plateau": ("optim.schedule={name: plateau}",),
+}
+
+
+def waits_of_steps(config, steps=6):
+    waits = Waits(*ALLOWED)
+    with start_session(config, make_accelerator(config)) as session:
+        batches = iter(session.data.train_batches(0, steps, rank=0, world_size=1))
+        for _ in range(steps):
+            parts = [next(batches) for _ in range(config.optim.gradient_accumulation_steps)]
+            with waits:
+                objective = train_step(session, parts).objective
+                session.update_plateau(objective)
             session.step += 1
-        assert objective.isfinite().all() and session.step == 6
-    assert not questions.found
+        assert objective.isfinite().all() and session.step == steps
+    return sorted(set(waits.found))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_nothing_waits_between_two_records(rooms_config, monkeypatch):
+    """Of a whole run, from the loader to the evaluation, but for what is written."""
+    config = rooms_config(
+        "run.steps=8", "log.every=100", "eval.every=4", "pruning.begin=1.0", "pruning.end=1.0"
+    )
+    for module in ("dense", "scalar"):  # what `within` does on a GPU
+        monkeypatch.setattr(
+            f"model.metrics.{module}.within",
+            lambda mask, values, filler: torch.where(mask, values, filler),
+        )
+    # Samples are decoded on the host, and `on_device` copies batches.
+    of_the_host = ("data_pipelines/", "trainer/health/label_guard.py")
+    at_records = ("_check_health", "_log_step", "compute", "_prune", "save_session", "chosen_heads")
+    waits = Waits(*of_the_host, *at_records)
+    with start_session(config, make_accelerator(config)) as session, waits:
+        train(session)
+    assert not waits.found
+
+
+def test_waits_are_seen():
+    values, place = torch.arange(4.0), torch.device("cpu")
+    for wait in (
+        lambda: values.sum().item(), lambda: bool(values[0] > 0), lambda: float(values[1]),
+        lambda: values.tolist(), lambda: values[values > 1], lambda: values.nonzero(),
+        lambda: torch.where(values > 1), lambda: torch.tensor([1.0], device=place),
+        lambda: values.to(place), lambda: values.to("cpu"), lambda: values.cpu(),
+        lambda: values.numpy(), lambda: torch.bincount(values.long()), lambda: values.equal(values),
+    ):  # fmt: skip
+        with Waits() as waits:
+            wait()
+        assert waits.found
+    with Waits() as waits:
+        torch.where(values > 1, values, 0.0)[values.long()].to(torch.float64).sum()
+        torch.zeros(2, device=place).fill_(1.0)
+    assert not waits.found
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_steps_of_a_recipe_do_not_wait(rooms_config, recipe):
+    assert not waits_of_steps(rooms_config(*RECIPES[recipe]))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize("option", OPTIONS)
+def test_steps_with_an_option_do_not_wait(rooms_config, option):
+    assert not waits_of_steps(rooms_config(*OPTIONS[option]))
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+@pytest.mark.parametrize("recipe", ["tag", "grad_tag"])
+def test_observations_do_not_wait(rooms_config, recipe):
+    config = rooms_config("grouping.recipe=multitask")
+    section = {"tag": SearchSection, "grad_tag": GradTagSection}[recipe]
+    observed = recipe_of(rooms_config(f"grouping.recipe={recipe}"))
+    waits = Waits()
+    with start_session(config, make_accelerator(config)) as session:
+        session.step = 20
+        batches = list(session.data.train_batches(20, 23, rank=0, world_size=1))
+        with waits:
+            for batch in batches:
+                observed.observe(section(recipe=recipe, search_every=1), session, [batch])
+    assert not waits.found and session.observed["pairs"].max() == 3

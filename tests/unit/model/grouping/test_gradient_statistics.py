@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.encoders import build_encoder
 from model.grouping.gradient_statistics import (
     ActivationHook,
+    _random_projection,
     residuals,
     stack_statistics,
     statistic_sums,
@@ -176,6 +178,19 @@ def test_sums_of_two_halves_add_up_to_the_whole(width):
     )
     for name, value in whole.items():
         torch.testing.assert_close(first[name] + second[name], value, rtol=1e-4, atol=1e-4)
+
+
+def test_the_random_projection_is_drawn_once_for_all_branches_and_steps(monkeypatch):
+    draws, randn = [], torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **k: draws.append(a) or randn(*a, **k))
+    _random_projection.cache_clear()
+    features, rows = torch.ones(2, 4, 100), torch.ones(3, 2, 4)
+    with FakeTensorMode() as mode:  # as the planner does
+        statistic_sums(mode.from_tensor(features), mode.from_tensor(rows))
+    draws.clear()
+    for _ in range(3):
+        assert type(statistic_sums(features, rows)["second"]) is torch.Tensor
+    assert draws == [(4, 100, 256)]
 
 
 def test_stacking_keeps_the_branches_apart():

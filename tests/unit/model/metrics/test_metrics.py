@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from model.tasks.targets import TargetBuilder
+from tests.waits import Waits
 
 SPECS = {
     "bce": TaskSpec("t", "binary"),
@@ -76,6 +77,25 @@ def test_any_partition_gives_the_same_metrics(name, seed, cuts):
     assert evaluate(spec, *parts) == pytest.approx(
         evaluate(spec, (prediction, target, mask)), rel=1e-12
     )
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("share_valid", [0.0, 0.7, 1.0])
+def test_on_a_gpu_metrics_are_the_same_and_nothing_waits(name, share_valid, monkeypatch):
+    spec = SPECS[name]
+    prediction, target, mask, _ = draw(spec, 3, share_valid)
+    expected = evaluate(spec, (prediction, target, mask))
+    for module in ("dense", "scalar"):  # what `within` does on a GPU
+        monkeypatch.setattr(
+            f"model.metrics.{module}.within",
+            lambda mask, values, filler: torch.where(mask, values, filler),
+        )
+    metric = metric_for(spec)
+    state = metric.zeros()
+    with Waits() as waits:
+        state = metric.update(state, prediction, target, mask)
+    assert not waits.found
+    assert metric.compute(state) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -5,9 +5,12 @@ import torch
 from accelerate.utils import DistributedType
 from torch import nn
 
+from model.sync_batch_norm import SyncBatchNorm, synchronise
+from tests.waits import Waits
 from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine, _keeps_layout
+from trainer.engines.running_statistics import RunningStatistics
 from trainer.errors import UserError
 from trainer.run_data import open_manifest
 from trainer.tasks import resolve_tasks
@@ -28,9 +31,7 @@ def batch_norms(module):
 
 
 @pytest.mark.usefixtures("forget_accelerate")
-@pytest.mark.parametrize(
-    ("setting", "kind"), [("auto", nn.SyncBatchNorm), ("never", nn.BatchNorm2d)]
-)
+@pytest.mark.parametrize(("setting", "kind"), [("auto", SyncBatchNorm), ("never", nn.BatchNorm2d)])
 def test_batch_statistics_are_those_of_all_gpus(setting, kind, rooms_config, monkeypatch):
     monkeypatch.setattr("trainer.engines.engine._can_synchronise", lambda _: True)
     config = rooms_config(RESNET, f"model.sync_batchnorm={setting}")
@@ -102,6 +103,60 @@ def test_a_step_that_the_loss_scaler_skips_is_seen(rooms_config, clip):
             engine.backward(factor * sum(p.sum() for p in engine.module.parameters()))
         assert engine.step_was_skipped == skipped == weight.equal(before)
         assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_fp16_does_not_wait_for_the_loss_scale(rooms_config):
+    """The scaler skips a bad step on the device; only `skip_nonfinite` must know of it."""
+    config = rooms_config("optim.max_grad_norm=1.0")
+    accelerator = make_accelerator(config)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    engine = Engine(accelerator, build_network(config, tasks), config)
+    weight = next(p for p in engine.module.parameters() if p.ndim > 1)
+    for factor, skipped in ((1.0, False), (1e38, True), (1.0, False)):
+        before, scale = weight.detach().clone(), accelerator.scaler.get_scale()
+        with Waits() as waits, engine.accumulate():
+            engine.backward(factor * sum(p.sum() for p in engine.module.parameters()))
+        assert not waits.found and not engine.step_was_skipped
+        assert weight.equal(before) == skipped
+        assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
+
+
+class _TwoRanks:
+    """In place of the accelerator: another rank has zeros everywhere."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def reduce(self, values, reduction):
+        assert reduction == "mean"
+        self.sizes.append(values.numel())
+        return values / 2
+
+
+def test_statistics_are_copied_and_averaged_but_not_where_all_ranks_have_the_same():
+    module = nn.Sequential(
+        nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.BatchNorm1d(3).eval()
+    )
+    statistics, accelerator = RunningStatistics(module), _TwoRanks()
+    at_first = {name: value.clone() for name, value in module.state_dict().items()}
+    copied = statistics.copy()
+    assert sorted(value.numel() for value in copied.values()) == [2, 12]  # a copy per type
+    module(torch.randn(4, 3) + 5)
+    moved = {name: value.clone() for name, value in module.state_dict().items()}
+    statistics.average(accelerator)
+    for name, value in module.state_dict().items():
+        averaged = name.startswith(("0.running", "2.running"))
+        assert value.equal(moved[name] / 2 if averaged else moved[name]), name
+    statistics.restore(copied)
+    assert all(value.equal(at_first[name]) for name, value in module.state_dict().items())
+    synchronise(module[0])
+    statistics.average(accelerator)
+    assert accelerator.sizes == [12, 6]
+    synchronise(module)
+    statistics.average(accelerator)
+    assert accelerator.sizes == [12, 6], "nothing is sent"
 
 
 @pytest.mark.usefixtures("forget_accelerate")
