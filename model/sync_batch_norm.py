@@ -124,9 +124,13 @@ def _layout(maps: Tensor) -> torch.memory_format:
 
 def _gathered_statistics(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return every rank's means and variances [R,C] and its number of values per channel [R,1]."""
-    if input.device.type == "cpu":  # a GPU computes them in fp32 at least
+    if input.device.type == "cpu" or torch.compiler.is_compiling():
+        # In a kernel for a GPU, they are computed in fp32 at least.
         input = input.to(torch.promote_types(input.dtype, torch.float32))
-    mean, variance = torch.batch_norm_update_stats(input, None, None, 0.0)
+    if torch.compiler.is_compiling():  # torch 2.13 cannot trace the operation below
+        variance, mean = torch.var_mean(input, dim=[0, *range(2, input.ndim)], correction=0)
+    else:
+        mean, variance = torch.batch_norm_update_stats(input, None, None, 0.0)
     count = mean.new_full((1,), input.numel() // input.shape[1])
     local = torch.cat([mean, variance, count])
     size = dist.get_world_size()
@@ -148,7 +152,7 @@ def _sums(
     Returns:
         The sums [2,C] of `maps` and of `maps * (input - mean)`, the gradients in weight and bias.
     """
-    if maps.device.type == "cuda":  # by the kernels of `torch.nn.SyncBatchNorm`
+    if _has_kernels(maps):
         scales = weight is not None
         of_maps, of_products, into_weight, into_bias = torch.batch_norm_backward_reduce(
             maps, input, mean, inverse, weight, True, scales, scales
@@ -178,7 +182,7 @@ def _into_input(
         counts: Number of values per channel of every rank [R,1].
     """
     scale = torch.ones_like(mean) if weight is None else weight.to(mean.dtype)
-    if maps.device.type == "cuda":
+    if _has_kernels(maps):
         numbers = counts.flatten().to(torch.int32)
         return torch.batch_norm_backward_elemt(
             maps, input, mean, inverse, scale, sums[0], sums[1], numbers
@@ -187,6 +191,11 @@ def _into_input(
     offset, slope = (_per_channel(v, input) for v in (of_maps, of_products * inverse.square()))
     centred = maps - offset - (input - _per_channel(mean, input)) * slope
     return (centred * _per_channel(scale * inverse, input)).to(input.dtype)
+
+
+def _has_kernels(maps: Tensor) -> bool:
+    """Return whether to use the kernels of `torch.nn.SyncBatchNorm`, which cannot be traced."""
+    return maps.device.type == "cuda" and not torch.compiler.is_compiling()
 
 
 def _per_channel(values: Tensor, maps: Tensor) -> Tensor:
