@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tests.distributed.cells import Launch
 
@@ -41,6 +42,12 @@ def records(run: Path, kind: str) -> list[dict]:
     """The records of a kind in the metrics of a run."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [record for line in lines if (record := json.loads(line))["kind"] == kind]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """The length of the difference of two tensors, relative to that of the second."""
+    found, expected = found.float(), expected.float()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
 def assert_same_curve(run: Path, reference: Path, precision: str = "fp32") -> None:

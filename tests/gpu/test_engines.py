@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.cells import PLAIN, Cell
 from tests.distributed.test_resume_matrix import assert_goes_on_from
-from tests.gpu.devices import assert_same_curve, launch, records
+from tests.gpu.devices import assert_same_curve, distance, launch, records
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 HALF, NUM_STEPS = 8, 16
@@ -86,5 +86,7 @@ def test_a_run_goes_on_elsewhere(engine, cell_of, trained):
         )
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            error = (found[key].float() - value.float()).norm() / value.float().norm().clamp_min(1e-6)
+            error = (found[key].float() - value.float()).norm() / value.float().norm().clamp_min(
+                1e-6
+            )
             assert float(error) < 1e-2, (name, key)

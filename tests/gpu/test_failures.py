@@ -39,7 +39,9 @@ def test_a_missing_gpu(engine, rooms_yaml, tmp_path):
     asks = (f"run.out={tmp_path / 'run'}", "run.device=cuda")
     end = launcher.train(rooms_yaml, *asks, **started(engine)).finish()
     assert end.code == (2 if engine is None else 1)
-    assert the_line(end).startswith("error: run.device: it asks for GPUs, and ")
+    assert re.match(
+        r"error: (rank 0 of \d on \S+: )?run\.device: it asks for GPUs, and ", the_line(end)
+    )
     assert not (tmp_path / "run").exists()
 
 
