@@ -55,9 +55,11 @@ test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # Skipped with a sentence where there is no GPU; DMTG_TEST_DEVICE=cpu tries the tests on the CPU.
+# Most of the time processes start, so several modules run at once.
+GPU_TEST_WORKERS ?= 4
 test-gpu bench-gpu: export OMP_NUM_THREADS := 1
 test-gpu: gpu-env
-	$(GPU_PYTHON) -m pytest tests/gpu
+	$(GPU_PYTHON) -m pytest tests/gpu -n $(GPU_TEST_WORKERS) --dist loadfile
 
 bench-gpu: gpu-env
 	$(GPU_PYTHON) benchmarks/gpu.py

@@ -23,7 +23,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name as canonical
 
 MIB = 2**20
-TOOLS = ("psutil", "pytest")  # of the tests
+TOOLS = ("psutil", "pytest", "pytest-xdist")  # of the tests
 # torch brings its own; the others are imported by commands that no GPU test and no benchmark calls.
 LEFT_OUT = ("torch", "datasets", "hf-xet", "matplotlib", "tensorboard")
 FROM_SOURCE = ("deepspeed",)  # there are no wheels of it; with DS_BUILD_OPS=0 it is pure Python
