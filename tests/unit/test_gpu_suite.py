@@ -27,21 +27,21 @@ def modules(names):
     return [f"tests/gpu/test_{name}.py" for name in names]
 
 
-def test_all_tests_are_skipped_with_a_sentence_without_a_gpu():
-    code, output = run("tests/gpu")
+def test_all_tests_are_marked_and_skipped_with_a_sentence_without_a_gpu():
+    code, output = run("tests/gpu", "-m", "gpu")
     assert code == 0, output[-4000:]
-    assert re.search(r"^\d{3} skipped in ", output, re.MULTILINE)
+    assert re.search(r"^\d{3} skipped in ", output, re.MULTILINE), "none is deselected"
     reasons = [line for line in output.splitlines() if line.startswith("SKIPPED")]
     assert len(reasons) > 5
     # Tests of other parts may have a sentence of their own.
     assert all("GPU" in reason or "CUDA" in reason for reason in reasons)
 
 
-def test_they_are_marked_and_no_other_target_selects_them():
-    code, output = run("tests/gpu", "-m", "not gpu", "--collect-only")
-    assert code == 5 and "no tests collected" in output  # pytest's code for none
-    makefile = (ROOT / "Makefile").read_text()
-    commands = [line for line in makefile.splitlines() if " -m pytest" in line]
+def test_no_other_target_selects_them():
+    commands = [
+        line for line in (ROOT / "Makefile").read_text().splitlines() if " -m pytest" in line
+    ]
+    assert len(commands) > 3
     assert all("not gpu" in line or "tests/gpu" in line for line in commands)
 
 
