@@ -43,6 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _devices_are_found() -> None:
+    """Let CUDA find the devices before a run on the CPU hides them from this process."""
+    if not ON_CPU:
+        torch.cuda.init()
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     """The device of the tests."""

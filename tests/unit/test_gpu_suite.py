@@ -54,7 +54,9 @@ def test_bodies_in_this_process_run_on_the_cpu():
 @pytest.mark.slow
 def test_bodies_that_start_processes_run_on_the_cpu():
     """With one engine: tests/distributed has them all."""
-    code, output = run(*modules(PROCESSES), "-k", "zero2 or test_batchnorm or None", device="cpu")
+    code, output = run(
+        *modules(PROCESSES), "-k", "zero2 or test_batchnorm or sigterm or None", device="cpu"
+    )
     assert code == 0 and " passed" in output, output[-8000:]
 
 
