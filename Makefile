@@ -11,7 +11,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet
 
-.PHONY: setup demo test test-slow lint bench wheel clean
+# GPU tests and benchmarks: in .venv, or with WHEELS=FOLDER in an environment of $(PYTHON), whose torch
+# they use, and of the wheels that `make wheels-gpu` has gathered there.
+WHEELS ?=
+GPU_ENV := .venv-gpu
+GPU_PYTHON := $(if $(WHEELS),$(GPU_ENV),$(VENV))/bin/python
+PARTS = $(wildcard $(WHEELS)/*/requirements.txt)
+
+.PHONY: setup demo test test-slow test-gpu gpu-env wheels-gpu lint bench bench-gpu wheel clean
 
 setup: $(STAMP)
 
@@ -45,7 +52,32 @@ test: setup lint
 	$(BIN)/python -m pytest tests/distributed tests/integration -m "not slow and not gpu"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# Skipped with a sentence where there is no GPU; DMTG_TEST_DEVICE=cpu tries the tests on the CPU.
+# Most of the time processes start, so several modules run at once.
+GPU_TEST_WORKERS ?= 4
+test-gpu bench-gpu: export OMP_NUM_THREADS := 1
+test-gpu: gpu-env
+	$(GPU_PYTHON) -m pytest tests/gpu -n $(GPU_TEST_WORKERS) --dist loadfile
+
+bench-gpu: gpu-env
+	$(GPU_PYTHON) benchmarks/gpu.py
+
+ifeq ($(WHEELS),)
+gpu-env: setup
+else
+gpu-env:
+	@test -n "$(PARTS)" || { echo "WHEELS: $(WHEELS) has no wheels; make wheels-gpu gathers them"; exit 1; }
+	@$(PYTHON) tests/gpu/environment.py $(GPU_ENV)
+	@$(foreach part,$(PARTS),$(PYTHON) -m pip --python $(GPU_PYTHON) install --quiet --no-index \
+		--no-deps --find-links $(dir $(part)) -r $(part) &&) true
+endif
+
+# For a machine without network: HAVE=FILE names its packages, as `pip list --format=freeze` does.
+wheels-gpu: setup
+	$(BIN)/python tests/gpu/wheels.py $(or $(WHEELS),wheels) \
+		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION)) $(if $(HAVE),--have $(HAVE))
 
 lint: setup
 	$(BIN)/ruff check .
@@ -60,4 +92,4 @@ wheel: setup
 	$(BIN)/python -m build --no-isolation
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(GPU_ENV) wheels runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

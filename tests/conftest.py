@@ -115,12 +115,13 @@ def arithmetic() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _like_a_process() -> Iterator[None]:
+def _like_a_process(*, with_gpus: bool = False) -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+        if not with_gpus:
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "-1")
         _forget_accelerate()
         try:
             yield
@@ -131,10 +132,11 @@ def _like_a_process() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def like_a_process() -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """A context that a command may use as if it had a process to itself, on the CPU.
+def like_a_process() -> Callable[..., contextlib.AbstractContextManager[None]]:
+    """A context that a command may use as if it had a process to itself.
 
-    It begins and ends without accelerate's state, and leaves logging as it was.
+    It begins and ends without accelerate's state, and leaves logging as it was. GPUs are hidden
+    unless it is given `with_gpus=True`.
     """
     return _like_a_process
 

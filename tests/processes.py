@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,9 @@ class Finished:
 class Process:
     """A running command in the test's folder, with all that it starts."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(
+        self, command: list[str], folder: Path, settings: Mapping[str, str] = SETTINGS
+    ) -> None:
         self._outputs = [folder / f"process-{time.monotonic_ns()}.{n}" for n in ("out", "err")]
         inherited = {k: v for k, v in os.environ.items() if k not in _OF_A_LAUNCHER}
         with open(self._outputs[0], "wb") as out, open(self._outputs[1], "wb") as err:
@@ -50,7 +52,7 @@ class Process:
                 stderr=err,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env={**inherited, **SETTINGS},
+                env={**inherited, **settings},
             )
 
     @property
@@ -164,10 +166,18 @@ def _command(script: Path, engine: str | None, flags: Sequence[str]) -> list[str
 
 
 class Launcher:
-    """Starts commands as a user would, in a folder that is not the repository."""
+    """Starts commands as a user would, in a folder that is not the repository.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: Their working directory.
+        with_gpus: Whether they may see the GPUs of this machine.
+    """
+
+    def __init__(self, folder: Path, *, with_gpus: bool = False) -> None:
         self._folder = folder
+        self._settings = dict(SETTINGS)
+        if with_gpus:
+            del self._settings["CUDA_VISIBLE_DEVICES"]
         folder.mkdir(parents=True, exist_ok=True)
 
     def start(
@@ -178,7 +188,8 @@ class Launcher:
         Args:
             flags: Of the launcher, over what the file says.
         """
-        return Process([*_command(script, engine, flags), *arguments], self._folder)
+        command = [*_command(script, engine, flags), *arguments]
+        return Process(command, self._folder, self._settings)
 
     def train(
         self, config: Path, *overrides: str, engine: str | None = None, flags: Sequence[str] = ()
@@ -190,7 +201,8 @@ class Launcher:
 
     def python(self, code: str, *arguments: str) -> Finished:
         """Run Python code in an interpreter of its own."""
-        return Process([sys.executable, "-c", code, *arguments], self._folder).finish()
+        command = [sys.executable, "-c", code, *arguments]
+        return Process(command, self._folder, self._settings).finish()
 
     def dmtg(self, *arguments: str) -> Finished:
         """Run the console command."""

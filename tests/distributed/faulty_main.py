@@ -28,6 +28,11 @@ def fail_stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def fail_memory() -> None:
+    """The device, or the host without one, has no such memory."""
+    torch.empty(2**50, dtype=torch.uint8, device="cuda" if torch.cuda.is_available() else "cpu")
+
+
 def spoil_nan(losses: torch.Tensor) -> torch.Tensor:
     """The losses of the first task become NaN."""
     return torch.cat([losses[:1] * torch.nan, losses[1:]])

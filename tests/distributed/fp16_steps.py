@@ -1,4 +1,4 @@
-"""Train some steps in fp32, in fp16 and in fp16 from a far too large loss scale, on the CPU.
+"""Train some steps in fp32, in fp16 and in fp16 from a far too large loss scale.
 
 Usage: fp16_steps.py FOLDER. It writes NAME.json there with `scale`, `skipped` and `losses` of every
 step, and NAME.safetensors with the first moments at the end.
@@ -33,7 +33,9 @@ def steps(out: Path, precision: str, scale: float | None) -> None:
         assert (scaler is None) == (precision == "fp32")
         if scale is not None:
             scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
-        for batch in data.train_batches(0, STEPS, rank=accelerator.process_index, world_size=2):
+        place = {"rank": accelerator.process_index, "world_size": accelerator.num_processes}
+        for batch in data.train_batches(0, STEPS, **place):
+            batch = batch.to(accelerator.device)
             before = None if scaler is None else scaler.get_scale()
             result = train_step(session, [batch])
             session.step += 1
@@ -49,13 +51,17 @@ def steps(out: Path, precision: str, scale: float | None) -> None:
         state._reset_state()
 
 
-def main(folder: str) -> None:
-    # torch computes in fp16 on the CPU, too, slowly.
-    device.check_precision = lambda _: None
+def train_all(folder: Path) -> None:
     for name, precision, scale in (
         ("fp32", "fp32", None), ("fp16", "fp16", None), ("too_large", "fp16", TOO_LARGE),
     ):  # fmt: skip
-        steps(Path(folder) / name, precision, scale)
+        steps(folder / name, precision, scale)
+
+
+def main(folder: str) -> None:
+    # torch computes in fp16 on the CPU, too, slowly.
+    device.check_precision = lambda _: None
+    train_all(Path(folder))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from tests.distributed.fp16_steps import TOO_LARGE
 
 pytestmark = pytest.mark.distributed
 
+SCRIPT = Path(__file__).with_name("fp16_steps.py")
 ENGINES = (
     "zero2_cpu", "zero3_cpu",
     *(pytest.param(e, marks=pytest.mark.slow) for e in ("zero1_cpu", "zero3_offload_cpu")),
@@ -20,8 +21,7 @@ ENGINES = (
 @pytest.fixture(scope="module", params=ENGINES)
 def out(request, session_launcher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fp16")
-    script = Path(__file__).with_name("fp16_steps.py")
-    end = session_launcher.start(str(folder), engine=request.param, script=script).finish()
+    end = session_launcher.start(str(folder), engine=request.param, script=SCRIPT).finish()
     assert end.code == 0, end.stderr[-4000:]
     return folder
 
