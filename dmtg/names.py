@@ -91,9 +91,9 @@ def printable(text: str) -> str:
     )
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, length: int = 80) -> str:
     """Return text that may have any characters, such as a sample's key, as one short line."""
-    return shortened(" ".join(printable(text).split()))
+    return shortened(" ".join(printable(text).split()), length)
 
 
 def shortened(text: str, length: int = 80) -> str:

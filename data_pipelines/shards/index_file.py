@@ -67,9 +67,8 @@ def read_index(where: str, data: bytes, sha256: str, shard_bytes: int) -> TarInd
 
     Raises:
         DamageError: The hash differs from the recorded one.
-        DataError: The bytes are not an index, or it is not the index of a tar file of that size:
-            then a few bytes could make a reader read the same range of the shard any number of
-            times.
+        DataError: The bytes are not an index, or it is not the index of a tar file of that size.
+            A small index of overlapping members could make a reader read one range many times.
     """
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:

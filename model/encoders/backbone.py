@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dmtg.memory import is_out_of_memory
-from dmtg.names import shortened
+from dmtg.names import one_line, shortened
 from dmtg.plugins import register_encoder
 from model.encoders.backbone_options import (
     check_nested,
@@ -196,7 +196,7 @@ def build_parts(
     except OSError as error:
         raise ValueError(
             f"model.encoder.pretrained is {pretrained!r}, no weights can be read from it: "
-            f"{_in_line(error)}"
+            f"{_cause(error)}"
         ) from error
     except (ArithmeticError, LookupError, RuntimeError) as error:
         # The library looks at some options only when it uses them: KeyError for an activation.
@@ -204,7 +204,7 @@ def build_parts(
             raise
         raise ValueError(
             f"model.encoder.options is {shortened(repr(to_options(config)), 500)}, with which "
-            f"transformers cannot build it: {_in_line(error)}"
+            f"transformers cannot build it: {_cause(error)}"
         ) from error
     model.train()
     trunk: nn.Module = nn.Identity()
@@ -233,8 +233,8 @@ def build_parts(
     return Parts(trunk, branch)
 
 
-def _in_line(error: Exception) -> str:
-    return shortened(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+def _cause(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}", 300)
 
 
 @register_encoder("backbone")

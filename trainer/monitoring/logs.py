@@ -109,46 +109,32 @@ class RunLog:
         if not self._main:
             return
         try:
-            self._open_records(
-                folder, section, start_step, num_steps, metrics_bytes, run_ids or {}, settings or {}
+            self._file = self._opened.enter_context(folder.metrics.open("ab"))
+            size = self._file.seek(0, os.SEEK_END)
+            if size < metrics_bytes:
+                raise UserError(
+                    f"{folder.metrics}: has {size} bytes, the checkpoint was written at "
+                    f"{metrics_bytes}"
+                )
+            logged = _last_steps(folder.metrics, metrics_bytes, start_step)
+            self._trackers = Trackers(
+                section,
+                folder.out,
+                start_step=start_step,
+                run_ids=run_ids or {},
+                logged=logged,
+                settings=settings or {},
             )
+            self._opened.callback(self._trackers.close)
+            self._file.truncate(metrics_bytes)
+            self._file.seek(0, os.SEEK_END)
+            self._bar = tqdm(
+                total=num_steps, initial=start_step, unit="step", disable=not section.progress
+            )
+            self._opened.callback(self._bar.close)
         except BaseException as error:
             self.close(error)
             raise
-
-    def _open_records(
-        self,
-        folder: RunFolder,
-        section: LogSection,
-        start_step: int,
-        num_steps: int,
-        metrics_bytes: int,
-        run_ids: Mapping[str, str],
-        settings: Mapping[str, Any],
-    ) -> None:
-        """Open `metrics.jsonl`, the trackers and the bar."""
-        self._file = self._opened.enter_context(folder.metrics.open("ab"))
-        size = self._file.seek(0, os.SEEK_END)
-        if size < metrics_bytes:
-            raise UserError(
-                f"{folder.metrics}: has {size} bytes, the checkpoint was written at {metrics_bytes}"
-            )
-        logged = _last_steps(folder.metrics, metrics_bytes, start_step)
-        self._trackers = Trackers(
-            section,
-            folder.out,
-            start_step=start_step,
-            run_ids=run_ids,
-            logged=logged,
-            settings=settings,
-        )
-        self._opened.callback(self._trackers.close)
-        self._file.truncate(metrics_bytes)
-        self._file.seek(0, os.SEEK_END)
-        self._bar = tqdm(
-            total=num_steps, initial=start_step, unit="step", disable=not section.progress
-        )
-        self._opened.callback(self._bar.close)
 
     @property
     def metrics_bytes(self) -> int:
