@@ -139,6 +139,8 @@ def cluster(affinity: np.ndarray, num_groups: int) -> Groups:
         return groups_of_labels([0] * num_tasks)
     graph = np.clip((affinity + affinity.T) / 2, _LOWEST_AFFINITY, None)
     np.fill_diagonal(graph, 1.0)
-    # The assignment by QR needs no random start.
-    spectral = SpectralClustering(num_groups, affinity="precomputed", assign_labels="cluster_qr")
+    # The assignment by QR is not random, but the eigensolver starts with a random vector.
+    spectral = SpectralClustering(
+        num_groups, affinity="precomputed", assign_labels="cluster_qr", random_state=0
+    )
     return groups_of_labels(spectral.fit_predict(graph).tolist())

@@ -88,3 +88,9 @@ def test_clusters_that_need_no_search():
     cosines = np.eye(4)
     assert cluster(cosines, 1) == ((0, 1, 2, 3),)
     assert cluster(cosines, 4) == cluster(cosines, 9) == ((0,), (1,), (2,), (3,))
+
+
+@pytest.mark.parametrize(("num_tasks", "num_groups"), [(6, 3), (40, 5)])
+def test_equal_similarities_give_the_same_groups_in_every_run(num_tasks, num_groups):
+    groups = {cluster(np.zeros((num_tasks, num_tasks)), num_groups) for _ in range(8)}
+    assert len(groups) == 1
