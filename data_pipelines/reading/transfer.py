@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -18,7 +19,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    copies = torch.cuda.Stream(device)
+    copies = _copy_stream(device)
     for batch in batches:
         # Pageable memory would be copied with a wait; memory that is pinned is left as it is.
         pinned = batch.pin_memory()
@@ -30,3 +31,8 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
             # Its memory belongs to the other stream, which must not reuse it before this one.
             tensor.record_stream(stream)
         yield copied
+
+
+@functools.cache  # the memory that the allocator keeps for one stream cannot be used by another
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from data_pipelines.reading import transfer
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.transfer import on_device
 
@@ -25,6 +26,13 @@ def test_batches_come_in_order_and_only_when_they_are_asked_for():
         assert int(moved.images[0, 0, 0, 0]) == expected and moved.damage == (f"of {expected}",)
 
 
+@pytest.fixture
+def _no_streams():
+    transfer._copy_stream.cache_clear()
+    yield
+    transfer._copy_stream.cache_clear()
+
+
 class _Stream:
     def __init__(self, name, calls):
         self.name, self._calls = name, calls
@@ -39,11 +47,14 @@ class _Stream:
         self._calls.append(f"{self.name} waits for {other.name}")
 
 
+@pytest.mark.usefixtures("_no_streams")
 def test_a_gpu_copies_pinned_batches_on_a_stream_of_its_own(monkeypatch):
     calls = []
     copies, compute = _Stream("copies", calls), _Stream("compute", calls)
     streams = SimpleNamespace(
-        Stream=lambda _: copies, stream=lambda stream: stream, current_stream=lambda _: compute
+        Stream=lambda _: calls.append("new stream") or copies,
+        stream=lambda stream: stream,
+        current_stream=lambda _: compute,
     )
     monkeypatch.setattr(torch, "cuda", streams)
     monkeypatch.setattr(Batch, "pin_memory", lambda self: calls.append("pin") or self)
@@ -57,8 +68,10 @@ def test_a_gpu_copies_pinned_batches_on_a_stream_of_its_own(monkeypatch):
         *["record compute"] * 4,
     ]  # fmt: skip
     next(batches)
-    assert calls == once
+    assert calls == ["new stream", *once]
     next(batches)
-    assert calls == once * 2
+    assert calls == ["new stream", *once * 2]
     with pytest.raises(StopIteration):
         next(batches)
+    list(on_device([batch(2)], torch.device("cuda")))
+    assert calls == ["new stream", *once * 3], "later loaders use the same stream"
