@@ -221,6 +221,7 @@ class MultiTaskNetwork(nn.Module):
         *,
         per_sample: bool = False,
         gradient_statistics: bool = False,
+        compiled: bool = True,
     ) -> NetworkOutput:
         """Compute the heads of the selection.
 
@@ -231,6 +232,8 @@ class MultiTaskNetwork(nn.Module):
             targets: From `labels.targets`.
             per_sample: Whether the losses of a head are returned for every sample.
             gradient_statistics: Whether to return the gradient statistics, too.
+            compiled: Whether to use the code of `compile_parts`; for weights and buffers at other
+                addresses, CUDA graphs would be recorded anew.
 
         Raises:
             ValueError: If the images have another size or the selection does not fit.
@@ -238,7 +241,9 @@ class MultiTaskNetwork(nn.Module):
         self._check_images(images)
         hook = ActivationHook(self.branches)
         with hook if gradient_statistics else nullcontext():
-            maps = self._feature_maps(images, selection, hooked=gradient_statistics)
+            maps = self._feature_maps(
+                images, selection, hooked=gradient_statistics, compiled=compiled
+            )
         predictions = {
             name: self.stacked_heads[name](
                 maps if self.layout.specs[name].dense else self._pooled(maps), stack.heads
@@ -264,7 +269,7 @@ class MultiTaskNetwork(nn.Module):
             raise ValueError(f"images have shape {tuple(images.shape)}, must be (B, {expected})")
 
     def _feature_maps(
-        self, images: Tensor, selection: HeadSelection, *, hooked: bool
+        self, images: Tensor, selection: HeadSelection, *, hooked: bool, compiled: bool
     ) -> list[Tensor | None]:
         """Return per branch its map [B,C,h,w], or None where the selection does not need it.
 
@@ -272,7 +277,8 @@ class MultiTaskNetwork(nn.Module):
         branches, because the hooks change from step to step.
         """
         run: Run = call
-        if self._compiled_call is not None and self.training and torch.is_grad_enabled():
+        compiled = compiled and self.training and torch.is_grad_enabled()
+        if self._compiled_call is not None and compiled:
             run = self._compiled_call
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = run(self.trunk, _channels_last(inputs))

@@ -52,7 +52,8 @@ class TaskLosses:
         values = dict(zip(self._names, shared, strict=True))
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         arguments = (self._images, run.selection, self._targets)
-        output = functional_call(module, {**values, **self._heads, **buffers}, arguments)
+        state = {**values, **self._heads, **buffers}
+        output = functional_call(module, state, arguments, {"compiled": False})
         return output["losses"].sum(dim=1) * self._inverse_label_count
 
     def gradient(self, losses: Tensor, task: int) -> list[Tensor]:

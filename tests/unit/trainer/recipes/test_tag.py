@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from trainer.recipes.grad_tag import gradient_similarity
 from trainer.recipes.mean_affinity import mean_affinity
 from trainer.recipes.searched import SearchSection
 from trainer.recipes.tag import TagGroups, look_ahead_affinity
@@ -88,3 +90,18 @@ def test_only_every_nth_step_is_observed(multitask_session, batches_of):
         TagGroups.observe(section, session, micro_batches)
     assert session.observed["pairs"].eq(3).all()
     assert session.observed["affinity"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("observed", [look_ahead_affinity, gradient_similarity])
+def test_observations_run_uncompiled(observed, multitask_session, batches_of):
+    """They have copies of the buffers, for which CUDA graphs would be recorded each time."""
+    session = multitask_session(RESNET)
+    (batch,) = batches_of(session, 1)
+    expected = observed(session, batch, 1)[0]
+    counter = CompileCounterWithBackend("eager")
+    session.engine.module.compile_parts(backend=counter)
+    assert observed(session, batch, 1)[0].equal(expected)
+    assert counter.frame_count == 0
+    losses_of(session.engine.module, session, batch)
+    assert counter.frame_count > 0
+    torch.compiler.reset()
