@@ -39,6 +39,8 @@ def compiled_call(mode: str | None = None, **options: Any) -> Run:  # noqa: ANN4
         # any later argument either (torch 2.13).
         if "forward" in vars(module) or not any(True for _ in module.parameters()):
             return module(inputs)
+        if inputs.device.type != "cpu" and not _aligned(module):
+            return module(inputs)
         module.forward = functools.partial(compiled, module)
         try:
             return module(inputs)
@@ -50,3 +52,13 @@ def compiled_call(mode: str | None = None, **options: Any) -> Run:  # noqa: ANN4
 
 def _forward(module: nn.Module, inputs: Tensor) -> Tensor:
     return type(module).forward(module, inputs)
+
+
+def _aligned(module: nn.Module) -> bool:
+    """Return whether every parameter starts at a multiple of 16 bytes of its storage.
+
+    Kernels for a GPU may assume it of all modules that share a graph, if it holds for the first of
+    them: torch 2.13 does not check parameters again (`get_input_idxs_to_check` in
+    `_inductor/compile_fx.py`). ZeRO 1 and 2 put parameters into one storage without gaps.
+    """
+    return all(p.storage_offset() * p.element_size() % 16 == 0 for p in module.parameters())

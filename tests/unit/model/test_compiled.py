@@ -192,6 +192,33 @@ def test_hooks_and_replaced_methods_of_a_part_are_called(counter):
     assert vars(part)["forward"](1) == 2
 
 
+def in_flat_storage(offset, device):
+    """A part whose weights are, as under ZeRO 1 and 2, at some place of one storage."""
+    part, flat = nn.Linear(4, 4, device=device), torch.zeros(100, device=device)
+    for parameter in part.parameters():
+        parameter.data = flat[offset : offset + parameter.numel()].view_as(parameter)
+        offset += parameter.numel()
+    return part
+
+
+@pytest.mark.parametrize(("device", "expected"), [("meta", [4, 60]), ("cpu", [4, 31, 60])])
+def test_parts_with_misaligned_weights_run_uncompiled_except_on_the_cpu(device, expected):
+    compiled = []
+
+    def backend(graph, _):
+        def run_graph(*inputs):
+            compiled.append(min(v.storage_offset() for v in inputs if v.storage_offset()))
+            return graph(*inputs)
+
+        return run_graph
+
+    run = compiled_call(backend=backend)
+    for offset in (4, 31, 60):
+        output = run(in_flat_storage(offset, device), torch.ones(2, 4, device=device))
+        assert output.shape == (2, 4)
+    assert compiled == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 @pytest.mark.parametrize("case", ["stem as trunk", "resnet"])
