@@ -99,7 +99,7 @@ def test_one_process_without_a_launch_file_takes_what_is_there(rooms_config, mac
 def test_launch_files_for_the_cpu_hide_all_gpus():
     for name, path in find_launch_files().items():
         content = yaml.safe_load(path.read_text())
-        hides = content.get("use_cpu") or content.get("gpu_ids") == "-1,-1"
+        hides = set(content.get("gpu_ids", "all").split(",")) == {"-1"}
         assert hides == (name == "cpu" or name.endswith("_cpu")), name
 
 
