@@ -26,6 +26,7 @@ _FREE = (
     "run.timeout_seconds",
     "run.stall_seconds",
     "run.checkpoint_every",
+    "run.device",
     "run.cudnn_benchmark",
     "run.overlap_comm",
     "run.keep_last",

@@ -167,8 +167,7 @@ class Session:
             module: The network; its weights are overwritten.
             state: Weights and, if the optimizer continues, moments by the network's names.
         """
-        scaler = self.engine.scaler
-        loss_scale = None if scaler is None else scaler.state_dict()
+        loss_scale = self.engine.loss_scale()
         self.engine.release()
         self.engine = prepare_engine(
             self.accelerator, module, self.config, self.phase, state, loss_scale

@@ -24,7 +24,7 @@ def save_session(session: Session) -> None:
 
 def _snapshot(session: Session, state: NamedState) -> Checkpoint:
     """Return the run as it is now, in tensors that the training does not change."""
-    scaler, plateau = session.engine.scaler, session.plateau
+    plateau = session.plateau
     progress = Progress(
         step=session.step,
         optimizer_step=state.optimizer_step,
@@ -33,7 +33,7 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         data=session.data.digest,
         dataset=without_secrets(session.data.dataset),
         metrics_bytes=session.log.metrics_bytes,
-        loss_scale=scaler.state_dict() if scaler is not None else {},
+        loss_scale=session.engine.loss_scale(),
         replaced=session.damaged_samples.total,
         skipped=session.guard.total,
         plateau=plateau.state() if plateau is not None else {},

@@ -11,6 +11,8 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import save_file
 
+from model.network import MultiTaskNetwork
+from tests.distributed.train_cells import RemainsRecorder
 from trainer.bench.planted import PlantedData, PlantedProblem, planted_config
 from trainer.checkpoints.state import read_state
 from trainer.engines import device
@@ -44,6 +46,13 @@ def steps(out: Path, precision: str, scale: float | None) -> None:
             records.append({"scale": before, "skipped": skipped, "losses": losses})
             assert not result.left_out
         state = read_state(session.engine)
+        scale = None if scaler is None else scaler.state_dict()
+        del scaler
+        network = MultiTaskNetwork.from_config(session.engine.module.config())
+        with RemainsRecorder() as old_engine:
+            session.replace_engine(network, state)
+        assert old_engine.replaced == 1 and not old_engine.remains
+        assert scale is None or session.engine.scaler.state_dict() == scale
         if accelerator.is_main_process:
             out.with_suffix(".json").write_text(json.dumps(records))
             save_file(state.moments["exp_avg"], out.with_suffix(".safetensors"))

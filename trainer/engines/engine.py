@@ -131,6 +131,10 @@ class Engine:
         optimizer = self.network.optimizer
         return LossScale(optimizer) if optimizer.torch_autocast_gradscaler is not None else None
 
+    def loss_scale(self) -> dict[str, float]:
+        """Return the state of the fp16 loss scaler; empty in other precisions."""
+        return {} if self.scaler is None else self.scaler.state_dict()
+
     def set_learning_rate(self, factor: float) -> None:
         """Scale every group's learning rate by `factor`."""
         for group, lr in zip(
@@ -215,9 +219,11 @@ class Engine:
         the process group ends: its destructor would wait for a thread of the group while it holds
         the interpreter's lock.
         """
+        if self.network is None:
+            return
         uses_zero3 = self.zero_stage == 3
         self.module = self.network = self.optimizer = None  # type: ignore[assignment]
-        self.statistics = None  # type: ignore[assignment]
+        self.scaler = self.statistics = None  # type: ignore[assignment]
         if self._records_graphs:
             torch.compiler.reset()  # CUDA graphs keep activations and gradients of all parts
         self.accelerator.free_memory()  # collects garbage before it drops its own references

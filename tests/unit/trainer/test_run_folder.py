@@ -66,6 +66,7 @@ def test_checkpoints_to_keep_must_be_made(tmp_path):
     "changes",
     [
         {"run__checkpoint_every": 3},
+        {"run__device": "cpu"},
         {"run__keep_last": 7},
         {"run__keep_every": 5000},
         {"run__async_checkpoint": False},

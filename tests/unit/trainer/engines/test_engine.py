@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
@@ -121,6 +122,17 @@ def test_fp16_does_not_wait_for_the_loss_scale(rooms_config):
         assert not waits.found and not engine.step_was_skipped
         assert weight.equal(before) == skipped
         assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
+
+
+@pytest.mark.usefixtures("forget_accelerate")
+def test_an_engine_that_is_released_twice_hides_no_error(rooms_config, monkeypatch):
+    """The session releases it again where its successor could not be prepared."""
+    engine = make_engine(rooms_config())
+    deepspeed = property(lambda _: DistributedType.DEEPSPEED)
+    monkeypatch.setattr(Accelerator, "distributed_type", deepspeed)
+    engine.network.zero_optimization_stage = lambda: 2
+    engine.release()
+    engine.release()
 
 
 class _TwoRanks:
