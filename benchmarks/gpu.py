@@ -2,10 +2,10 @@
 
 python benchmarks/gpu.py [--quick] [--minutes 9] [--out FILE]
 
-Measures for at most so many minutes; what is left then is named as not measured. Prints a table and
-writes benchmarks/results/gpu.json after each row; the exit code is 1 if something was not measured.
-`--quick` tries all parts in small, also on the CPU, and writes only what --out names. Without a GPU
-the script only says so.
+Measures for at most so many minutes; what is not done then is named as not measured. Writes
+benchmarks/results/gpu.json after each row, and prints a table; the exit code is 1 if something was
+not measured. `--quick` tries all parts in small, also on the CPU, and writes only what --out names.
+Without a GPU the script only says so.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import json
 import logging
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -29,6 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +48,7 @@ from trainer.monitoring.throughput import peak_tflops
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 WARM_UP, REPEATS = 3, 10
+ROW_SECONDS = 180  # longest time of a row
 MIB = 2**20
 ENGINES = ("one process", "ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 
@@ -61,14 +65,16 @@ TASKS, BRANCHES = (10, 100, 300, 1000), (1, 4, 7)  # K=10 and N=100 are in both
 SMALL_BRANCHES = StepCase("residual64", 40, 8, 32, 32, precision="bf16")
 SETTINGS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "compiled": {"compile": True},
-    "compiled, CUDA graphs": {"compile": "reduce-overhead"},
     "cuDNN's benchmark": {"cudnn_benchmark": True},
     "weights not channels last": {"channels_last": "never"},
     "recomputed": {"checkpoint": True},
     "tf32": {"precision": "tf32"},
     "fp32": {"precision": "fp32"},
+    "compiled": {"compile": True},
+    "compiled, CUDA graphs": {"compile": "reduce-overhead"},
 }
+COMPILED = ("compiled", "compiled, CUDA graphs")
+ON_GPUS_ONLY = ("tf32", "compiled, CUDA graphs")
 LABELS = ("depth_zbuffer", "normal", "segment_semantic", "keypoints2d", "edge_texture")
 
 Row = dict[str, Any]
@@ -102,15 +108,15 @@ def alone(case: StepCase, repeats: int, processes: int = 1) -> Row:
     """Return the median time of this project's step, its speed and the peak of its memory."""
     on_gpu = case.device.type == "cuda"
     torch.compiler.reset()
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    torch.cuda.empty_cache()
     with our_step(case) as (step, network):
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         for _ in range(WARM_UP):
             step()
         milliseconds = 1e3 * median(timed(step, case.device) for _ in range(repeats))
         peak = torch.cuda.max_memory_allocated() / MIB if on_gpu else None
-        flops = step_flops(replace(case, compile=False), network, step)
+        flops = step_flops(case, network, step)
     return {"ms": milliseconds, "peak_mib": peak, "flops": flops, "case": asdict(case),
             **speed(case, milliseconds, flops, processes)}  # fmt: skip
 
@@ -127,11 +133,35 @@ def under_engine(engine: str, case: StepCase, processes: int, repeats: int) -> R
                     "--num_processes", str(processes)]  # fmt: skip
         script = [__file__, "--child", str(out), json.dumps(asdict(case)), str(repeats)]
         command = [sys.executable, *([] if engine == ENGINES[0] else launcher), *script]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "Error" in line]
-            raise RuntimeError(lines[-1] if lines else done.stderr[-500:])
+        launch(command)
         return json.loads(out.read_text())
+
+
+def launch(command: list[str]) -> None:
+    """Run a command; none of the processes that it starts is left, also when it is interrupted.
+
+    Raises:
+        RuntimeError: It failed; with the last error in its output.
+    """
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            written = process.communicate()[1]
+        except BaseException:
+            # The launcher gives each worker a session.
+            with suppress(psutil.NoSuchProcess):
+                for worker in psutil.Process(process.pid).children(recursive=True):
+                    worker.kill()
+            process.kill()
+            raise
+    if process.returncode:
+        # The launcher's own error follows those of the workers.
+        errors = [
+            line
+            for line in written.splitlines()
+            if "Error: " in line and "ChildFailedError" not in line
+        ]
+        raise RuntimeError(errors[-1] if errors else written[-500:])
 
 
 def child(out: Path, case: StepCase, repeats: int) -> None:
@@ -165,11 +195,39 @@ def loading(shards: Path, case: StepCase, workers: int, batches: int) -> Row:
             "samples_per_second": count / seconds}  # fmt: skip
 
 
+def rooms(shards: Path, case: StepCase, samples: int) -> Row:
+    """Write the shards that are loaded, and return the samples per second."""
+    start, cores = time.perf_counter(), len(os.sched_getaffinity(0))
+    write_rooms(shards, samples, case.size, 0, workers=cores, progress=False)
+    seconds = time.perf_counter() - start
+    return {"ms": 1e3 * case.batch * seconds / samples, "samples_per_second": samples / seconds}
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise an error in the main thread if the block takes longer.
+
+    Raises:
+        TimeoutError: It does.
+    """
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done after {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Report:
     """The rows of all sections; what cannot be measured becomes a row with its error.
 
     Args:
-        seconds: After them nothing more is measured.
+        seconds: After them nothing more is measured, and a row that is not done is stopped.
         out: File that is written after each row, or None.
     """
 
@@ -183,9 +241,11 @@ class Report:
         """Measure a row, log it and keep it."""
         start = time.perf_counter()
         try:
-            if start - self._start > self._seconds:
+            left = self._seconds - (start - self._start)
+            if left <= 0:
                 raise TimeoutError(f"{self._seconds / 60:g} minutes are over")
-            row = function(*args)
+            with time_limit(min(left, ROW_SECONDS)):
+                row = function(*args)
         except Exception as error:  # the other rows are still worth having
             row = {"error": f"{type(error).__name__}: {first_line(error)}"}
             self.failed.append(f"{section}, {name}: {row['error']}")
@@ -206,9 +266,11 @@ class Report:
 
     def table(self) -> Table:
         """Return the rows as a table."""
-        table = Table("", "", "ms a step", "samples/s", "of peak", "MiB", "times naive")
+        table = Table(
+            "", "", "ms a step", "samples/s", "of peak", "MiB", "times naive", "of a step"
+        )
         keys = (("ms", ".2f"), ("samples_per_second", ".0f"), ("share_of_peak", ".1%"),
-                ("peak_mib", ".0f"), ("ratio", ".2f"))  # fmt: skip
+                ("peak_mib", ".0f"), ("ratio", ".2f"), ("of_step", ".2f"))  # fmt: skip
         for section, rows in self.sections.items():
             for name, row in rows.items():
                 cells = (row.get(key) for key, _ in keys)
@@ -236,18 +298,12 @@ def small(case: StepCase) -> StepCase:
 
 
 def measure_all(report: Report, *, quick: bool) -> None:
-    """Measure every section, the most wanted first."""
+    """Measure every section, the most wanted and the fastest first."""
     use = small if quick else (lambda case: case)
     repeats = 1 if quick else REPEATS
     on_gpu = torch.cuda.is_available()
     for name, case in CASES.items():
         report.measure("against naive", name, against_naive, use(case), min(repeats, 5))
-    # A CPU takes minutes to compile the large branches.
-    _measure_settings(report, "Taskonomy-5", use(ROOMS), 1 if quick else len(SETTINGS), repeats)
-    processes = torch.cuda.device_count() if on_gpu else 2
-    for engine in ENGINES if on_gpu else ("one process", "ddp_cpu", "zero2_cpu"):
-        report.measure("engines", engine, under_engine, engine, use(ROOMS), processes, repeats)
-    _measure_loading(report, use(ROOMS), quick=quick)
     grown = use(GROWN)
     for tasks in TASKS[:2] if quick else TASKS:
         name = f"N={tasks}, K={grown.branches}"
@@ -255,19 +311,39 @@ def measure_all(report: Report, *, quick: bool) -> None:
     for branches in BRANCHES[:1] if quick else BRANCHES:
         name = f"N={grown.tasks}, K={branches}"
         report.measure("growth", name, alone, replace(grown, branches=branches), repeats)
-    few = 2 if quick else 4
-    _measure_settings(report, "small branches", use(SMALL_BRANCHES), few, repeats)
+    settings = [name for name in SETTINGS if on_gpu or name not in ON_GPUS_ONLY]
+    compiled = [name for name in settings if name in COMPILED]
+    plain = [name for name in settings if name not in COMPILED]
+    _measure_settings(report, "Taskonomy-5", use(ROOMS), plain, repeats)
+    _measure_loading(report, use(ROOMS), quick=quick)
+    _measure_engines(report, use(ROOMS), repeats)
+    names = [*plain[:2], *compiled]
+    _measure_settings(report, "small branches", use(SMALL_BRANCHES), names, repeats)
+    if not quick:  # a CPU takes minutes to compile the large branches
+        _measure_settings(report, "Taskonomy-5", ROOMS, compiled, repeats)
 
 
 def _measure_settings(
-    report: Report, section: str, case: StepCase, number: int, repeats: int
+    report: Report, section: str, case: StepCase, names: Iterable[str], repeats: int
 ) -> None:
-    for name, values in islice(SETTINGS.items(), number):
-        report.measure(section, name, _with, case, values, repeats)
+    for name in names:
+        report.measure(section, name, _with, case, SETTINGS[name], repeats)
 
 
 def _with(case: StepCase, values: dict[str, Any], repeats: int) -> Row:
     return alone(replace(case, **values), repeats)
+
+
+def _measure_engines(report: Report, case: StepCase, repeats: int) -> None:
+    on_gpu = torch.cuda.is_available()
+    processes = torch.cuda.device_count() if on_gpu else 2
+    engines = ENGINES if on_gpu else ("one process", "ddp_cpu", "zero2_cpu")
+    for engine in engines:
+        report.measure("engines", engine, under_engine, engine, case, processes, repeats)
+    if on_gpu:
+        overlapping = replace(case, overlap_comm=True)
+        name = "zero2, overlap_comm"
+        report.measure("engines", name, under_engine, "zero2", overlapping, processes, repeats)
 
 
 def _measure_loading(report: Report, case: StepCase, *, quick: bool) -> None:
@@ -275,10 +351,8 @@ def _measure_loading(report: Report, case: StepCase, *, quick: bool) -> None:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         shards = Path(folder) / "rooms"
-        samples = 16 if quick else 512
-        write_rooms(shards, samples, case.size, 0, workers=cores, progress=False)
-        numbers: Iterable[int] = (1,) if quick else sorted({1, cores // 2, cores})
-        for workers in numbers:
+        report.measure("loading", "writing the shards", rooms, shards, case, 16 if quick else 512)
+        for workers in (1,) if quick else sorted({1, max(1, cores // 2), cores}):
             row = report.measure("loading", f"{workers} of {cores} cores", loading, shards, case,
                                  workers, 4 if quick else 20 * workers)  # fmt: skip
             step = report.sections["Taskonomy-5"]["as it is"]

@@ -25,5 +25,6 @@ def test_the_measured_rate_comes_near_the_data_sheet():
     peak = peak_of_name(torch.cuda.get_device_name())
     if peak is None:
         pytest.skip("the peak of this GPU is not known")
-    rate = measure_rates(CUDA, torch.bfloat16).flops / 1e12
+    # Tests of other modules may use the GPU at the same time.
+    rate = max(measure_rates(CUDA, torch.bfloat16).flops for _ in range(10)) / 1e12
     assert 0.5 * peak < rate < 1.05 * peak

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from data_pipelines.reading.collate import Batch
@@ -54,6 +55,7 @@ class StepCase:
         checkpoint: Value of `model.activation_checkpointing`.
         channels_last: Value of `model.channels_last`.
         cudnn_benchmark: Value of `run.cudnn_benchmark`.
+        overlap_comm: Value of `run.overlap_comm`.
     """
 
     encoder: str
@@ -68,6 +70,7 @@ class StepCase:
     checkpoint: bool = False
     channels_last: str = "auto"
     cudnn_benchmark: bool = False
+    overlap_comm: bool | None = None
 
     @property
     def device(self) -> torch.device:
@@ -167,6 +170,7 @@ def bench_config(case: StepCase, out: Path) -> Config:
             "seed": SEED,
             "precision": case.precision,
             "cudnn_benchmark": case.cudnn_benchmark,
+            "overlap_comm": case.overlap_comm,
         },
         "data": {
             "shards": "bench",
@@ -209,6 +213,7 @@ def our_step(case: StepCase) -> Iterator[tuple[Step, MultiTaskNetwork]]:
         network = _heads_on_features(case)
         yield _pass_of_heads(case, network), network
         return
+    AcceleratorState._reset_state()  # it refuses a precision other than that of an earlier case
     with TemporaryDirectory() as folder:
         config = bench_config(case, Path(folder) / "run")
         with start_session(config, make_accelerator(config), _BenchData(case)) as session:

@@ -106,6 +106,8 @@ def engine_memory(
     accumulation: int,
     bucket: int = REDUCE_BUCKET,
     nccl: int = NCCL_BUFFERS,
+    *,
+    overlap_comm: bool = False,
 ) -> EngineMemory:
     """Return the memory of one rank at its peak.
 
@@ -117,7 +119,10 @@ def engine_memory(
         accumulation: Number of micro-batches of a step.
         bucket: Number of elements in DeepSpeed's buffer for the reduction of gradients.
         nccl: Bytes of NCCL's buffers for a communicator; 0 for other libraries.
+        overlap_comm: Value of `run.overlap_comm`.
     """
+    if overlap_comm and engine in ("zero1", "zero2"):
+        bucket *= 2  # DeepSpeed 0.19.8 fills one buffer while it reduces the other
     # DeepSpeed 0.19.8 clones the group of all processes, and both groups get a communicator.
     communicators = 0 if processes == 1 else 2 if engine.startswith("zero") else 1
     # All micro-batches of a step are loaded before its first forward pass.

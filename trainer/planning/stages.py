@@ -128,8 +128,14 @@ class Planner:
     def _memory(
         self, network: MultiTaskNetwork, cost: StepCost, accumulation: int
     ) -> dict[str, EngineMemory]:
-        sizes = NetworkBytes.of(network, self.precision)
-        return {e: engine_memory(e, sizes, cost, self.machine.gpus, accumulation) for e in ENGINES}
+        sizes, gpus = NetworkBytes.of(network, self.precision), self.machine.gpus
+        overlap_comm = bool(self.config.run.overlap_comm)
+        return {
+            engine: engine_memory(
+                engine, sizes, cost, gpus, accumulation, overlap_comm=overlap_comm
+            )
+            for engine in ENGINES
+        }
 
     def _measure(self, network: MultiTaskNetwork, computed: Sequence[Head]) -> MeasuredTime:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -215,13 +215,14 @@ def step_cost(
         with tracker:
             targets = copy.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
             bytes_before = tracker.alive
-            with lists, autocast(precision, "cpu"):
-                losses = copy(
-                    batch.images, selection, targets, gradient_statistics=gradient_statistics
-                )["losses"]
-            objective = (torch.ones_like(losses) * losses).sum()
-            activations, copies = tracker.alive - bytes_before, tracker.copies
-            objective.backward()
+            with lists:  # branches that are recomputed enter autocast again in the backward pass
+                with autocast(precision, "cpu"):
+                    losses = copy(
+                        batch.images, selection, targets, gradient_statistics=gradient_statistics
+                    )["losses"]
+                objective = (torch.ones_like(losses) * losses).sum()
+                activations, copies = tracker.alive - bytes_before, tracker.copies
+                objective.backward()
     return StepCost(
         batch=batch_bytes,
         targets=bytes_before - batch_bytes,

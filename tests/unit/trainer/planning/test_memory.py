@@ -106,6 +106,15 @@ def test_the_buffers_that_gradients_are_summed_in(engine, low, numbers):
     assert with_buffer - without == numbers * 1000
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_zero_fills_a_second_buffer_while_it_sends_the_first(engine):
+    one, two = (
+        engine_memory(engine, SIZES, LARGE, 2, 1, bucket=1000, overlap_comm=overlap).total
+        for overlap in (False, True)
+    )
+    assert two - one == (4000 if engine in ("zero1", "zero2") else 0)
+
+
 def test_gradients_wait_for_activations_only_where_a_rank_keeps_them():
     early = StepCost(0, 0, 0, 0, peak=10 * W, peak_with_gradients=10 * W + W // 5, flops=1)
     gradients = {e: engine_memory(e, SIZES, early, 4, 1, bucket=0).gradients for e in ENGINES}

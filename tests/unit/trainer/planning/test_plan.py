@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from trainer.config.loading import load_config, parse_config
+from trainer.engines.accelerator import REDUCE_BUCKET
 from trainer.errors import UserError
 from trainer.planning.forecast import forecast
 from trainer.planning.stages import GIB, Machine
@@ -154,6 +155,16 @@ def test_tf32_takes_the_memory_and_the_messages_of_fp32():
         for name in ("fp32", "tf32")
     )
     assert tf32.precision == "tf32" and tf32.stages == fp32.stages
+
+
+def test_overlapping_messages_take_a_second_buffer():
+    plain, overlapping = (
+        forecast(config_of(run={"overlap_comm": value}), Machine(2, 16.0, tflops=1.0))
+        for value in (None, True)
+    )
+    before, after = (found.stages["before"].memory for found in (plain, overlapping))
+    assert after["zero2"].total - before["zero2"].total == 4 * REDUCE_BUCKET
+    assert after["zero3"] == before["zero3"] and after["ddp"] == before["ddp"]
 
 
 def test_links_within_a_node_and_between():

@@ -150,6 +150,14 @@ def test_autocast_stores_more_on_a_gpu():
         assert exact[0] == step_cost(network, network.heads, 8, "fp32")
 
 
+def test_branches_that_are_computed_again_follow_the_lists_of_a_gpu():
+    options = {"model_type": "convnextv2", "hidden_sizes": [16], "depths": [4], "num_stages": 1}
+    network = network_of({"name": "backbone", "options": options}, BINARY, 64, branches=1)
+    network.activation_checkpointing = True
+    cpu, cuda = (step_cost(network, network.heads, 8, "bf16", device=d) for d in ("cpu", "cuda"))
+    assert cuda.peak > 1.1 * cpu.peak
+
+
 def test_workspaces_of_convolutions():
     """Copies of input, weight and output, at the moment of each convolution."""
     convolution = nn.Conv2d(2, 5, 3, padding=1)
