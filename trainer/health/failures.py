@@ -22,7 +22,8 @@ from trainer.monitoring.status import note_failure
 
 logger = logging.getLogger(__name__)
 
-_WAIT_FOR_CAUSE = 3.0  # seconds in which a process that failed registers its failure
+# Seconds in which a process that failed registers its failure, and a watchdog sees an ended launcher.
+_WAIT_FOR_CAUSE = 3.0
 # In which the first process of a node reports the error that all have; when one of them ends, the
 # launcher stops it.
 _WAIT_FOR_REPORT = 10.0
@@ -114,6 +115,7 @@ def _cause_elsewhere(peers: Peers) -> str | None:
     try:
         return None if peers.wait_for_failure(_WAIT_FOR_CAUSE) else peers.find_missing()
     except RuntimeError as error:
+        time.sleep(_WAIT_FOR_CAUSE)  # the watchdog ends this process if its launcher has ended
         return f"the rendezvous host does not answer either, {first_line(error)}"
 
 

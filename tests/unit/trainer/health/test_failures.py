@@ -42,6 +42,7 @@ def rank_1_of_2(monkeypatch):
     for name, value in (("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(failures, "_WAIT_FOR_REPORT", 0.0)
+    monkeypatch.setattr(failures, "_WAIT_FOR_CAUSE", 0.0)
     report_progress("step 5, training")
 
 
@@ -125,6 +126,20 @@ def test_without_the_store_the_first_of_each_node_reports(capsys, monkeypatch):
     assert report(CONTACT[1], gone) == 1
     expected = "the rendezvous host does not answer either, Broken pipe (Timed out waiting"
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("rank_1_of_2")
+def test_without_the_store_the_watchdog_may_report_first(capsys, monkeypatch):
+    """It sees that the launcher, which held the store, has ended, and ends this process."""
+
+    def end_process(_seconds):
+        raise SystemExit
+
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(failures.time, "sleep", end_process)
+    with pytest.raises(SystemExit):
+        report(CONTACT[0], Peers(error=dist.DistNetworkError("Broken pipe")))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("rank_1_of_2")
