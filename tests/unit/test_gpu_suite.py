@@ -13,7 +13,7 @@ from tests.gpu import wheels
 from tests.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = ("recipes", "networks", "memory", "monitor", "fsdp")
+HERE = ("recipes", "networks", "memory", "monitor", "fsdp", "compile")
 PROCESSES = ("engines", "fp16", "failures", "two_devices", "batchnorm")
 
 
