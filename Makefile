@@ -55,11 +55,16 @@ test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # Skipped with a sentence where there is no GPU; DMTG_TEST_DEVICE=cpu tries the tests on the CPU.
-# Most of the time processes start, so several modules run at once.
-GPU_TEST_WORKERS ?= 4
+# Most of the time processes start, so several modules run at once. Every result is also written to
+# GPU_TEST_REPORT as soon as it is known.
+GPU_TEST_WORKERS ?= 6
+GPU_TEST_REPORT ?= runs/test-gpu.log
 test-gpu bench-gpu: export OMP_NUM_THREADS := 1
+test-gpu: export DMTG_TEST_REPORT = $(GPU_TEST_REPORT)
+test-gpu: export COLUMNS = 200
 test-gpu: gpu-env
-	$(GPU_PYTHON) -m pytest tests/gpu -n $(GPU_TEST_WORKERS) --dist loadfile
+	$(GPU_PYTHON) -m pytest tests/gpu -n $(GPU_TEST_WORKERS) --dist loadfile --tb=short \
+		--show-capture=no --durations=15 -o faulthandler_timeout=200
 
 bench-gpu: gpu-env
 	$(GPU_PYTHON) benchmarks/gpu.py

@@ -55,14 +55,17 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _record(self, name: str) -> None:
-        stack = traceback.extract_stack()[:-2]
+        stack = [
+            (frame.f_code.co_filename, line, frame.f_code.co_name)
+            for frame, line in traceback.walk_stack(sys._getframe(2))  # the innermost first
+        ]
         if not any(
-            part in frame.filename or part == frame.name
-            for frame in stack
+            part in file or part == function
+            for file, _, function in stack
             for part in self._allowed
         ):
-            callers = [f for f in stack if "/torch/" not in f.filename][-3:]
-            places = [f"{f.filename}:{f.lineno} {f.name}" for f in callers]
+            callers = [entry for entry in stack if "/torch/" not in entry[0]][2::-1]
+            places = [f"{file}:{line} {function}" for file, line, function in callers]
             self.found.append(f"{name} at {', '.join(places)}")
 
 

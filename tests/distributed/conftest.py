@@ -29,12 +29,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 class Runs:
     """Trains cells when a test asks for one of them, with all others that a launch can train.
 
-    A launch ends where a run fails: that run counts as failed, the others are launched again.
+    A launch ends where a run fails: that run counts as failed, the others are launched again. It
+    may take the first of two numbers of seconds, and the second for each of its runs.
     """
 
-    def __init__(self, wanted, config: Path, root: Path, launcher, like_a_process) -> None:
+    def __init__(
+        self, wanted, config: Path, root: Path, launcher, like_a_process, seconds=(600, 60)
+    ) -> None:
         self._wanted, self._config, self._root = wanted, config, root
         self._launcher, self._like_a_process = launcher, like_a_process
+        self._seconds = seconds
         self._ended: set[Cell] = set()
         self._failures: dict[Cell, str] = {}
 
@@ -82,10 +86,10 @@ class Runs:
             end = self._launcher.start(
                 str(self._config), str(path), engine=launch.engine, script=SCRIPT,
                 flags=("--num_processes", str(launch.num_processes)),
-            ).finish(600 + 60 * len(jobs))  # fmt: skip
+            ).finish(self._seconds[0] + self._seconds[1] * len(jobs))  # fmt: skip
         except pytest.fail.Exception as error:
             return str(error)
-        return None if end.code == 0 else end.stderr[-4000:]
+        return None if end.code == 0 else end.stderr[-8000:]
 
 
 @pytest.fixture(scope="session")

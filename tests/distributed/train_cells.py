@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch._dynamo.utils import counters
 
 import trainer.session
+from tests.operations import remember_operations
 from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
@@ -152,6 +153,7 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
 
 
 def main(config_file: str, jobs: str) -> None:
+    remember_operations()
     for job in json.loads(Path(jobs).read_text()):
         setup_logging(0, 1)
         accelerator = train_job(Path(config_file), job)

@@ -19,6 +19,7 @@ from tests.distributed.conftest import (  # noqa: F401
     pytest_collection_finish,
 )
 from tests.gpu.devices import DEVICE, ON_CPU, missing
+from tests.gpu.report import Report
 from tests.processes import Launcher
 from trainer.config.config import Config
 from trainer.engines.accelerator import make_accelerator
@@ -26,6 +27,14 @@ from trainer.run import train_run
 from trainer.run_data import RunData
 
 FOLDER = Path(__file__).parent
+SECONDS = (600, 60) if ON_CPU else (120, 30)  # of a launch, and for each of its runs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Write the results to the file DMTG_TEST_REPORT, from the process that starts the workers."""
+    path = os.environ.get("DMTG_TEST_REPORT")
+    if path and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Report(Path(path)))
 
 
 @pytest.hookimpl(tryfirst=True)  # before tests are deselected by their markers
@@ -72,7 +81,7 @@ def session_launcher(tmp_path_factory) -> Launcher:
 def trained(request, rooms_yaml, tmp_path_factory, session_launcher, like_a_process):
     """Train a cell, or find it trained; the launch without an engine is on the CPU."""
     wanted, root = request.config.stash[WANTED], tmp_path_factory.mktemp("cells")
-    return Runs(wanted, rooms_yaml, root, session_launcher, like_a_process)
+    return Runs(wanted, rooms_yaml, root, session_launcher, like_a_process, SECONDS)
 
 
 @pytest.fixture(scope="session")

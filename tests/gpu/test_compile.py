@@ -1,7 +1,6 @@
 """Compiled steps, with and without CUDA graphs, against uncompiled ones on the same device."""
 
 import gc
-import os
 
 import pytest
 import torch
@@ -11,18 +10,9 @@ from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
+from tests.gpu.devices import DEVICE, ON_CPU
 
-# DMTG_TEST_DEVICE=cpu tries the same without a GPU, where there are no CUDA graphs.
-DEVICE = torch.device(os.environ.get("DMTG_TEST_DEVICE", "cuda"))
-ON_GPU = DEVICE.type == "cuda"
-GRAPHS = "reduce-overhead"
-
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        ON_GPU and not torch.cuda.is_available(), reason="no GPU: torch finds no CUDA device"
-    ),
-]
+GRAPHS = "reduce-overhead"  # without CUDA graphs on the CPU
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +44,7 @@ def forward_backward(network, seed, precision, batch=8):
     """Add the gradient of a micro-batch; its losses [N,K]."""
     labels = (torch.arange(batch) % 2).float().unsqueeze(0).to(DEVICE)
     targets = network.labels.targets(labels, {}, torch.ones_like(labels, dtype=torch.bool))
-    with torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision == "bf16"):
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=precision == "bf16"):
         images = images_of(seed, batch).to(DEVICE)
         losses = network(images, network.select(network.heads), targets)["losses"]
     losses.sum().backward()
@@ -111,7 +101,7 @@ def test_a_compiled_step_of_two_micro_batches_is_the_same(
             torch.testing.assert_close(evaluate(compiled), evaluate(plain))
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs == [2] * 20, "trunk and branch"
-    if mode == GRAPHS and ON_GPU:
+    if mode == GRAPHS and not ON_CPU:
         assert counters["inductor"]["cudagraph_skips"] == 0
         assert recorded_graphs() > 0
 
@@ -123,7 +113,7 @@ def recorded_graphs():
     return 0 if manager is None else len(list(manager.get_roots()))
 
 
-@pytest.mark.skipif(not ON_GPU, reason="CUDA graphs can be seen on a GPU only")
+@pytest.mark.gpu(emulated=False)
 def test_memory_of_cuda_graphs_is_freed_with_the_network():
     network = build(channels=64)
     network.compile_parts(GRAPHS)

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from trainer.engines.accelerator import make_accelerator
@@ -12,10 +11,7 @@ from trainer.engines.device import set_arithmetic
 from trainer.loop import train
 from trainer.session import start_session
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu(emulated=False)
 
 DEVICE = "cuda"
 LAST = [f"step-000000012/{name}.safetensors" for name in ("weights", "moments", "grouping")]

@@ -15,16 +15,19 @@ OPTIONS = (
     "grouping.recipe=published", f"run.steps={NUM_STEPS}", f"run.checkpoint_every={HALF}",
     "run.keep_last=10", "run.resume=auto", "pruning.end=0.5",
 )  # fmt: skip
-PRECISIONS = {
-    "fp32": (),
-    # Without a decision about heads, which could be another one.
-    "bf16": ("run.precision=bf16", "pruning.begin=1", "pruning.end=1"),
-}
+LATE = ("pruning.begin=1", "pruning.end=1")
+# In bf16 without a decision about heads, which could be another one.
+PRECISIONS = {"fp32": (), "bf16": ("run.precision=bf16", *LATE)}
 
 
 def fresh(where, precision="fp32"):
     """A run from the start."""
     return Cell(where, precision, (*OPTIONS, *PRECISIONS[precision]))
+
+
+def reference(precision):
+    """One process on the CPU, in fp32."""
+    return fresh(PLAIN) if precision == "fp32" else Cell(PLAIN, "late", (*OPTIONS, *LATE))
 
 
 def continued(where, source):
@@ -50,7 +53,7 @@ def brought_back(engine):
 
 def cells(engine, precision="fp32", **_):
     return [
-        fresh(PLAIN, precision), fresh(launch(engine), precision), handed_over(engine),
+        reference(precision), fresh(launch(engine), precision), handed_over(engine),
         brought_back(engine),
     ]  # fmt: skip
 
@@ -61,7 +64,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.parametrize("engine", ENGINES
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_losses_are_those_of_one_process_on_the_cpu(engine, precision, trained):
     run = trained(fresh(launch(engine), precision))
-    assert_same_curve(run, trained(fresh(PLAIN, precision)), precision)
+    assert_same_curve(run, trained(reference(precision)), precision)
     if precision == "fp32":
         assert records(run, "compact"), "the network was rebuilt in between"
 

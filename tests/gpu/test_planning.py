@@ -7,10 +7,7 @@ from tests.unit.trainer.planning.test_cuda_autocast import CALLS
 from trainer.bench.floor import measure_rates
 from trainer.monitoring.throughput import peak_of_name
 
-pytestmark = [
-    pytest.mark.gpu(emulated=False),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = pytest.mark.gpu(emulated=False)
 CUDA = torch.device("cuda")
 
 

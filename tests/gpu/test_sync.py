@@ -12,10 +12,7 @@ from data_pipelines.reading.transfer import on_device
 from model.sync_batch_norm import _Normalise
 from model.transfer import copy_to_device
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: torch finds no CUDA device"),
-]
+pytestmark = pytest.mark.gpu(emulated=False)
 DEVICE = torch.device("cuda")
 
 

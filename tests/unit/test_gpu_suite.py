@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from tests.gpu import wheels
+from tests.gpu.report import Report
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = ("recipes", "networks", "memory", "monitor", "fsdp")
+HERE = ("recipes", "networks", "memory", "monitor", "fsdp", "compile")
 PROCESSES = ("engines", "fp16", "failures", "two_devices", "batchnorm")
 
 
-def run(*arguments, device="cuda"):
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "DMTG_TEST_DEVICE": device}
+def run(*arguments, device="cuda", **variables):
+    variables |= {"CUDA_VISIBLE_DEVICES": "", "DMTG_TEST_DEVICE": device}
+    environment = {**os.environ, **variables}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout
@@ -27,14 +29,39 @@ def modules(names):
     return [f"tests/gpu/test_{name}.py" for name in names]
 
 
-def test_all_tests_are_marked_and_skipped_with_a_sentence_without_a_gpu():
-    code, output = run("tests/gpu", "-m", "gpu")
+def test_all_tests_are_marked_and_skipped_with_a_sentence_without_a_gpu(tmp_path):
+    report = tmp_path / "new" / "report.log"
+    code, output = run("tests/gpu", "-m", "gpu", DMTG_TEST_REPORT=str(report))
     assert code == 0, output[-4000:]
-    assert re.search(r"^\d{3} skipped in ", output, re.MULTILINE), "none is deselected"
+    number = re.search(r"^(\d{3}) skipped in ", output, re.MULTILINE)
+    assert number is not None, "none is deselected"
     reasons = [line for line in output.splitlines() if line.startswith("SKIPPED")]
     assert len(reasons) > 5
     # Tests of other parts may have a sentence of their own.
     assert all("GPU" in reason or "CUDA" in reason for reason in reasons)
+    lines = report.read_text().splitlines()
+    assert len([line for line in lines if line.startswith("skipped")]) == int(number.group(1))
+
+
+def test_the_report_holds_each_result_as_soon_as_it_is_known(tmp_path):
+    path = tmp_path / "report.log"
+    report = Report(path)
+
+    def add(name, when, outcome, **more):
+        report.pytest_runtest_logreport(
+            pytest.TestReport(name, ("f.py", 1, name), {}, outcome, when=when, duration=1.5, **more)
+        )
+
+    printed = [("Captured stderr call", "what a process has printed")]
+    add("one", "setup", "passed", longrepr=None)
+    add("one", "call", "passed", longrepr=None)
+    add("two", "call", "failed", longrepr="E  0.2 < 0.1", sections=printed)
+    add("three", "setup", "failed", longrepr="no folder")
+    assert path.read_text().splitlines() == [
+        "passed: one (1.5 s)", "failed: two (1.5 s)", "E  0.2 < 0.1",
+        "--- Captured stderr call", "what a process has printed",
+        "failed in setup: three (1.5 s)", "no folder",
+    ]  # fmt: skip
 
 
 def test_no_other_target_selects_them():

@@ -87,11 +87,16 @@ def counter():
 
 
 WITH_CHECKPOINTING = ("mlp", "stem as trunk", "resnet with trunk")
+LIKE_OTHERS = ("mlp with trunk", "xception", "resnet", "dinov2 with trunk")
 
 
 @pytest.mark.parametrize(
     ("case", "activation_checkpointing"),
-    [*((case, False) for case in ENCODERS), *((case, True) for case in WITH_CHECKPOINTING)],
+    [
+        *((case, False) for case in ENCODERS if case not in LIKE_OTHERS),
+        *((case, True) for case in WITH_CHECKPOINTING),
+        *(pytest.param(case, False, marks=pytest.mark.slow) for case in LIKE_OTHERS),
+    ],
 )
 def test_trunk_and_branches_have_one_graph_for_each_structure(
     case, activation_checkpointing, counter

@@ -106,8 +106,18 @@ ENCODERS = {
 
 
 @pytest.mark.usefixtures("deterministic")
-@pytest.mark.parametrize("decoder", ["resize", "deconv"])
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        *((encoder, "resize") for encoder in ENCODERS),
+        ("residual64", "deconv"),
+        *(
+            pytest.param(encoder, "deconv", marks=pytest.mark.slow)
+            for encoder in ENCODERS
+            if encoder != "residual64"
+        ),
+    ],
+)
 def test_a_step_calls_nothing_that_raises_on_cuda(encoder, decoder):
     name, options = ENCODERS[encoder]
     names = called(name, decoder, options=options)

@@ -14,6 +14,12 @@ from trainer.monitoring.throughput import StepFlops, count_flops, peak_of_name, 
 SIZE, BATCH = 8, 4
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_remembered(monkeypatch):
+    """Other tests share their counts, see `tests.operations`."""
+    monkeypatch.setattr("trainer.monitoring.throughput.count_flops", count_flops)
+
+
 @pytest.fixture
 def network():
     """Two branches of convolutions, with two linear heads each."""
