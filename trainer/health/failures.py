@@ -22,7 +22,7 @@ from trainer.monitoring.status import note_failure
 
 logger = logging.getLogger(__name__)
 
-# Seconds in which a process that failed registers its failure, and in which a watchdog sees that its
+# Seconds in which a process that failed registers its failure, and a watchdog notices that the
 # launcher has ended.
 _WAIT_FOR_CAUSE = 3.0
 # In which the first process of a node reports the error that all have; when one of them ends, the

@@ -88,40 +88,42 @@ def test_fp16_is_refused_on_a_cpu(rooms_config):
         make_accelerator(rooms_config("run.precision=fp16"))
 
 
+def scaled_engine(config):
+    """Return an engine with a loss scaler, as fp16 has on a GPU, and the scaler."""
+    accelerator = make_accelerator(config)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    tasks = resolve_tasks(config.tasks, open_manifest(config))
+    return Engine(accelerator, build_network(config, tasks), config), accelerator.scaler
+
+
 @pytest.mark.usefixtures("forget_accelerate")
 @pytest.mark.parametrize("clip", ["null", "1.0"])
 def test_a_step_that_the_loss_scaler_skips_is_seen(rooms_config, clip):
     """With a fused optimizer, which skips it by itself."""
     config = rooms_config(f"optim.max_grad_norm={clip}", "optim.skip_nonfinite=1")
-    accelerator = make_accelerator(config)
-    accelerator.scaler = torch.amp.GradScaler("cpu")
-    tasks = resolve_tasks(config.tasks, open_manifest(config))
-    engine = Engine(accelerator, build_network(config, tasks), config)
+    engine, scaler = scaled_engine(config)
     weight = next(p for p in engine.module.parameters() if p.ndim > 1)
     for factor, skipped in ((1.0, False), (1e38, True), (1.0, False)):
-        before, scale = weight.detach().clone(), accelerator.scaler.get_scale()
+        before, scale = weight.detach().clone(), scaler.get_scale()
         with engine.accumulate():
             engine.backward(factor * sum(p.sum() for p in engine.module.parameters()))
         assert engine.step_was_skipped == skipped == weight.equal(before)
-        assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
+        assert scaler.get_scale() == scale * (0.5 if skipped else 1.0)
 
 
 @pytest.mark.usefixtures("forget_accelerate")
 def test_fp16_does_not_wait_for_the_loss_scale(rooms_config):
     """The scaler skips a bad step on the device; only `skip_nonfinite` must know of it."""
     config = rooms_config("optim.max_grad_norm=1.0")
-    accelerator = make_accelerator(config)
-    accelerator.scaler = torch.amp.GradScaler("cpu")
-    tasks = resolve_tasks(config.tasks, open_manifest(config))
-    engine = Engine(accelerator, build_network(config, tasks), config)
+    engine, scaler = scaled_engine(config)
     weight = next(p for p in engine.module.parameters() if p.ndim > 1)
     for factor, skipped in ((1.0, False), (1e38, True), (1.0, False)):
-        before, scale = weight.detach().clone(), accelerator.scaler.get_scale()
+        before, scale = weight.detach().clone(), scaler.get_scale()
         with Waits() as waits, engine.accumulate():
             engine.backward(factor * sum(p.sum() for p in engine.module.parameters()))
         assert not waits.found and not engine.step_was_skipped
         assert weight.equal(before) == skipped
-        assert accelerator.scaler.get_scale() == scale * (0.5 if skipped else 1.0)
+        assert scaler.get_scale() == scale * (0.5 if skipped else 1.0)
 
 
 @pytest.mark.usefixtures("forget_accelerate")
