@@ -13,6 +13,8 @@ CHOICES = {
     "grouping": (GroupingSection.discriminator, DEFAULT_RECIPE),
     "optim.schedule": (CosineSchedule.discriminator, CosineSchedule().name),
 }
+# Sections for which a text stands: the value of this key.
+SHORTHANDS = {"optim.schedule": "name", "model.encoder": "name"}
 
 
 def alternatives(annotation: Any) -> dict[str, type[Section]]:  # noqa: ANN401 - of any field
