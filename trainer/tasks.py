@@ -68,7 +68,7 @@ def _resolve(
 
 def _no_label(name: str, manifest: Manifest) -> str:
     labels = sorted(name for name, field in manifest.fields.items() if field.kind != "image")
-    shown = shortened(", ".join(labels), _LONGEST)
+    shown = shortened(", ".join(labels), _LONGEST) or "none"
     return (
         f"tasks.names: found {name!r}, which is no label of {manifest.dataset} and not described "
         f"by tasks.define.{name}; labels in {manifest.dataset}: {shown}{did_you_mean(name, labels)}"

@@ -55,7 +55,9 @@ class Residual64(EncoderFamily):
 
     pool: ClassVar[Pool] = "flatten"
     documented_options: ClassVar[Mapping[str, Option]] = {
-        "channels": Option(f"a whole number from 1 to {MAX_WIDTH}", CHANNELS, "Channels of all maps.")
+        "channels": Option(
+            f"a whole number from 1 to {MAX_WIDTH}", CHANNELS, "Channels of all maps."
+        )
     }
 
     def __init__(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +31,7 @@ def init(
     from dmtg.yaml_text import parse_yaml
     from trainer.config.loading import parse_config
     from trainer.launch_files import train_command
-    from trainer.reference.json_schema import configuration_schema
+    from trainer.reference.json_schema import schema_text
     from trainer.run_data import open_data
     from trainer.starting.choices import choose
     from trainer.starting.text import SCHEMA, starting_text
@@ -56,7 +55,7 @@ def init(
     schema = path.parent / SCHEMA
     if not schema.exists():
         with atomic_write(schema) as file:
-            file.write(json.dumps(configuration_schema(), indent=1) + "\n")
+            file.write(schema_text())
     kinds = Counter(task.kind for task in start.tasks)
     tasks = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     left_out = {name: one_line(reason, 200) for name, reason in start.left_out.items()}

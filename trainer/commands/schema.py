@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -27,10 +26,10 @@ def schema(
     The first line of a configuration beside it: # yaml-language-server: $schema=FILE
     """
     from dmtg.plugins import load_plugins
-    from trainer.reference.json_schema import configuration_schema
+    from trainer.reference.json_schema import schema_text
 
     load_plugins(plugin or ())
-    text = json.dumps(configuration_schema(), indent=1) + "\n"
+    text = schema_text()
     if out is None:
         echo(text.removesuffix("\n"))
         return

@@ -51,7 +51,9 @@ class NameIn:
     or_empty: bool = False
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler  # noqa: ANN401 - a type
+        self,
+        source: Any,  # noqa: ANN401 - a type
+        handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
         """Check the name after the type."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
@@ -71,7 +73,9 @@ class KeysOf:
     section: type[Section]
 
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler  # noqa: ANN401 - a type
+        self,
+        source: Any,  # noqa: ANN401 - a type
+        handler: GetCoreSchemaHandler,
     ) -> CoreSchema:
         """Check the mapping after the type."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))

@@ -43,8 +43,9 @@ class Config(Section):
     def _threshold_below_uniform(self) -> Config:
         if self.model.branches > 1 and self.pruning.threshold >= 1.0 / self.model.branches:
             raise ValueError(
-                f"pruning.threshold: found {self.pruning.threshold}; must be below 1/model.branches = "
-                f"{1.0 / self.model.branches:.4g}, the probability that every head starts with"
+                f"pruning.threshold: found {self.pruning.threshold}; must be below "
+                f"1/model.branches = {1.0 / self.model.branches:.4g}, the probability that every "
+                "head starts with"
             )
         return self
 
@@ -68,8 +69,8 @@ class Config(Section):
         most = self.run.timeout_seconds - 2 * remote.TIMEOUT
         if is_remote and self.data.retry_seconds >= most:
             raise ValueError(
-                f"data.retry_seconds: found {self.data.retry_seconds:g}; must be below {most:g}: two "
-                f"attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
+                f"data.retry_seconds: found {self.data.retry_seconds:g}; must be below {most:g}: "
+                f"two attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
                 f"{self.run.timeout_seconds:g}, after which the other ranks give up"
             )
         return self

@@ -52,7 +52,9 @@ class DataSection(Section):
         | None
     ) = None
     """The folder of the shards and their manifest, or its URL; required by the source `shards`."""
-    tar_urls: Annotated[str, AfterValidator(check_url), Words("paths or URLs of tars")] | None = None
+    tar_urls: Annotated[str, AfterValidator(check_url), Words("paths or URLs of tars")] | None = (
+        None
+    )
     """Tars that replace the train split and are read without an index, as in
     `https://host/train-{000..099}.tar`."""
     cache_dir: Path | None = None
@@ -76,8 +78,8 @@ class DataSection(Section):
     workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)] = 2
     """Processes that read data for each rank; 0 reads in the process that trains."""
     num_streams: PositiveInt | None = None
-    """Parts of the train split that are read and shuffled side by side; null takes the largest power
-    of two up to 64 that divides `data.global_batch`."""
+    """Parts of the train split that are read and shuffled side by side; null takes the largest
+    power of two up to 64 that divides `data.global_batch`."""
     flip: bool = False
     """Mirror training samples left and right with probability one half."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None

@@ -12,6 +12,9 @@ from model.bounds import MAX_BRANCHES
 from trainer.config.allowed import NameIn
 from trainer.config.section import NonNegativeInt, Options, PositiveInt, Section
 
+# With torch.compile's default mode, or with CUDA graphs.
+Compile = bool | Literal["reduce-overhead"]
+
 
 class EncoderSection(Section):
     """The encoder that is divided into trunk and branches; `NAME` stands for `{name: NAME}`."""
@@ -57,7 +60,7 @@ class ModelSection(Section):
     channels_last: Literal["auto", "never"] = "auto"
     """`auto` stores the weights of convolutions channels-last where one process on a GPU or DDP
     trains."""
-    compile: bool | Literal["reduce-overhead"] = False
+    compile: Compile = False
     """Compile trunk and branches in the first step; `reduce-overhead` also records them as CUDA
     graphs, on GPUs only."""
     activation_checkpointing: bool = False

@@ -70,7 +70,7 @@ class Section(BaseModel):
 
 
 class _NoNumber:
-    """True or false in place of a number, which no number type accepts: it would count as 1 or 0."""
+    """True or false where a number is allowed; no number type accepts it, as 1 or 0."""
 
     def __init__(self, value: bool) -> None:
         self._value = value

@@ -38,8 +38,8 @@ class PublishedSection(LearnedGroupingSection):
     noise: Literal["per_rank", "shared"] = "per_rank"
     """Random numbers of the sampler: other ones on each rank, or the same on all."""
     logits_init: Literal["equal", "diagonal", "gaussian"] = "equal"
-    """First logits: `logits_value` on all branches, only on the branch of the task's number modulo K,
-    or normal with that deviation."""
+    """First logits: `logits_value` on all branches, only on the branch of the task's number modulo
+    K, or normal with that deviation."""
     logits_value: float = 1.0
     """Value or deviation of the first logits, see `logits_init`."""
     logits_noise: Annotated[float, Field(ge=0.0)] = 0.0

@@ -1,14 +1,15 @@
 """The JSON Schema of configuration files, for editors with a YAML language server.
 
-Its dialect is draft 7 without references, which all of them understand. Names of parts that plug-ins
-may register are open: a file without `plugins` and `base` may have the known ones only.
+Its dialect is draft 7 without references, which all of them understand. Names of parts that
+plug-ins may register are open: a file without `plugins` and `base` may have the known ones only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 from pydantic.fields import FieldInfo
 
@@ -39,6 +40,11 @@ def configuration_schema() -> Schema:
             _unless(_OPEN, _merged(_known_names())),
         ],
     }
+
+
+def schema_text() -> str:
+    """Return the schema as the text of a file."""
+    return json.dumps(configuration_schema(), indent=1) + "\n"
 
 
 def _section(section: type[Section], path: str) -> Schema:
@@ -126,6 +132,8 @@ def _member(of: Type, path: str) -> Schema:
     name = of.find(NameIn)
     if name is not None:
         return _open([*name.registry.names(), *([""] if name.or_empty else [])])
+    if of.origin is Union:
+        return _any_of([_member(member, path) for member in of.members])
     if of.origin is Literal:
         return {"enum": list(of.arguments)}
     if of.origin is tuple:

@@ -26,30 +26,30 @@ A run is a YAML file, and `section.key=value` on the command line over it:
 python trainer/main.py --config experiments/digits.yaml optim.lr=1e-3 --print-config
 ```
 
-`--print-config` prints all keys with their values and stops. `dmtg init SHARDS` writes a file to start
-with, `dmtg keys optim.schedule` prints a part of this page.
+`--print-config` prints all keys with their values and stops. `dmtg init SHARDS` writes a file to
+start with, `dmtg keys optim.schedule` prints a part of this page.
 
-- `base: other.yaml` takes the keys of another file, relative to this one; only what differs is given.
-  Another recipe or schedule than that of the base replaces the whole section.
-- `model.encoder: NAME` stands for `{name: NAME}`, `optim.schedule: NAME` too, and `data.image_size: 64`
-  for `[64, 64]`.
+- `base: other.yaml` takes the keys of another file, relative to this one; only what differs is
+  given. Another recipe or schedule than that of the base replaces the whole section.
+- `model.encoder: NAME` stands for `{name: NAME}`, `optim.schedule: NAME` too, and
+  `data.image_size: 64` for `[64, 64]`.
 - An empty section has the defaults of all its keys.
-- All errors are reported at once, one line each: the key, the value found, what is allowed, and the name
-  that was probably meant.
+- All errors are reported at once, one line each: the key, the value found, what is allowed, and the
+  name that was probably meant.
 
-**Editors.** `dmtg schema --out dmtg.schema.json` writes a JSON Schema, and this first line of a file
-beside it gives completion and checks in editors with a YAML language server (VS Code, Neovim, PyCharm):
+**Editors.** `dmtg schema --out dmtg.schema.json` writes a JSON Schema, and this first line of a
+file beside it gives completion and checks in editors with a YAML language server (VS Code, Neovim,
+PyCharm):
 
 ```yaml
 # yaml-language-server: $schema=dmtg.schema.json
 ```
 
-Names of recipes, encoders and other parts are checked in a file without `plugins` and `base`; with them
-every name is accepted, because a plug-in may register it. `dmtg schema --plugin MODULE` adds the names and
-keys of a plug-in.
+Names of recipes, encoders and other parts are checked in a file without `plugins` and `base`; with
+them every name is accepted, because a plug-in may register it. `dmtg schema --plugin MODULE` adds
+the names and keys of a plug-in.
 
-In the tables, "a whole number" and "a number" may have an exponent, as in `3e-4`. A key whose default is
-"required" must be given.
+A key whose default is "required" must be given. Numbers may have an exponent, as in `3e-4`.
 """
 
 

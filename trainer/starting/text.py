@@ -54,7 +54,8 @@ def starting_text(start: Start, command: str) -> str:
 
 def _head(start: Start, command: str) -> str:
     samples = ", ".join(f"{count} samples in {name}" for name, count in start.samples.items())
-    text = f"{one_line(start.dataset)}: {samples}; {len(start.tasks)} tasks. Written by dmtg init."
+    tasks = f"{len(start.tasks)} tasks"
+    text = f"Data set {one_line(start.dataset)}: {samples}; {tasks}. Written by dmtg init."
     return "\n".join([
         f"# yaml-language-server: $schema={SCHEMA}",
         *textwrap.wrap(text, _WIDTH, initial_indent="# ", subsequent_indent="# "),
@@ -85,10 +86,13 @@ def _reason(path: str, start: Start) -> str:
 def _tasks(start: Start) -> str:
     width = min(30, max(len(_scalar(task.name)) for task in start.tasks))
     lines = ["tasks:", "  # The labels to learn; remove a line to leave one out.", "  names:"]
-    for task in start.tasks:
-        lines.append(f"    - {_scalar(task.name):{width}}  # {_describe(task, start)}")
-    for name, reason in start.left_out.items():
-        lines.append(f"    # - {_scalar(name)}  # left out: {one_line(reason, 200)}")
+    lines += [
+        f"    - {_scalar(task.name):{width}}  # {_describe(task, start)}" for task in start.tasks
+    ]
+    lines += [
+        f"    # - {_scalar(name)}  # left out: {one_line(reason, 200)}"
+        for name, reason in start.left_out.items()
+    ]
     return "\n".join(lines)
 
 

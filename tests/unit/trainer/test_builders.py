@@ -58,15 +58,19 @@ def test_preset(manifest):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"preset": "nope"}, r"tasks\.preset: found 'nope'; allowed: .*celeba9"),
         ({"names": []}, r"tasks\.names: found \[\]; allowed: one or more names, each once"),
         ({"names": ["has_sphere"] * 2}, r"allowed: one or more names, each once"),
         ({"names": ["has_sphere"], "define": {"x": {}}}, r"tasks\.define: x is not among"),
-        ({"names": ["no_such"]}, r"tasks\.define\.no_such: .*labels in rooms: camera_pitch, "),
-        ({"names": ["rgb"]}, r"tasks\.define\.rgb"),
         (
-            {"names": ["has_sphere"], "define": {"has_sphere": {"colour": 1}}},
-            r"tasks\.define\.has_sphere: .*unknown attribute 'colour'",
+            {"names": ["no_such"]},
+            r"tasks\.names: found 'no_such', which is no label of rooms and not described by "
+            r"tasks\.define\.no_such; labels in rooms: camera_pitch, ",
+        ),
+        ({"names": ["has_spere"]}, r"; did you mean 'has_sphere'\?$"),
+        ({"names": ["rgb"]}, r"found 'rgb', .* tasks\.define\.rgb"),
+        (
+            {"names": ["has_sphere"], "define": {"has_spere": {}}},
+            r"tasks\.define: has_spere is not among .*; did you mean 'has_sphere'\?$",
         ),
         (
             {"names": ["has_sphere"], "define": {"has_sphere": {"loss": "mse"}}},

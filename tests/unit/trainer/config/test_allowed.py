@@ -96,7 +96,7 @@ def test_names_are_checked():
 
 @pytest.mark.parametrize("values", [{"size": True}, {"sizes": [1.0, False]}])
 def test_true_is_no_number(values):
-    with pytest.raises(ValueError, match="valid (integer|number)"):
+    with pytest.raises(ValueError, match=r"valid (integer|number)"):
         Own.model_validate(values)
 
 

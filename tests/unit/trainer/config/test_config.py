@@ -59,7 +59,10 @@ def test_wrong_type_names_path_value_and_what_is_allowed():
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"run": {"steps": 0}}, "run.steps: found 0; allowed: a whole number from 1 to 10^12, or null"),
+        (
+            {"run": {"steps": 0}},
+            "run.steps: found 0; allowed: a whole number from 1 to 10^12, or null",
+        ),
         ({"run": {"resume": "yes"}}, "run.resume: found 'yes'; allowed: never or auto"),
         ({"data": {"crop": 0.0}}, "data.crop: found 0.0; allowed: a number above 0 and at most 1"),
         ({"pruning": {"begin": 1.5}}, "pruning.begin: found 1.5; allowed: a number from 0 to 1"),
@@ -100,7 +103,10 @@ def test_algorithms_are_not_chosen_by_time_in_a_deterministic_run():
     ("sections", "expected"),
     [
         ({"tasks": {"preset": "celeba9", "names": ["a"]}}, "at most one of tasks.preset and"),
-        ({"pruning": {"begin": 0.9, "end": 0.5}}, "pruning.begin: found 0.9; must not be after pruning.end, 0.5"),
+        (
+            {"pruning": {"begin": 0.9, "end": 0.5}},
+            "pruning.begin: found 0.9; must not be after pruning.end, 0.5",
+        ),
         (
             {"finetune": {"steps": 5, "epochs": 1}},
             "at most one of finetune.steps and finetune.epochs",

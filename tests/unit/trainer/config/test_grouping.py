@@ -61,9 +61,7 @@ def test_values_of_a_recipe_are_checked_with_the_others():
         "grouping.lr: found -1; allowed: a number above 0",
         "grouping.temperature.shape: found 'x'; allowed: linear or exponential",
     ]
-    assert error_of(recipe="fixed") == [
-        "grouping.groups: required and not given; allowed: a path"
-    ]
+    assert error_of(recipe="fixed") == ["grouping.groups: required and not given; allowed: a path"]
 
 
 def test_a_value_in_place_of_the_section():

@@ -52,7 +52,9 @@ def test_a_key_of_another_schedule_is_named_with_the_schedule_and_its_keys():
 
 def test_schedules_that_cannot_be():
     allowed = "allowed: constant, cosine, multistep, plateau"
-    assert errors_of(schedule="step") == [f"optim.schedule.name: found 'step'; {allowed}"]
+    assert errors_of(schedule="step") == [
+        f"optim.schedule.name: found 'step'; {allowed}; did you mean 'multistep'?"
+    ]
     assert errors_of(schedule={"gamma": 0.1}) == [
         f"optim.schedule.name: required and not given; {allowed}"
     ]
