@@ -126,7 +126,10 @@ class Type:
         """The members of a union without null; the type itself if it is no union."""
         if self.origin is not Union:
             return [self]
-        return [Type.of(each) for each in self.arguments if each is not NoneType]
+        members = [each for each in self.arguments if each is not NoneType]
+        # The metadata of a key that may be null are those of the value that it may have.
+        more = self.metadata if len(members) == 1 else ()
+        return [Type.of(each, more) for each in members]
 
     @property
     def nullable(self) -> bool:
@@ -136,6 +139,11 @@ class Type:
     def find(self, kind: type) -> Any:  # noqa: ANN401 - an instance of `kind`
         """Return the first metadata of a class; None if there is none."""
         return next((each for each in self.metadata if isinstance(each, kind)), None)
+
+    @property
+    def name_in(self) -> NameIn | None:
+        """The registry whose names are allowed, beside null."""
+        return next((found for m in self.members if (found := m.find(NameIn)) is not None), None)
 
     def element(self, key: int | str) -> Type | None:
         """Return the type of an element of a list or mapping; None of other types."""

@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from dmtg.names import shortened
 from dmtg.suggestions import did_you_mean
-from trainer.config.allowed import KeysOf, NameIn, Type, allowed, in_yaml, listed
+from trainer.config.allowed import KeysOf, Type, allowed, in_yaml, listed
 from trainer.config.config import Config
 from trainer.config.renamed import RENAMED_RECIPES, renamed_below
 from trainer.config.section import Section
@@ -97,11 +97,13 @@ def _line(error: ErrorDetails, place: _Place) -> str:
     path, value = place.path or "config", error["input"]
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         return _unknown_choice(error, place)
-    name = None if place.of is None else place.of.find(NameIn)
+    name = None if place.of is None else place.of.name_in
     if error["type"] == "value_error" and name is not None:
         return _wrong_name(path, value, name.registry.names())
     if error["type"] == "value_error":
         return _own_message(place.path, error["msg"].removeprefix("Value error, "))
+    if error["type"] == "invalid_key":
+        path = place.path.rpartition(".")[0] or "config"
     if place.is_key or error["type"] == "invalid_key":
         return f"{path}: found the key {in_yaml(value)}; allowed are texts, write it in quotes"
     found = shortened(in_yaml(value), _LONGEST)
@@ -163,7 +165,7 @@ def _unknown_choice(error: ErrorDetails, place: _Place) -> str:
     if error["type"] == "union_tag_not_found":
         return f"{key}: required and not given; allowed: {', '.join(choices)}"
     value = error["input"][key.rpartition(".")[2]]
-    if place.path == "grouping" and value in RENAMED_RECIPES:
+    if place.path == "grouping" and isinstance(value, str) and value in RENAMED_RECIPES:
         return f"{key}: {value!r} is renamed to {RENAMED_RECIPES[value]!r}"
     return _wrong_name(key, value, tuple(choices))
 
@@ -184,10 +186,12 @@ def _locate(loc: tuple[int | str, ...], error_type: str) -> _Place:
     choices: dict[str, type[Section]] = {}
     for part in loc:
         if choices:
+            if part not in choices:
+                return place
             choice, current, choices = str(part), choices[str(part)], {}
             continue
-        if part == "[key]":
-            return _Place(place.path, None, "", None, is_key=True)
+        if part == "[key]":  # after the key itself
+            return _Place(place.path.rpartition(".")[0], None, "", None, is_key=True)
         if current is not None:
             field = current.model_fields.get(str(part))
             of = None if field is None else Type.of_field(field)

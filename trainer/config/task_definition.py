@@ -20,8 +20,9 @@ from trainer.config.section import PositiveInt, Section
 _TYPES: dict[str, Any] = {
     "channels": PositiveInt,
     "kind": Annotated[str, NameIn(TASK_KINDS)],
-    "loss": Annotated[str, NameIn(LOSSES, or_empty=True)],
-    "metric": Annotated[str, NameIn(METRICS, or_empty=True)],
+    "field": str | None,
+    "loss": Annotated[str, NameIn(LOSSES, or_empty=True)] | None,
+    "metric": Annotated[str, NameIn(METRICS, or_empty=True)] | None,
     "display": Literal[tuple(DISPLAYS)],
 }
 _ATTRIBUTE = re.compile(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
@@ -36,6 +37,8 @@ def attribute_docs(documented: type) -> dict[str, str]:
 
 def _key(attribute: Field[Any], types: dict[str, Any], docs: dict[str, str]) -> tuple[Any, Any]:
     default = None if attribute.default is MISSING else attribute.default
+    if attribute.default_factory is not MISSING:
+        default = attribute.default_factory()
     annotation = _TYPES.get(attribute.name, types[attribute.name])
     return annotation, FieldInfo(default=default, description=docs.get(attribute.name))
 

@@ -27,6 +27,14 @@ def alternatives(annotation: Any) -> dict[str, type[Section]]:  # noqa: ANN401 -
     return {str(member.model_fields[member.discriminator].default): member for member in members}
 
 
+def from_registry(annotation: Any) -> bool:  # noqa: ANN401 - of any field
+    """Return whether the sections of a union are those of registered parts.
+
+    Plug-ins may add some, and a mapping without the key that chooses gets the default.
+    """
+    return isinstance(annotation, type) and bool(alternatives(annotation))
+
+
 def section_type(annotation: Any) -> type[Section] | None:  # noqa: ANN401 - of any field
     """Return the section that a key holds; None if it is a value or a union of sections."""
     members = _sections(annotation)

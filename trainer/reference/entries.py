@@ -14,13 +14,11 @@ from pydantic_core import to_jsonable_python
 from dmtg.plugins import ENCODERS, RECIPES
 from trainer.config.allowed import KeysOf, allowed, either, in_yaml
 from trainer.config.keys import Key, all_keys
-from trainer.config.optim import OptimSection
 from trainer.config.section import Section
-from trainer.config.unions import CHOICES, alternatives
+from trainer.config.unions import CHOICES, from_registry
 
 OPTIONS = "model.encoder.options"
 _KEYS_BELOW = "a mapping with the keys below"
-_SCHEDULES = tuple(alternatives(OptimSection.model_fields["schedule"].annotation))
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,9 @@ class Entry:
 def entries() -> Iterator[Entry]:
     """Yield all entries in the order of the configuration, a section before its keys."""
     for key in all_keys():
-        choosing, default = CHOICES.get(key.union, ("", ""))
-        if choosing and key.path == f"{key.union}.{choosing}":  # once for all alternatives
-            if key.choice == default:
-                yield _discriminator(key)
+        if key.union is not None and key.path == _chooses(key.union):
+            if key.choice == CHOICES[key.union.path][1]:  # once for all alternatives
+                yield _discriminator(key, key.union)
             continue
         yield _entry(key)
         element = key.of.element("")
@@ -62,13 +59,23 @@ def entries() -> Iterator[Entry]:
             yield from _options()
 
 
-def describe_recipe(name: str) -> str:
-    """Return what a recipe does, in one sentence."""
-    recipe = RECIPES[name]
-    module = _first_line(sys.modules[recipe.__module__])
-    start, colon, text = module.partition(": ")
-    text = text if colon and start.startswith(f"The recipe `{name}`") else _first_line(recipe)
-    return text[:1].upper() + text[1:]
+def unions() -> Iterator[tuple[Key, str]]:
+    """Yield the keys that are unions of sections, with what an alternative is called."""
+    for key in all_keys():
+        if key.alternatives:
+            yield key, _noun(key)
+
+
+def describe_alternative(union: Key, name: str) -> str:
+    """Return what an alternative of a union does, such as a recipe, in one sentence."""
+    if union.path == "grouping":
+        recipe = RECIPES[name]
+        module = _first_line(sys.modules[recipe.__module__])
+        start, colon, text = module.partition(": ")
+        described = text if colon and start.startswith(f"The recipe `{name}`") else ""
+        described = described or _first_line(recipe)
+        return described[:1].upper() + described[1:]
+    return _first_line(union.alternatives[name])
 
 
 def describe_encoder(name: str) -> str:
@@ -85,34 +92,34 @@ def default_of(field: FieldInfo) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _entry(key: Key) -> Entry:
-    choices = alternatives(key.of.annotation)
-    is_section = key.section is not None or bool(choices)
-    default = ""
+    default, words = "", allowed(key.of)
     if key.section is None:
         default = "required" if key.field.is_required() else _as_text(default_of(key.field))
-    words = allowed(key.of)
-    if choices:
-        noun = next(iter(choices.values())).noun
-        words = f"a mapping with the keys of a {noun}: {', '.join(choices)}"
-    elif is_section:
+    else:
         words = _KEYS_BELOW
+    if key.alternatives:
+        words = f"a mapping with the keys of a {_noun(key)}: {', '.join(key.alternatives)}"
     meaning = " ".join((key.field.description or "").split())
     if key.section is not None:
         meaning = meaning or _first_line(key.section)
-    return Entry(key.path, _owner(key), words, default, meaning, is_section)
+    of = "" if key.union is None else f"{_noun(key.union)} {key.choice}"
+    is_section = key.section is not None or bool(key.alternatives)
+    return Entry(key.path, of, words, default, meaning, is_section)
 
 
-def _discriminator(key: Key) -> Entry:
-    names = RECIPES.names() if key.union == "grouping" else _SCHEDULES
-    default = key.choice if key.union == "grouping" else "required"
+def _noun(union: Key) -> str:
+    return next(iter(union.alternatives.values())).noun or "choice"
+
+
+def _chooses(union: Key) -> str:
+    """Return the dotted key that chooses an alternative."""
+    return f"{union.path}.{CHOICES[union.path][0]}"
+
+
+def _discriminator(key: Key, union: Key) -> Entry:
+    default = key.choice if from_registry(union.of.annotation) else "required"
+    names = tuple(union.alternatives)
     return Entry(key.path, "", either(names), default, key.field.description or "")
-
-
-def _owner(key: Key) -> str:
-    if not key.choice:
-        return ""
-    noun = "recipe" if key.union == "grouping" else "schedule"
-    return f"{noun} {key.choice}"
 
 
 def _options() -> Iterator[Entry]:
@@ -125,10 +132,10 @@ def _options() -> Iterator[Entry]:
 def _as_text(value: Any) -> str:  # noqa: ANN401 - any JSON value
     if isinstance(value, list):
         return "[" + ", ".join(map(_as_text, value)) + "]"
-    if isinstance(value, float):
+    if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return value if isinstance(value, str) and value else in_yaml(value)
 
 
-def _first_line(documented: Any) -> str:  # noqa: ANN401 - a class or function
+def _first_line(documented: Any) -> str:  # noqa: ANN401 - a class, function or module
     return (inspect.getdoc(documented) or "").partition("\n")[0]

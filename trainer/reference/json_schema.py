@@ -7,7 +7,7 @@ plug-ins may register are open: a file without `plugins` and `base` may have the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -16,10 +16,22 @@ from pydantic.fields import FieldInfo
 from dmtg.plugins import ENCODERS
 from trainer.config.allowed import KeysOf, NameIn, Type, Words
 from trainer.config.config import Config
-from trainer.config.keys import all_keys
+from trainer.config.keys import Key, all_keys
 from trainer.config.section import Section
-from trainer.config.unions import CHOICES, SHORTHANDS, alternatives, section_type
-from trainer.reference.entries import OPTIONS, default_of, describe_recipe, entries
+from trainer.config.unions import (
+    CHOICES,
+    SHORTHANDS,
+    alternatives,
+    from_registry,
+    section_type,
+)
+from trainer.reference.entries import (
+    OPTIONS,
+    default_of,
+    describe_alternative,
+    entries,
+    unions,
+)
 
 Schema = dict[str, Any]
 
@@ -72,66 +84,71 @@ def _key(field: FieldInfo, path: str) -> Schema:
 
 
 def _value(of: Type, path: str) -> Schema:
-    inner, choices, words = section_type(of.annotation), alternatives(of.annotation), of.find(Words)
+    inner, words = section_type(of.annotation), of.find(Words)
     if inner is not None:
         schema = _section(inner, path)
         if path == OPTIONS.rpartition(".")[0]:
             schema["allOf"] = list(_encoder_options())
-    elif choices:
-        schema = _union(choices, path)
+    elif alternatives(of.annotation):
+        schema = _union(next(key for key, _ in unions() if key.path == path))
     else:
         members = [_member(member, path) for member in of.members]
         members += [] if words is None or words.also is None else [_value(Type.of(words.also), "")]
         schema = _any_of([*members, *([{"type": "null"}] if of.nullable else [])])
     if path in SHORTHANDS:
-        schema = _any_of([_shorthand(choices), schema])
+        schema = _any_of([_shorthand(of), schema])
     return schema
 
 
-def _shorthand(choices: Mapping[str, type[Section]]) -> Schema:
+def _shorthand(of: Type) -> Schema:
     """Return the schema of the text that stands for a section."""
     names = [
         name
-        for name, section in choices.items()
-        if not any(field.is_required() for field in section.model_fields.values())
+        for name, section in alternatives(of.annotation).items()
+        if not any(_is_needed(field, key, section) for key, field in section.model_fields.items())
     ]
-    return {"enum": names} if names else {"type": "string"}
+    return {"enum": names} if names and not from_registry(of.annotation) else {"type": "string"}
 
 
-def _union(choices: Mapping[str, type[Section]], path: str) -> Schema:
+def _union(union: Key) -> Schema:
     """Return the schema of a mapping whose keys depend on the value of one of them."""
-    discriminator, default = CHOICES[path]
-    is_recipe = path == "grouping"
-    branches = []
-    for name, section in choices.items():
-        chosen: Schema = {"properties": {discriminator: {"const": name}}}
-        if name != default or not is_recipe:
-            chosen["required"] = [discriminator]
-        then = _section(section, path)
-        then["properties"][discriminator] = {"const": name}
-        then["required"] = [n for n, f in section.model_fields.items() if _is_needed(f, n, path)]
-        branches.append({"if": chosen, "then": then})
-    names: Schema = {"enum": list(choices)}
-    if is_recipe:
-        help_text = "; ".join(f"{name}: {describe_recipe(name)}" for name in choices)
-        names = {**_open(list(choices)), "description": help_text, "default": default}
-    schema: Schema = {
-        "type": ["object", "null"] if is_recipe else "object",
-        "properties": {discriminator: names},
-        "allOf": branches,
+    choosing, default = CHOICES[union.path]
+    has_default = from_registry(union.of.annotation)
+    conditions = []
+    for name, section in union.alternatives.items():
+        chosen: Schema = {"properties": {choosing: {"const": name}}}
+        if name != default or not has_default:
+            chosen["required"] = [choosing]
+        then = _section(section, union.path)
+        then["properties"][choosing] = {"const": name}
+        keys = section.model_fields.items()
+        then["required"] = [key for key, field in keys if _is_needed(field, key, section)]
+        conditions.append({"if": chosen, "then": then})
+    names = list(union.alternatives)
+    described = " ".join(f"{name}: {describe_alternative(union, name)}" for name in names)
+    if has_default:
+        choice = {**_open(names), "description": described, "default": default}
+        properties = {choosing: choice}
+        return {"type": ["object", "null"], "properties": properties, "allOf": conditions}
+    properties = {choosing: {"enum": names, "description": described}}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [choosing],
+        "allOf": conditions,
     }
-    return schema if is_recipe else {**schema, "required": [discriminator]}
 
 
-def _is_needed(field: FieldInfo, name: str, path: str) -> bool:
-    return field.is_required() and name != CHOICES[path][0]
+def _is_needed(field: FieldInfo, name: str, section: type[Section]) -> bool:
+    """Return whether an alternative of a union needs a key besides the one that chooses it."""
+    return field.is_required() and name != section.discriminator
 
 
 def _member(of: Type, path: str) -> Schema:
     """Return the schema of a type that is no union and no section."""
     name = of.find(NameIn)
     if name is not None:
-        return _open([*name.registry.names(), *([""] if name.or_empty else [])])
+        return _open(_names(name))
     if of.origin is Union:
         return _any_of([_member(member, path) for member in of.members])
     if of.origin is Literal:
@@ -166,6 +183,10 @@ def _bounds(of: Type) -> Schema:
         for name, word in words.items()
         if getattr(each, name, None) is not None
     }
+
+
+def _names(name: NameIn) -> list[str]:
+    return [*name.registry.names(), *([""] if name.or_empty else [])]
 
 
 def _open(names: Sequence[str]) -> Schema:
@@ -209,20 +230,18 @@ def _required(section: type[Section]) -> Schema:
 
 def _known_names() -> Iterator[Schema]:
     """Yield a schema for each key whose value names a part: the names that are known."""
-    for path, shorthand in SHORTHANDS.items():
-        for key in all_keys():
-            name = key.of.find(NameIn)
-            if key.path == f"{path}.{shorthand}" and name is not None:
-                text = {"if": {"type": "string"}, "then": {"enum": list(name.registry.names())}}
-                yield _at(path, text)
     for key in all_keys():
-        name = key.of.find(NameIn)
+        name = key.of.name_in
         if name is not None:
-            yield _at(key.path, {"enum": _member(key.of, "")["anyOf"][0]["enum"]})
-        elif key.path in CHOICES:
-            discriminator = CHOICES[key.path][0]
-            known = list(alternatives(key.of.annotation))
-            yield _at(f"{key.path}.{discriminator}", {"enum": known})
+            path, known = key.path, [*_names(name), *([None] if key.of.nullable else [])]
+        elif from_registry(key.of.annotation):
+            path, known = f"{key.path}.{CHOICES[key.path][0]}", [*key.alternatives]
+        else:
+            continue
+        yield _at(path, {"enum": known})
+        parent, _, last = path.rpartition(".")
+        if SHORTHANDS.get(parent) == last:
+            yield _at(parent, {"if": {"type": "string"}, "then": {"enum": known}})
 
 
 def _at(path: str, schema: Schema) -> Schema:

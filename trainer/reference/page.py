@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dmtg.plugins import ENCODERS, RECIPES
-from trainer.config.optim import OptimSection
-from trainer.config.unions import alternatives
+from dmtg.plugins import ENCODERS
+from trainer.config.keys import Key
+from trainer.config.unions import CHOICES
 from trainer.reference.entries import (
     OPTIONS,
     Entry,
+    describe_alternative,
     describe_encoder,
-    describe_recipe,
     entries,
+    unions,
 )
 
 _HEAD = """\
@@ -61,10 +62,9 @@ def configuration_page() -> str:
         parts.append(f"## `{top.path}`\n\n{top.meaning}\n" if top.is_section else _plain(top))
         inner = [e for e in listed if e.path.startswith(f"{top.path}.") and not e.of]
         parts += _tables(top.path, inner)
-        if top.path == "grouping":
-            parts += _recipes(listed)
-        if top.path == "optim":
-            parts += _schedules(listed)
+        for union, noun in unions():
+            if union.path.partition(".")[0] == top.path:
+                parts += _alternatives(union, noun, listed)
         if top.path == "model":
             parts += _encoders(listed)
     return "\n".join(parts)
@@ -86,19 +86,12 @@ def _tables(path: str, inner: list[Entry]) -> Iterable[str]:
         yield _table([entry for entry in deeper if entry.path.rpartition(".")[0] == parent])
 
 
-def _recipes(listed: list[Entry]) -> Iterable[str]:
-    for name in RECIPES.names():
-        own = [e for e in listed if e.of == f"recipe {name}"]
-        yield f"### Recipe `{name}`\n\n{describe_recipe(name)}\n"
-        yield _table(own) if own else "No keys but `recipe`.\n"
-
-
-def _schedules(listed: list[Entry]) -> Iterable[str]:
-    sections = alternatives(OptimSection.model_fields["schedule"].annotation)
-    for name, section in sections.items():
-        own = [e for e in listed if e.of == f"schedule {name}"]
-        yield f"### Schedule `{name}`\n\n{(section.__doc__ or '').partition(chr(10))[0]}\n"
-        yield _table(own) if own else "No keys but `name`.\n"
+def _alternatives(union: Key, noun: str, listed: list[Entry]) -> Iterable[str]:
+    """Yield a table for each recipe, schedule or the like."""
+    for name in union.alternatives:
+        own = [e for e in listed if e.of == f"{noun} {name}" and e.path.startswith(union.path)]
+        yield f"### {noun.capitalize()} `{name}`\n\n{describe_alternative(union, name)}\n"
+        yield _table(own) if own else f"No keys but `{CHOICES[union.path][0]}`.\n"
 
 
 def _encoders(listed: list[Entry]) -> Iterable[str]:

@@ -112,10 +112,9 @@ def test_network_with_the_published_decoder_and_gradient_scale(rooms_config, man
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.encoder.name=vgg", r"model\.encoder\.name is 'vgg', must be one of"),
         ("model.dense_widths=[5]", r"dense_widths is \(5,\), must be positive multiples of 8"),
         ("model.trunk_depth=9", r"model\.trunk_depth is 9, must be from 0 to 2"),
-        ("model.encoder.options.deep=3", r"model\.encoder\.options has 'deep'"),
+        ("model.encoder.options.depth=3", r"has 'depth', .*; did you mean 'depths'\?$"),
         (
             "model.encoder.options.hidden_act=nonesuch",
             r"model\.encoder\.options is .*'nonesuch'.* cannot build it: KeyError: 'nonesuch'$",

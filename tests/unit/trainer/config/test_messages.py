@@ -124,6 +124,8 @@ WRONG = [
      "did you mean 'binary'?"),
     ("tasks.define={a: {loss: mze}}", "tasks.define.a.loss: found 'mze'; allowed: bce, "
      "cross_entropy, l1, l1_shift, mse; did you mean 'mse'?"),
+    ("tasks.define={a: {loss: 5}}", "tasks.define.a.loss: found 5; allowed: bce, cross_entropy, "
+     "l1, l1_shift, mse or null; text is written in quotes: '5'"),
     ("tasks.define={a: {channels: 2.5}}", f"tasks.define.a.channels: found 2.5; allowed: {COUNT}"),
     ("tasks.define={a: {mean: 0.5}}", "tasks.define.a.mean: found 0.5; allowed: a list of numbers; "
      "a list is written [0.5]"),
@@ -132,7 +134,7 @@ WRONG = [
      "text is written in quotes: '5'"),
     ("tasks.define={a: {display: red}}", "tasks.define.a.display: found 'red'; allowed: grey, "
      "depth, normal, classes or signed"),
-    ("tasks.define={5: {kind: binary}}", "tasks.define.5: found the key 5; allowed are texts, "
+    ("tasks.define={5: {kind: binary}}", "tasks.define: found the key 5; allowed are texts, "
      "write it in quotes"),
     # missing keys
     ("model.encoder={options: {}}", "model.encoder.name: required and not given; allowed: "
@@ -257,6 +259,9 @@ def test_what_stands_for_something_else():
 
 
 def test_the_description_of_a_task_stays_as_it_is_given():
-    given = {"a": {"kind": "multiclass", "classes": ["x", "y"], "channels": 2, "mean": [1]}}
+    given = {
+        "a": {"kind": "multiclass", "classes": ["x", "y"], "channels": 2, "mean": [1]},
+        "b": {"loss": None, "metric": "", "field": None, "valid_below": 5},
+    }
     config = parse_config({**deepcopy(TREE), "tasks": {"define": given}}, "here.yaml")
     assert config.tasks.define == given
