@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-_SIMILARITY = 0.6  # of difflib: 1 for equal names; below it a suggestion would be a guess
 
+def closest(name: str, allowed: Iterable[str], similarity: float = 0.6) -> str | None:
+    """Return the allowed name that is most like `name`, whatever its case; None if none is.
 
-def closest(name: str, allowed: Iterable[str]) -> str | None:
-    """Return the allowed name that is most like `name`, whatever its case; None if none is."""
+    Args:
+        similarity: Of difflib, 1 for equal names; with less a suggestion would be a guess.
+    """
     by_lower = {each.lower(): each for each in allowed}
-    matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=_SIMILARITY)
+    matches = get_close_matches(name.lower(), by_lower, n=1, cutoff=similarity)
     return by_lower[matches[0]] if matches else None
 
 

@@ -48,6 +48,7 @@ _OTHER_NAMES = {
     "warmup": "optim.warmup_steps",
     "wd": "optim.weight_decay",
 }
+_NEARLY_EQUAL = 0.85  # similarity of a wrongly written name to that of another program
 
 
 def suggest_key(path: str, section: type[Section] | None = None, choice: str = "") -> str:
@@ -71,11 +72,15 @@ def suggest_key(path: str, section: type[Section] | None = None, choice: str = "
         if others:
             return f"; {key} is a key of {section.noun} {either(others)}"
     near = None if section is None else closest(key, section.model_fields)
-    same = [each.path for each in all_keys() if each.path.rpartition(".")[2] == key]
+    same = [
+        each.path
+        for each in all_keys()
+        if each.path.rpartition(".")[2] == key and ".TASK." not in each.path
+    ]
     candidates = [
         _OTHER_NAMES.get(key.lower()),
         near if near is None or not here else f"{here}.{near}",
-        _OTHER_NAMES.get(closest(key, _OTHER_NAMES) or ""),
+        _OTHER_NAMES.get(closest(key, _OTHER_NAMES, _NEARLY_EQUAL) or ""),
         *same,
     ]
     found = next((each for each in candidates if each is not None and each != path), None)

@@ -5,7 +5,9 @@ from copy import deepcopy
 
 import pytest
 
+from trainer.config.keys import all_keys
 from trainer.config.loading import apply_overrides, parse_config
+from trainer.config.suggestions import _OTHER_NAMES
 from trainer.errors import UserError
 
 TREE = {
@@ -265,3 +267,7 @@ def test_the_description_of_a_task_stays_as_it_is_given():
     }
     config = parse_config({**deepcopy(TREE), "tasks": {"define": given}}, "here.yaml")
     assert config.tasks.define == given
+
+
+def test_the_words_of_other_programs_stand_for_keys_that_exist():
+    assert set(_OTHER_NAMES.values()) <= {key.path for key in all_keys()}
