@@ -52,11 +52,17 @@ def test_every_line_that_is_off_can_be_turned_on(dmtg, digits, here):
 
 
 def test_dense_labels_and_another_file(dmtg, rooms, here):
-    end = dmtg("init", rooms, "--out", here / "sub.yaml", "--json")
+    end = dmtg("init", rooms, "--out", here / "sub" / "mine.yaml", "--json")
     values = json.loads(end.stdout.splitlines()[-1])
-    assert end.code == 0 and values["config"] == str(here / "sub.yaml") and not values["left_out"]
-    assert open_data(load_config(here / "sub.yaml")).tasks
-    assert re.search(r"- normal +# dense_regression; 3 channels; ", (here / "sub.yaml").read_text())
+    assert (
+        end.code == 0
+        and values["config"] == str(here / "sub" / "mine.yaml")
+        and not values["left_out"]
+    )
+    assert open_data(load_config(here / "sub" / "mine.yaml")).tasks
+    assert re.search(
+        r"- normal +# dense_regression; 3 channels; ", (here / "sub" / "mine.yaml").read_text()
+    )
 
 
 def test_no_file_is_replaced(dmtg, digits, here):

@@ -50,6 +50,7 @@ def init(
     command = train_command(path)
     text = starting_text(start, command)
     open_data(parse_config(parse_yaml(text), str(path)))  # it trains as written
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(text)
     schema = path.parent / SCHEMA
