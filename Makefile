@@ -18,7 +18,7 @@ GPU_ENV := .venv-gpu
 GPU_PYTHON := $(if $(WHEELS),$(GPU_ENV),$(VENV))/bin/python
 PARTS = $(wildcard $(WHEELS)/*/requirements.txt)
 
-.PHONY: setup demo test test-slow test-gpu gpu-env wheels-gpu lint bench bench-gpu wheel clean
+.PHONY: setup demo test test-slow test-gpu gpu-env wheels-gpu reference lint bench bench-gpu wheel clean
 
 setup: $(STAMP)
 
@@ -83,6 +83,11 @@ endif
 wheels-gpu: setup
 	$(BIN)/python tests/gpu/wheels.py $(or $(WHEELS),wheels) \
 		$(if $(PYTHON_VERSION),--python-version $(PYTHON_VERSION)) $(if $(HAVE),--have $(HAVE))
+
+# Write the pages and files that are generated from the code; a test compares them.
+reference: setup
+	$(BIN)/dmtg keys --markdown docs/configuration.md
+	$(BIN)/dmtg schema --out experiments/dmtg.schema.json --overwrite
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
+
+from dmtg.suggestions import did_you_mean
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -61,7 +62,11 @@ class Registry(Generic[T]):
         """
         self._load()
         if name not in self._entries:
-            raise ValueError(f"{self.noun} is {name!r}, must be one of {', '.join(self.names())}")
+            allowed = self.names()
+            raise ValueError(
+                f"{self.noun} is {name!r}, must be one of {', '.join(allowed)}"
+                f"{did_you_mean(name, allowed)}"
+            )
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -76,14 +81,10 @@ class Registry(Generic[T]):
     def check(self, name: str) -> str:
         """Return a name that is known.
 
-        A name that is also the name of a built-in module passes without an import, which keeps
-        the check of a configuration fast; it is looked up when the entry is used.
-
         Raises:
             ValueError: The name is unknown; the message lists those that are allowed.
         """
-        if name not in self._entries and name not in self._module_names():
-            self[name]
+        self[name]
         return name
 
     def plugin_of(self, name: str) -> str | None:
@@ -102,11 +103,6 @@ class Registry(Generic[T]):
 
     def _is_built_in(self, module: str) -> bool:
         return any(f"{module}.".startswith(f"{package}.") for package in self._packages)
-
-    def _module_names(self) -> set[str]:
-        specs = filter(None, map(find_spec, self._packages))
-        folders = [path for spec in specs for path in spec.submodule_search_locations or []]
-        return {module.name for module in pkgutil.iter_modules(folders)}
 
     def _load(self) -> None:
         if self._loaded:

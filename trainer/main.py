@@ -46,7 +46,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_args(arguments)
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        hint = f"; an override has no dashes: {unknown[0].lstrip('-')}" if "." in unknown[0] else ""
+        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
+    return parsed
 
 
 def run(config: Config, watchdog: Watchdog) -> None:

@@ -7,12 +7,16 @@ from typing import Any
 
 from data_pipelines.reading.fields import LabelRequest
 from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.names import shortened
 from dmtg.plugins import TASK_KINDS
+from dmtg.suggestions import did_you_mean
 from model.kinds.kind import get_kind
 from model.tasks.presets import PRESETS, TASKONOMY
 from model.tasks.spec import TaskSpec
 from trainer.config.tasks import TasksSection
 from trainer.errors import UserError
+
+_LONGEST = 500  # characters of the labels in a message
 
 
 def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:
@@ -22,11 +26,8 @@ def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, 
     the released Taskonomy domain of that name, over the manifest's description of its field.
 
     Raises:
-        UserError: An unknown preset or task, or a definition that is not a task's.
+        UserError: An unknown task, or a definition that is not a task's.
     """
-    if section.preset is not None and section.preset not in PRESETS:
-        allowed = ", ".join(PRESETS)
-        raise UserError(f"tasks.preset: found {section.preset!r}; allowed: {allowed}")
     known = dict(TASKONOMY)
     if section.preset is not None:
         known |= {spec.name: spec for spec in PRESETS[section.preset]}
@@ -39,7 +40,10 @@ def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, 
         raise UserError(f"tasks.names: found {names}; allowed: one or more names, each once")
     unused = sorted(set(section.define) - set(names))
     if unused:
-        raise UserError(f"tasks.define: {', '.join(unused)} is not among the tasks of the run")
+        raise UserError(
+            f"tasks.define: {', '.join(unused)} is not among the tasks of the run"
+            f"{did_you_mean(unused[0], names)}"
+        )
     return tuple(_resolve(name, section, known, manifest) for name in names)
 
 
@@ -57,9 +61,18 @@ def _resolve(
     try:
         return TaskSpec.from_dict({"name": name, **spec, **definition})
     except (ValueError, TypeError) as error:
-        labels = ", ".join(sorted(n for n, f in manifest.fields.items() if f.kind != "image"))
-        hint = "" if spec or definition else f"; labels in {manifest.dataset}: {labels}"
-        raise UserError(f"tasks.define.{name}: {error}{hint}") from None
+        if not spec and not definition:
+            raise UserError(_no_label(name, manifest)) from None
+        raise UserError(f"tasks.define.{name}: {error}") from None
+
+
+def _no_label(name: str, manifest: Manifest) -> str:
+    labels = sorted(name for name, field in manifest.fields.items() if field.kind != "image")
+    shown = shortened(", ".join(labels), _LONGEST) or "none"
+    return (
+        f"tasks.names: found {name!r}, which is no label of {manifest.dataset} and not described "
+        f"by tasks.define.{name}; labels in {manifest.dataset}: {shown}{did_you_mean(name, labels)}"
+    )
 
 
 def _spec_of_field(name: str, kind: str, field: Field) -> dict[str, Any]:

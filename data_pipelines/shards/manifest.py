@@ -26,6 +26,7 @@ from data_pipelines.shards.field import Field, Frozen
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
 from dmtg.files import atomic_write
 from dmtg.names import MAX_TEXT, check_file_name, shortened
+from dmtg.suggestions import did_you_mean
 
 MANIFEST_NAME = "manifest.json"
 MAX_ERRORS_SHOWN = 10
@@ -176,7 +177,10 @@ class Manifest(Frozen):
             DataError: It does not exist.
         """
         if name not in self.splits:
-            raise DataError(f"split {name!r}: {self.dataset} has {', '.join(sorted(self.splits))}")
+            has = sorted(self.splits)
+            raise DataError(
+                f"split {name!r}: {self.dataset} has {', '.join(has)}{did_you_mean(name, has)}"
+            )
         return self.splits[name]
 
     def digest(self) -> str:

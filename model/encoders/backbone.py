@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from dmtg.memory import is_out_of_memory
 from dmtg.names import one_line, shortened
 from dmtg.plugins import register_encoder
+from dmtg.suggestions import did_you_mean
 from model.encoders.backbone_options import (
     check_nested,
     check_options,
     chosen_options,
     to_options,
 )
-from model.encoders.family import EncoderFamily, Parts
+from model.encoders.family import EncoderFamily, Option, Parts
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig, PreTrainedModel
@@ -137,9 +138,10 @@ def resolve_config(
                 f"must be {base.model_type!r}, as in {pretrained}"
             )
     if model_type not in _model_types():
-        allowed = ", ".join(_model_types())
+        types = _model_types()
         raise ValueError(
-            f"model.encoder.options.model_type is {model_type!r}, must be one of {allowed}"
+            f"model.encoder.options.model_type is {model_type!r}, must be one of "
+            f"{', '.join(types)}{did_you_mean(model_type, types)}"
         )
     if pretrained is None:
         base = AutoConfig.for_model(model_type)
@@ -239,7 +241,9 @@ def _cause(error: Exception) -> str:
 
 @register_encoder("backbone")
 class Backbone(EncoderFamily):
-    """A backbone of the transformers library, see `build_parts` for the split.
+    """A backbone of the transformers library.
+
+    `build_parts` says how it is split into trunk and branch.
 
     Args:
         options: `model_type` (unless it is pretrained) and options of that family's config.
@@ -251,6 +255,14 @@ class Backbone(EncoderFamily):
     """
 
     takes_pretrained: ClassVar[bool] = True
+    documented_options: ClassVar[Mapping[str, Option]] = {
+        "model_type": Option(
+            f"a family of backbones of transformers: {', '.join(SPLITTERS)} and others",
+            None,
+            "The family; required unless `model.encoder.pretrained` names one.",
+        )
+    }
+    more_options: ClassVar[bool] = True  # those of the family
 
     def __init__(
         self,

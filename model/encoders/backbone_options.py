@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from dmtg.names import shortened
+from dmtg.suggestions import did_you_mean
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig
@@ -97,9 +98,10 @@ def _is_part(value: object, whole: object) -> bool:
 
 
 def _unknown(config: PretrainedConfig, name: str) -> ValueError:
-    allowed = ", ".join(sorted(allowed_options(type(config))))
+    allowed = sorted(allowed_options(type(config)))
     return ValueError(
-        f"model.encoder.options has {name!r}, {config.model_type} knows only {allowed}"
+        f"model.encoder.options has {name!r}, {config.model_type} knows only "
+        f"{', '.join(allowed)}{did_you_mean(name, allowed)}"
     )
 
 

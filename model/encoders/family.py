@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import nn
 
+from dmtg.suggestions import did_you_mean
 from model.encoders.encoder import Pool
 
 
@@ -22,6 +23,20 @@ class Parts(NamedTuple):
 
     trunk: nn.Module
     branch: nn.Module
+
+
+class Option(NamedTuple):
+    """An option of an encoder, for documentation and editors.
+
+    Attributes:
+        allowed: What values it may have, in words.
+        default: The value where it is left out; None if that follows from something else.
+        meaning: One sentence.
+    """
+
+    allowed: str
+    default: Any
+    meaning: str
 
 
 class EncoderFamily(ABC):
@@ -39,6 +54,8 @@ class EncoderFamily(ABC):
         pool: How a feature map becomes the feature vector of a linear head: its mean over the
             pixels, or all its values.
         takes_pretrained: Whether `model.encoder.pretrained` may be given.
+        documented_options: The options by name, for documentation and editors.
+        more_options: Whether there are others than the documented ones.
         options: Options that rebuild the architecture without other files, as JSON can hold them.
             An exported model keeps them.
         image_size: See the argument.
@@ -52,6 +69,8 @@ class EncoderFamily(ABC):
 
     pool: ClassVar[Pool] = "mean"
     takes_pretrained: ClassVar[bool] = False
+    documented_options: ClassVar[Mapping[str, Option]] = {}
+    more_options: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -100,4 +119,7 @@ def check_option_names(encoder: str, options: Mapping[str, Any], allowed: Sequen
     unknown = sorted(set(options) - set(allowed))
     if unknown:
         listed = ", ".join(map(repr, allowed))
-        raise ValueError(f"model.encoder.options has {unknown[0]!r}, {encoder} knows only {listed}")
+        raise ValueError(
+            f"model.encoder.options has {unknown[0]!r}, {encoder} knows only {listed}"
+            f"{did_you_mean(unknown[0], allowed)}"
+        )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from dmtg.plugins import register_encoder
 from model.bounds import MAX_WIDTH, is_count
-from model.encoders.family import EncoderFamily, Parts, check_option_names
+from model.encoders.family import EncoderFamily, Option, Parts, check_option_names
 
 
 @register_encoder("mlp")
@@ -23,13 +23,21 @@ class Mlp(EncoderFamily):
     The first `trunk_depth` hidden layers are the trunk.
 
     Args:
-        options: `widths`: of the input, of every hidden layer and of the output.
+        options: See `documented_options`.
         image_size: H and W, both 1.
         pretrained: Not used.
 
     Raises:
         ValueError: If an option is unknown or a value not allowed.
     """
+
+    documented_options: ClassVar[Mapping[str, Option]] = {
+        "widths": Option(
+            f"a list of two or more whole numbers from 1 to {MAX_WIDTH}",
+            None,
+            "Widths of the input, of every hidden layer and of the output; required.",
+        )
+    }
 
     def __init__(
         self,
@@ -38,7 +46,7 @@ class Mlp(EncoderFamily):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(options, image_size, pretrained)
-        check_option_names("mlp", options, ["widths"])
+        check_option_names("mlp", options, list(self.documented_options))
         widths = options.get("widths")
         if (
             not isinstance(widths, (list, tuple))

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from dmtg.plugins import register_encoder
 from model.bounds import MAX_WIDTH, is_count
 from model.encoders.encoder import Pool
-from model.encoders.family import EncoderFamily, Parts, check_option_names
+from model.encoders.family import EncoderFamily, Option, Parts, check_option_names
 from model.encoders.pooled_stem import PooledStem
 
+CHANNELS = 64
 MAX_TRUNK_DEPTH = 1
 
 
@@ -44,7 +45,7 @@ class Residual64(EncoderFamily):
     1 puts the stem into the trunk, 0 into the branch.
 
     Args:
-        options: `channels` (64 where left out).
+        options: See `documented_options`.
         image_size: H and W.
         pretrained: Not used.
 
@@ -53,6 +54,11 @@ class Residual64(EncoderFamily):
     """
 
     pool: ClassVar[Pool] = "flatten"
+    documented_options: ClassVar[Mapping[str, Option]] = {
+        "channels": Option(
+            f"a whole number from 1 to {MAX_WIDTH}", CHANNELS, "Channels of all maps."
+        )
+    }
 
     def __init__(
         self,
@@ -61,8 +67,8 @@ class Residual64(EncoderFamily):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(options, image_size, pretrained)
-        check_option_names("residual64", options, ["channels"])
-        channels = options.get("channels", 64)
+        check_option_names("residual64", options, list(self.documented_options))
+        channels = options.get("channels", CHANNELS)
         if not is_count(channels, MAX_WIDTH):
             raise ValueError(
                 f"model.encoder.options.channels is {channels!r}, "

@@ -6,14 +6,14 @@ Legend: B batch, C channels, H, W.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmtg.plugins import register_encoder
 from model.bounds import MAX_WIDTH, is_count
-from model.encoders.family import EncoderFamily, Parts, check_option_names
+from model.encoders.family import EncoderFamily, Option, Parts, check_option_names
 
 SIZES = (32, 64, 128, 256, *(728,) * 9)
 CHANNELS = 512
@@ -74,7 +74,7 @@ def _resolve(options: Mapping[str, Any]) -> tuple[list[int], int]:
     Raises:
         ValueError: If an option is unknown or a value not allowed.
     """
-    check_option_names("xception", options, ["sizes", "channels"])
+    check_option_names("xception", options, list(Xception.documented_options))
     sizes, channels = options.get("sizes", SIZES), options.get("channels", CHANNELS)
     listed = isinstance(sizes, list | tuple) and all(is_count(size, MAX_WIDTH) for size in sizes)
     if not listed or len(sizes) < STEM_DEPTH:
@@ -99,14 +99,24 @@ class Xception(EncoderFamily):
     the published splits are trunk depths of 0, 3, 6 and 9.
 
     Args:
-        options: `sizes` (channels of the stages, 32, 64, 128, 256 and nine times 728 where left
-            out) and `channels` (of the output, 512 where left out).
+        options: See `documented_options`.
         image_size: H and W.
         pretrained: Not used.
 
     Raises:
         ValueError: If an option is unknown or a value not allowed.
     """
+
+    documented_options: ClassVar[Mapping[str, Option]] = {
+        "sizes": Option(
+            f"a list of two or more whole numbers from 1 to {MAX_WIDTH}",
+            list(SIZES),
+            "Channels of the stages.",
+        ),
+        "channels": Option(
+            f"a whole number from 1 to {MAX_WIDTH}", CHANNELS, "Channels of the output."
+        ),
+    }
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from dmtg.names import check_file_name, check_text
 from dmtg.plugins import LOSSES, TASK_KINDS
+from dmtg.suggestions import did_you_mean
 from model.bounds import MAX_CLASSES, MAX_PIXEL_CHANNELS
 from model.tasks.display import DISPLAYS
 
@@ -19,24 +20,24 @@ class TaskSpec:
     """One task.
 
     Attributes:
-        name: Unique among the tasks of a run; part of file names, see `dmtg.names`.
-        kind: What a label is: the name of a class in `model.kinds` or of a plug-in.
+        name: Unique among the tasks of a run; part of file names.
+        kind: What a label is.
         channels: Number of classes (multiclass, dense_classification), of values per pixel
             (dense_regression); 1 for binary and regression.
         field: Label field in the data; empty means the name.
-        loss: Empty means the kind's default. A binary task with `cross_entropy` has two outputs.
+        loss: Empty means the kind's default; a binary task with `cross_entropy` has two outputs.
         mean: Subtracted from raw values, one per channel or one for all.
         scale: Divides the difference, so that target = (raw - mean) / scale.
         valid_below: Raw dense values at or above it are invalid pixels.
         ignore_index: Class id of a dense_classification that is not labelled.
         unit: Name of the natural unit, as in "m".
         unit_scale: Natural value = raw * unit_scale + unit_offset.
-        unit_offset: See `unit_scale`.
+        unit_offset: Added to raw * unit_scale.
         positive_above: Natural value above which a pixel of a one-channel map is positive (an edge,
             a keypoint), which adds the metric `f1`.
         display: How a dense prediction is drawn.
         classes: Names of the classes, in order of their ids.
-        metric: Name of the metric class; empty means the kind's choice.
+        metric: Empty means the kind's choice.
 
     Raises:
         ValueError: If the attributes contradict each other; the message names the task.
@@ -120,7 +121,7 @@ class TaskSpec:
         if unknown:
             raise ValueError(
                 f"task {values.get('name')!r}: unknown attribute {unknown[0]!r}, "
-                f"must be one of {', '.join(known)}"
+                f"must be one of {', '.join(known)}{did_you_mean(unknown[0], known)}"
             )
         missing = {"name", "kind"} - set(values)
         if missing:

@@ -42,8 +42,8 @@ def edit_manifest(root, edit):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.learnig_rate=1", "optim.learnig_rate: unknown key; allowed: "),
-        ("run.steps=many", "run.steps: found 'many'; Input should be a valid integer"),
+        ("optim.learnig_rate=1", "weight_decay; did you mean optim.lr?"),
+        ("run.steps=many", "run.steps: found 'many'; allowed: a whole number from 1 to 10^12"),
         ("data.global_batch=9999", "data.global_batch: 9999"),
         ("data.num_streams=3", "data.num_streams: 3 must be a multiple of"),
         (
@@ -51,8 +51,8 @@ def edit_manifest(root, edit):
             "data.global_batch is 8; it must be a multiple of processes x",
         ),
         ("tasks.names=[has_sphere]", "tasks.define: camera_pitch, depth_zbuffer, normal is not"),
-        ("model.encoder.name=vgg", "model.encoder.name is 'vgg', must be one of"),
-        ("data.train_split=trian", "split 'trian': rooms has train, val"),
+        ("model.encoder.name=vgg", "model.encoder.name: found 'vgg'; allowed: backbone"),
+        ("data.train_split=trian", "split 'trian': rooms has train, val; did you mean 'train'?"),
         ("data.shards=/no/such/folder", "/no/such/folder/manifest.json: cannot be read"),
     ],
 )
@@ -62,7 +62,12 @@ def test_bad_value(override, message, fails):
 
 def test_task_that_nothing_describes(fails):
     message = fails("tasks.names=[has_sphere, no_such]", "tasks.define={}")
+    assert "tasks.names: found 'no_such', which is no label of rooms" in message
     assert "tasks.define.no_such" in message and "labels in rooms: camera_pitch, " in message
+
+
+def test_task_with_a_wrong_letter(fails):
+    assert "did you mean 'has_sphere'?" in fails("tasks.names=[has_spere]", "tasks.define={}")
 
 
 def test_flip_that_makes_a_label_wrong(fails):

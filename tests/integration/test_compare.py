@@ -74,4 +74,4 @@ def test_a_run_that_fails_is_reported(dmtg, rooms_yaml, tmp_path):
     finished = dmtg("compare", str(rooms_yaml), *options, "--out", str(tmp_path))
     assert finished.code == 1
     assert "cell 0 (random, seed 0) ended with exit code 2" in finished.stderr
-    assert "error: tasks.define.no_such: " in finished.stderr
+    assert "error: tasks.names: found 'no_such', which is no label of " in finished.stderr

@@ -134,21 +134,21 @@ def test_an_alias_that_stands_for_itself(kind, refused):
 def test_numbers_that_are_none(override, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     key = override.partition("=")[0]
-    with pytest.raises(UserError, match=rf"{key}.*found (inf|nan); .*(finite|less|equal)"):
+    with pytest.raises(UserError, match=rf"{key}.*found (inf|nan); allowed: a number.*finite$"):
         load_config(tmp_path / "config.yaml", [override])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.encoder.options={a: [1, .inf]}", "model.encoder.options: a.1: found inf; allow"),
-        ("tasks.define={depth: {clip: .nan}}", "tasks.define.depth: clip: found nan; allowed are"),
-        ("run.steps=10000000000000", "run.steps: found 10000000000000; Input should be less"),
-        ("run.seed=99999999999999999999", "run.seed: found 99999999999999999999; Input"),
-        ("data.workers=100000", "data.workers: found 100000; Input should be less"),
-        ("data.image_size=[64, 1000000000]", "data.image_size.1: found 1000000000; Input"),
-        ("model.branches=1000000000", "model.branches: found 1000000000; Input should be less"),
-        ("run.timeout_seconds=1e300", "run.timeout_seconds: found 1e+300; Input should be less"),
+        ("model.encoder.options={a: [1, .inf]}", "model.encoder.options.a.1: found inf; allow"),
+        ("tasks.define={depth: {clip: .nan}}", "tasks.define.depth.clip: found nan; allowed"),
+        ("run.steps=10000000000000", "run.steps: found 10000000000000; allowed: a"),
+        ("run.seed=99999999999999999999", "run.seed: found 99999999999999999999; allow"),
+        ("data.workers=100000", "data.workers: found 100000; allowed: a whole"),
+        ("data.image_size=[64, 1000000000]", "data.image_size.1: found 1000000000; a"),
+        ("model.branches=1000000000", "model.branches: found 1000000000; allowed: a"),
+        ("run.timeout_seconds=1e300", "run.timeout_seconds: found 1e+300; allowed: a"),
     ],
 )  # fmt: skip
 def test_numbers_that_nothing_can_hold(override, message, tmp_path):

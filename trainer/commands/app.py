@@ -12,10 +12,13 @@ from trainer.commands.compare import compare
 from trainer.commands.doctor import doctor
 from trainer.commands.evaluate import evaluate
 from trainer.commands.export import export
+from trainer.commands.init import init
+from trainer.commands.keys import keys
 from trainer.commands.launch_files import launch_files
 from trainer.commands.plan import plan
 from trainer.commands.predict import predict
 from trainer.commands.report import report
+from trainer.commands.schema import schema
 from trainer.commands.shards import shards
 from trainer.commands.slurm import slurm
 from trainer.commands.status import status
@@ -38,6 +41,9 @@ app.command("eval")(evaluate)
 app.command()(predict)
 app.command()(report)
 app.command()(doctor)
+app.command()(init)
+app.command()(keys)
+app.command()(schema)
 app.command("launch-files")(launch_files)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from dmtg.plugins import RECIPES
 from dmtg.secrets import without_secrets
+from dmtg.suggestions import did_you_mean
 from trainer.compare.result import read_result
 from trainer.config.grouping import recipe_sections
 from trainer.config.loading import load_config, load_plugins_of
@@ -102,7 +103,10 @@ def plan_cells(
     unknown = [recipe for recipe in recipes if recipe not in RECIPES]
     if unknown or not recipes or len(set(recipes)) < len(recipes):
         allowed = ", ".join(RECIPES.names())
-        raise UserError(f"--recipes: found {','.join(recipes)!r}; allowed, each once: {allowed}")
+        hint = did_you_mean(unknown[0], RECIPES.names()) if unknown else ""
+        raise UserError(
+            f"--recipes: found {','.join(recipes)!r}; allowed, each once: {allowed}{hint}"
+        )
     for override in overrides:
         if override.partition("=")[0] in _CELL_KEYS:
             raise UserError(f"override {override!r}: compare sets this key for every cell")

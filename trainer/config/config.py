@@ -23,17 +23,16 @@ from trainer.config.tasks import TasksSection
 
 
 class Config(Section):
-    """Everything that a run depends on.
-
-    `plugins` names modules that are imported before the sections are validated.
-    """
+    """Everything that a run depends on."""
 
     plugins: tuple[str, ...] = ()
+    """Modules that are imported before the configuration is checked, to register parts."""
     run: RunSection
     data: DataSection
     tasks: TasksSection = TasksSection()
     model: ModelSection
     grouping: AnyGroupingSection = Field(default_factory=lambda: validate_grouping({}))
+    """How tasks get their branches: `recipe` chooses the method and the keys of this section."""
     pruning: PruningSection = PruningSection()
     optim: OptimSection = OptimSection()
     finetune: FinetuneSection = FinetuneSection()
@@ -44,8 +43,9 @@ class Config(Section):
     def _threshold_below_uniform(self) -> Config:
         if self.model.branches > 1 and self.pruning.threshold >= 1.0 / self.model.branches:
             raise ValueError(
-                f"pruning.threshold is {self.pruning.threshold}; must be below 1/model.branches = "
-                f"{1.0 / self.model.branches:.4g}, the probability that every head starts with"
+                f"pruning.threshold: found {self.pruning.threshold}; must be below "
+                f"1/model.branches = {1.0 / self.model.branches:.4g}, the probability that every "
+                "head starts with"
             )
         return self
 
@@ -55,7 +55,7 @@ class Config(Section):
             return self
         if isinstance(self.optim.schedule, PlateauSchedule):
             raise ValueError(
-                "optim.schedule is 'plateau', which needs epochs; data.tar_urls has none"
+                "optim.schedule: found 'plateau', which needs epochs; data.tar_urls has none"
             )
         if self.finetune.epochs:
             raise ValueError(
@@ -69,8 +69,8 @@ class Config(Section):
         most = self.run.timeout_seconds - 2 * remote.TIMEOUT
         if is_remote and self.data.retry_seconds >= most:
             raise ValueError(
-                f"data.retry_seconds is {self.data.retry_seconds:g}; must be below {most:g}: two "
-                f"attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
+                f"data.retry_seconds: found {self.data.retry_seconds:g}; must be below {most:g}: "
+                f"two attempts of {remote.TIMEOUT:g} s before run.timeout_seconds, "
                 f"{self.run.timeout_seconds:g}, after which the other ranks give up"
             )
         return self

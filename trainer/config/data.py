@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from data_pipelines.shards.remote import check_url
 from dmtg.plugins import DATA_SOURCES
 from model.bounds import MAX_IMAGE_SIDE
+from trainer.config.allowed import NameIn, Words
 from trainer.config.section import (
     MAX_SECONDS,
     Fraction,
@@ -21,6 +22,9 @@ from trainer.config.section import (
 
 MAX_WORKERS = 1024  # reading processes of one rank
 Side = Annotated[int, Field(gt=0, le=MAX_IMAGE_SIDE)]
+_SIZE = Words(
+    f"[height, width], two whole numbers from 1 to {MAX_IMAGE_SIDE}, or one number for both", Side
+)
 
 
 def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -30,40 +34,64 @@ def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     return value
 
 
+def _pair(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Return height and width of one number, which stands for both."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return (value, value) if whole and 0 < value <= MAX_IMAGE_SIDE else value
+
+
 class DataSection(Section):
-    """Where samples come from, and how the global batch is made of them.
+    """Where samples come from, and how the global batch is made of them."""
 
-    `source` names a registered data source and `source_options` its options; the built-in source
-    `shards` reads `shards`. `tar_urls` names tar files that replace the train split and are read
-    without an index.
-    `cache_dir` keeps copies of remote shards. `on_error: replace` continues without damaged
-    samples. Failed requests to a remote source are repeated for `retry_seconds`. `num_streams` is
-    the number of parts of the train split that are read and shuffled side by side.
-    """
-
-    source: Annotated[str, AfterValidator(DATA_SOURCES.check)] = "shards"
+    source: Annotated[str, NameIn(DATA_SOURCES)] = "shards"
+    """The data source: `shards` reads `data.shards`, others are of plug-ins."""
     source_options: Options = Field(default_factory=dict)
-    shards: Annotated[Path | str, BeforeValidator(_location)] | None = None
-    tar_urls: Annotated[str, AfterValidator(check_url)] | None = None
+    """Options of a data source of a plug-in; `shards` has none."""
+    shards: (
+        Annotated[Path | str, BeforeValidator(_location), Words("a folder or a URL of shards")]
+        | None
+    ) = None
+    """The folder of the shards and their manifest, or its URL; required by the source `shards`."""
+    tar_urls: Annotated[str, AfterValidator(check_url), Words("paths or URLs of tars")] | None = (
+        None
+    )
+    """Tars that replace the train split and are read without an index, as in
+    `https://host/train-{000..099}.tar`."""
     cache_dir: Path | None = None
+    """Folder for local copies of remote shards; null keeps none."""
     cache_gb: PositiveFloat = 100.0
+    """Size in GB that the copies in `data.cache_dir` may take."""
     retry_seconds: Annotated[float, Field(ge=0.0, le=MAX_SECONDS)] = 120.0
+    """Seconds for which failed requests to a remote source are repeated."""
     on_error: Literal["stop", "replace"] = "stop"
+    """A damaged sample stops the run, or is replaced by a sample without labels."""
     max_bad_fraction: Fraction = 0.01
+    """With `data.on_error: replace`, the fraction of damaged samples above which the run stops."""
     train_split: str = "train"
+    """The split to train on."""
     eval_split: str = "val"
-    image_size: tuple[Side, Side]
+    """The split to evaluate on."""
+    image_size: Annotated[tuple[Side, Side], BeforeValidator(_pair), _SIZE]
+    """Height and width to which images and dense labels are resized; one number stands for both."""
     global_batch: PositiveInt
+    """Samples of one step, over all processes and micro-batches."""
     workers: Annotated[int, Field(ge=0, le=MAX_WORKERS)] = 2
+    """Processes that read data for each rank; 0 reads in the process that trains."""
     num_streams: PositiveInt | None = None
+    """Parts of the train split that are read and shuffled side by side; null takes the largest
+    power of two up to 64 that divides `data.global_batch`."""
     flip: bool = False
+    """Mirror training samples left and right with probability one half."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Crop training samples at random to between this fraction and all of their area; null does not
+    crop."""
     allow_flat_labels: bool = False
+    """Train although the first batches have labels that are flattened or have no valid pixel."""
 
     @model_validator(mode="after")
     def _shards_given(self) -> DataSection:
         if self.source == "shards" and self.shards is None:
-            raise ValueError("shards is required by source 'shards' and not given")
+            raise ValueError("data.shards: required by data.source 'shards' and not given")
         if self.source == "shards" and self.source_options:
-            raise ValueError("source_options are not used by source 'shards'")
+            raise ValueError("data.source_options: given, but data.source 'shards' has no options")
         return self

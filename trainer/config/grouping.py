@@ -21,16 +21,14 @@ class GroupingSection(Section):
     discriminator: ClassVar[str] = "recipe"
 
     recipe: str
+    """The method that decides the grouping."""
 
 
 class LearnedGroupingSection(GroupingSection):
-    """The keys of all recipes that learn the groups while they train.
-
-    In each step `sampled_heads` random heads of a task are computed, or all its live heads if it is
-    null.
-    """
+    """The keys of all recipes that learn the groups while they train."""
 
     sampled_heads: PositiveInt | None = None
+    """Number of heads of each task, chosen at random, that a step computes; null computes all."""
 
 
 def recipe_sections() -> dict[str, type[GroupingSection]]:
@@ -46,6 +44,7 @@ def validate_grouping(value: Any) -> Any:  # noqa: ANN401 - whatever the file ho
     Raises:
         ValidationError: The recipe is unknown, or a key or value is not allowed.
     """
+    value = {} if value is None else value
     if not isinstance(value, Mapping):
         return value
     tree = {"recipe": DEFAULT_RECIPE, **value}

@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from dmtg.names import shortened
 from dmtg.plugins import PluginError, load_plugins
+from dmtg.suggestions import closest
 from dmtg.yaml_text import YamlError, parse_yaml, read_yaml
 from trainer.config.config import Config
 from trainer.config.messages import error_lines
-from trainer.config.unions import CHOICES
+from trainer.config.suggestions import suggest_key
+from trainer.config.unions import CHOICES, SHORTHANDS
 from trainer.errors import UserError
 
 
@@ -91,8 +93,8 @@ def _chooses(override: str) -> bool:
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
-    if not equals or not (sections or key == "plugins"):
-        raise UserError(f"override {override!r}: expected section.key=value")
+    if not equals or path.startswith("-") or not (sections or key == "plugins"):
+        raise UserError(f"override {override!r}: expected section.key=value{_form(path)}")
     try:
         value = parse_yaml(text)
     except YamlError as error:
@@ -102,12 +104,21 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         union = f"{union}.{name}" if union else name
         inner = _expanded(union, place.get(name, {}))
         if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {name!r} is a value, not a section")
+            raise UserError(f"override {override!r}: {union!r} is a value, not a section")
         place[name] = inner
         place = inner
     if not _same_choice(union, place, {key: value}):
         place.clear()
     place[key] = value
+
+
+def _form(path: str) -> str:
+    """Return the end of a message about an override that has not the form of one."""
+    if path.startswith("-"):
+        return f", without dashes: {path.lstrip('-')}=..."
+    if path in Config.model_fields:
+        return f"; {path} is a section, its keys are set as in {path}.KEY=VALUE"
+    return "" if "." in path else suggest_key(path)
 
 
 def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
@@ -117,6 +128,8 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"--config {chain}: base leads back to a file that is being read")
     try:
         tree = read_yaml(path)
+    except FileNotFoundError as error:
+        raise UserError(f"--config {chain}: {error.strerror}{_similar_file(path)}") from None
     except OSError as error:
         raise UserError(f"--config {chain}: {error.strerror}") from None
     except YamlError as error:
@@ -132,10 +145,21 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
     return _merged(_read(path.parent / base, (*readers, path)), tree)
 
 
+def _similar_file(path: Path) -> str:
+    """Return the end of a message about a file that does not exist."""
+    try:
+        names = {each.name for each in path.parent.iterdir() if each.suffix in (".yaml", ".yml")}
+    except OSError:
+        return ""
+    name = closest(path.name, names)
+    return "" if name is None else f"; did you mean {path.parent / name}?"
+
+
 def _merged(under: dict[str, Any], over: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of both trees, where both have one that of `over`.
 
-    A union of sections is replaced as a whole if `over` chooses another of its sections.
+    A union of sections is replaced as a whole if `over` chooses another of its sections. A section
+    without keys, which YAML reads as null, changes nothing.
     """
     both: dict[str, Any] = {}
     for key, value in over.items():
@@ -143,12 +167,18 @@ def _merged(under: dict[str, Any], over: dict[str, Any], prefix: str = "") -> di
         below = _expanded(path, under.get(key, {}))
         if isinstance(value, dict) and isinstance(below, dict) and _same_choice(path, below, value):
             both[key] = _merged(below, value, f"{path}.")
+        elif value is None and isinstance(under.get(key), dict):
+            both[key] = under[key]
     return under | over | both
 
 
 def _expanded(path: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
-    """Return a schedule's section in place of the name that stands for it."""
-    return {"name": value} if path == "optim.schedule" and isinstance(value, str) else value
+    """Return a section in place of the text that stands for it, and of null."""
+    if value is None:
+        return {}
+    if path in SHORTHANDS and isinstance(value, str):
+        return {SHORTHANDS[path]: value}
+    return value
 
 
 def _same_choice(path: str, under: dict[str, Any], over: dict[str, Any]) -> bool:

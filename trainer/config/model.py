@@ -5,67 +5,66 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
+from pydantic import Field, model_validator
 
-from dmtg.plugins import DENSE_DECODERS
+from dmtg.plugins import DENSE_DECODERS, ENCODERS
 from model.bounds import MAX_BRANCHES
+from trainer.config.allowed import NameIn
 from trainer.config.section import NonNegativeInt, Options, PositiveInt, Section
 
-
-def _check_compile(value: Any, check: ValidatorFunctionWrapHandler) -> bool | str:  # noqa: ANN401
-    try:
-        return check(value)
-    except ValidationError:
-        allowed = "true, false, reduce-overhead"
-        raise ValueError(f"found {value!r}; allowed are {allowed}") from None
-
-
 # With torch.compile's default mode, or with CUDA graphs.
-Compile = Annotated[bool | Literal["reduce-overhead"], WrapValidator(_check_compile)]
+Compile = bool | Literal["reduce-overhead"]
 
 
 class EncoderSection(Section):
-    """The encoder that is divided into trunk and branches."""
+    """The encoder that is divided into trunk and branches; `NAME` stands for `{name: NAME}`."""
 
-    name: str
+    name: Annotated[str, NameIn(ENCODERS)]
+    """The encoder."""
     options: Options = Field(default_factory=dict)
+    """Options of the encoder."""
     pretrained: Path | None = None
+    """Folder with pretrained weights, for an encoder that takes them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        return {"name": value} if isinstance(value, str) else value
 
 
 class ModelSection(Section):
-    """Trunk, branches and heads.
-
-    `branch_init` gives the branches independent random weights or copies of the same ones.
-    `init_from` names exported models whose weights initialise the network: one for all branches,
-    or one for each. `decoder` names the decoder of dense tasks and `decoder_options` its options;
-    `dense_widths` are the channels of the decoder `resize`. With
-    `sync_batchnorm: auto`, batch statistics are those of all ranks where the device supports it
-    (several GPUs), else those of each rank. `compile` compiles trunk and branches in the first
-    step; `reduce-overhead` also records them as CUDA graphs, which start all kernels of a part
-    with one call (on GPUs only). `activation_checkpointing` saves memory: the backward pass
-    computes each branch's forward pass again. With `channels_last: auto`, one process on a GPU
-    and DDP store the weights of convolutions as the maps are.
-    """
+    """Trunk, branches and heads."""
 
     encoder: EncoderSection
     branches: Annotated[int, Field(gt=0, le=MAX_BRANCHES)]
+    """Number of branches K at the beginning, the largest number of groups."""
     trunk_depth: NonNegativeInt = 0
+    """Number of the encoder's first stages that all branches share."""
     branch_init: Literal["independent", "copies"] = "independent"
+    """Give the branches independent random weights, or copies of the same ones."""
     init_from: tuple[Path, ...] = ()
+    """Exported models whose weights initialise the network: one for all branches, or one for
+    each."""
     gradient_scale: Literal["none", "paper", "published_code"] = "none"
-    decoder: Annotated[str, AfterValidator(DENSE_DECODERS.check)] = "resize"
+    """Scale the gradients into trunk and branches by 1/sqrt(K) and 1/sqrt(N), as the paper says, or
+    both by 1/sqrt(K), as its code does."""
+    decoder: Annotated[str, NameIn(DENSE_DECODERS)] = "resize"
+    """The decoder of dense tasks."""
     decoder_options: Options = Field(default_factory=dict)
+    """Options of a decoder of a plug-in; the built-in ones have none."""
     dense_widths: tuple[PositiveInt, ...] = (64, 32)
+    """Channels of the stages of the decoder `resize`, multiples of 8."""
     sync_batchnorm: Literal["auto", "never"] = "auto"
+    """`auto` takes batch statistics of all ranks where several GPUs train, `never` those of each
+    rank."""
     channels_last: Literal["auto", "never"] = "auto"
+    """`auto` stores the weights of convolutions channels-last where one process on a GPU or DDP
+    trains."""
     compile: Compile = False
+    """Compile trunk and branches in the first step; `reduce-overhead` also records them as CUDA
+    graphs, on GPUs only."""
     activation_checkpointing: bool = False
+    """Save memory: the backward pass computes each branch's forward pass again."""
 
     @property
     def compile_mode(self) -> str | None:

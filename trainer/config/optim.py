@@ -19,58 +19,69 @@ class ConstantSchedule(ScheduleSection):
     """Constant learning rates."""
 
     name: Literal["constant"] = "constant"
+    """Chooses the schedule."""
 
 
 class CosineSchedule(ScheduleSection):
     """Half a cosine from the learning rates to zero at the end of the run."""
 
     name: Literal["cosine"] = "cosine"
+    """Chooses the schedule."""
 
 
 class MultistepSchedule(ScheduleSection):
-    """Multiply the rates by `gamma` at each of the `milestones`, which are fractions of the run."""
+    """Multiply the rates by a factor at given times."""
 
     name: Literal["multistep"] = "multistep"
+    """Chooses the schedule."""
     milestones: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+    """Fractions of the run at which the rates are multiplied."""
     gamma: PositiveFloat = 0.5
+    """The factor."""
 
 
 class PlateauSchedule(ScheduleSection):
-    """Multiply the rates by `gamma` when the train loss stops falling.
-
-    That is when it has not fallen by the fraction `threshold` for more than `patience` epochs. The
-    rates do not fall below `min_lr`.
-    """
+    """Multiply the rates by a factor when the train loss stops falling."""
 
     name: Literal["plateau"] = "plateau"
+    """Chooses the schedule."""
     gamma: PositiveFloat = 0.5
+    """The factor, which must be below 1."""
     patience: NonNegativeInt = 3
+    """Number of epochs without progress after which one more lowers the rates."""
     threshold: Fraction = 0.1
+    """Fraction of the train loss by which it must fall to count as progress."""
     min_lr: Annotated[float, Field(ge=0.0)] = 3e-5
+    """The rates do not fall below this one; at most `optim.lr`."""
 
 
 Schedule = Union[ConstantSchedule, CosineSchedule, MultistepSchedule, PlateauSchedule]  # noqa: UP007
 
 
 class OptimSection(Section):
-    """Optimizer, learning rates and gradient accumulation.
-
-    `schedule: NAME` stands for `schedule: {name: NAME}`. The rates rise linearly in the first
-    `warmup_steps`. At most `skip_nonfinite` steps of the run whose losses or gradients are not
-    finite are skipped: weights, moments and groups stay as they are, the schedule and the data go
-    on. One more ends the run.
-    """
+    """Optimizer, learning rates and gradient accumulation."""
 
     name: Literal["adam", "adamw"] = "adamw"
+    """The optimizer."""
     lr: PositiveFloat = 1e-3
+    """Learning rate of trunk and branches."""
     heads_lr: PositiveFloat | None = None
+    """Learning rate of the heads; null takes `optim.lr`."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight decay of all weights but biases and normalisation parameters."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of Adam's averages of the gradient and of its square."""
     schedule: Schedule = Field(default=CosineSchedule(), discriminator="name")
+    """How the learning rates change after the warm-up; `NAME` stands for `{name: NAME}`."""
     warmup_steps: NonNegativeInt = 0
+    """Steps in which the learning rates rise linearly from zero."""
     max_grad_norm: PositiveFloat | None = None
+    """Larger gradients are scaled down to this norm; null does not clip."""
     skip_nonfinite: NonNegativeInt = 0
+    """Number of steps of the run that may be skipped because a loss or gradient is not finite; one
+    more ends the run."""
     gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches into which each process divides its part of the global batch."""
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -84,7 +95,7 @@ class OptimSection(Section):
             schedule.gamma >= 1.0 or schedule.min_lr > self.lr
         ):
             raise ValueError(
-                f"gamma is {schedule.gamma}, min_lr is {schedule.min_lr}; for schedule 'plateau' "
-                f"they must be below 1 and at most lr, {self.lr}"
+                f"optim.schedule.gamma: found {schedule.gamma}, and min_lr {schedule.min_lr}; for "
+                f"schedule 'plateau' they must be below 1 and at most optim.lr, {self.lr}"
             )
         return self

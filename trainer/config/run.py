@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
+from trainer.config.allowed import Words
 from trainer.config.section import MAX_COUNT, MAX_SECONDS, PositiveInt, Seconds, Section
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
@@ -19,50 +21,58 @@ def _window(text: str) -> tuple[int, int]:
 
 
 def _check_window(text: str) -> str:
-    if re.fullmatch(r"[0-9]+:[0-9]+", text):
+    if re.fullmatch(r"[0-9]{1,12}:[0-9]{1,12}", text):
         start, end = _window(text)
         if start < end:
             return text
-    raise ValueError(f"found {text!r}; allowed is START:END, two step numbers, as in 100:105")
+    raise PydanticCustomError("window", "no window of steps")
+
+
+_WINDOW = Words("START:END, two step numbers of which the second is larger, such as 100:105")
 
 
 class RunSection(Section):
-    """The folder of a run, its length, and its checkpoints.
-
-    A checkpoint is saved every `checkpoint_every` steps. The `keep_last` newest are kept, and all
-    those of steps that are multiples of `keep_every`. With `async_checkpoint` the training
-    continues while one is written. After `max_minutes` the run saves and stops, as after a signal;
-    the next start continues it.
-    `profile: START:END` writes a trace of the steps after START up to END.
-    `device: auto` takes GPUs where a launch file asks for them or one is there. Without `precision`
-    that of the launch file holds: `fp32`; `tf32`, fp32 with products on tensor cores; `bf16` and
-    `fp16`, autocast. `deterministic` takes only algorithms that give the same bits for the same
-    input; on the CPU all do (docs/failures.md). `cudnn_benchmark` lets cuDNN try its convolution
-    algorithms.
-    `overlap_comm` lets ZeRO send gradients beside the backward pass; without it only stage 3 does.
-    Ranks wait for each other at most `timeout_seconds`. A process without progress for
-    `stall_seconds`, whatever it waits for, ends the run.
-    """
+    """The folder of a run, its length, and its checkpoints."""
 
     out: Path
+    """The folder of the run, which gets everything that the run writes."""
     steps: PositiveInt | None = None
+    """Length of the run in optimizer steps; give either this or `run.epochs`."""
     epochs: Annotated[float, Field(gt=0.0, le=MAX_COUNT)] | None = None
+    """Length of the run in passes over the train split; give either this or `run.steps`."""
     max_minutes: Annotated[float, Field(gt=0.0, le=MAX_SECONDS / 60)] | None = None
+    """After this time the run saves and stops, and the next start continues it."""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """Seed of the weights, the sample order and everything else that is random."""
     resume: Literal["never", "auto"] = "never"
+    """`auto` continues the run that `run.out` holds, `never` refuses a folder that holds one."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto` takes GPUs where a launch file asks for them or one is there."""
     precision: Precision | None = None
+    """`fp32`, `tf32` (fp32 with products on tensor cores), or autocast to `bf16` or `fp16`; null
+    takes that of the launch file."""
     deterministic: bool = False
+    """Take only algorithms that give the same bits for the same input; on the CPU all do."""
     cudnn_benchmark: bool = False
+    """Let cuDNN try its convolution algorithms and take the fastest."""
     overlap_comm: bool | None = None
+    """Let ZeRO send gradients during the backward pass; with null only stage 3 does."""
     timeout_seconds: Seconds = 600.0
+    """Seconds that ranks wait for each other at most."""
     stall_seconds: Seconds = 1800.0
+    """A process without progress for this many seconds ends the run."""
     checkpoint_every: PositiveInt = 1000
+    """Steps from one checkpoint to the next."""
     keep_last: PositiveInt = 2
+    """Number of the newest checkpoints that are kept."""
     keep_every: PositiveInt | None = None
+    """The checkpoints of steps that are multiples of this number are kept, too."""
     async_checkpoint: bool = True
-    profile: Annotated[str, AfterValidator(_check_window)] | None = None
+    """Continue the training while a checkpoint is written."""
+    profile: Annotated[str, AfterValidator(_check_window), _WINDOW] | None = None
+    """Write a profiler trace of the steps after START up to END."""
     profile_ranks: Literal["first", "all"] = "first"
+    """The processes that write a profiler trace: rank 0 or all."""
 
     @property
     def profile_window(self) -> tuple[int, int] | None:
@@ -88,8 +98,8 @@ class RunSection(Section):
     def _kept_are_made(self) -> RunSection:
         if self.keep_every is not None and self.keep_every % self.checkpoint_every:
             raise ValueError(
-                f"keep_every is {self.keep_every}; must be a multiple of checkpoint_every, "
-                f"{self.checkpoint_every}"
+                f"run.keep_every: found {self.keep_every}; must be a multiple of "
+                f"run.checkpoint_every, {self.checkpoint_every}"
             )
         return self
 
@@ -97,7 +107,8 @@ class RunSection(Section):
     def _stall_last(self) -> RunSection:
         if self.stall_seconds <= self.timeout_seconds:
             raise ValueError(
-                f"stall_seconds is {self.stall_seconds:g}; must be above timeout_seconds, "
-                f"{self.timeout_seconds:g}: a rank that waits for another makes no progress"
+                f"run.stall_seconds: found {self.stall_seconds:g}; must be above "
+                f"run.timeout_seconds, {self.timeout_seconds:g}: a rank that waits for another "
+                "makes no progress"
             )
         return self

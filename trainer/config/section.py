@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from trainer.config.allowed import Type
 
 # Larger numbers are mistakes, and overflow the integers and timers that they are converted to.
 MAX_COUNT = 10**12  # of steps, samples, bytes or anything else
@@ -27,7 +29,7 @@ def _check_finite(value: Any, path: str = "") -> Any:  # noqa: ANN401 - any YAML
     for key, part in parts:
         _check_finite(part, f"{path}.{key}" if path else str(key))
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{path}: found {value}; allowed are finite numbers")
+        raise ValueError(f".{path}: found {value}; allowed: a finite number")
     return value
 
 
@@ -38,12 +40,57 @@ Options = Annotated[dict[str, Any], AfterValidator(_check_finite)]
 class Section(BaseModel):
     """A part of the configuration; no number in it is infinite or NaN.
 
+    The text below a key is its documentation: docs/configuration.md and editors show it. An empty
+    section or mapping, which YAML reads as null, has the defaults of all its keys.
+
     Attributes:
         noun: What the sections of a union are called in messages; None outside of unions.
         discriminator: The key that chooses a section of a union.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     noun: ClassVar[str | None] = None
     discriminator: ClassVar[str] = "name"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prepare(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        if values is None:
+            return {}
+        if not isinstance(values, Mapping):
+            return values
+        fields = cls.model_fields
+        return {
+            key: _prepared(value, Type.of_field(fields[key])) if key in fields else value
+            for key, value in values.items()
+        }
+
+
+class _NoNumber:
+    """True or false where a number is allowed; no number type accepts it, as 1 or 0."""
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return str(self._value).lower()
+
+
+def _prepared(value: Any, of: Type) -> Any:  # noqa: ANN401 - any YAML value
+    """Return an empty mapping for null where only a mapping is allowed, else the value."""
+    if value is None and not of.nullable and of.takes(dict):
+        return {}
+    return _refuse_true_as_number(value, of)
+
+
+def _refuse_true_as_number(value: Any, of: Type) -> Any:  # noqa: ANN401 - any YAML value
+    if isinstance(value, (list, tuple)):
+        element = of.element(0)
+        if element is None:
+            return value
+        return type(value)(_refuse_true_as_number(each, element) for each in value)
+    is_number = not of.takes(bool) and (of.takes(int) or of.takes(float))
+    return _NoNumber(value) if isinstance(value, bool) and is_number else value

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field, model_validator
 
+from model.tasks.presets import PRESETS
+from trainer.config.allowed import KeysOf
 from trainer.config.section import Options, Section
+from trainer.config.task_definition import TaskDefinition
 
 
 class TasksSection(Section):
     """Which tasks are learned; without `preset` or `names`, every label of the manifest."""
 
-    preset: str | None = None
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """A named list of tasks with their scales; give at most one of this and `tasks.names`."""
     names: tuple[str, ...] | None = None
-    define: dict[str, Options] = Field(default_factory=dict)
+    """The labels to learn; null takes every label of the manifest, unless there is a preset."""
+    define: dict[str, Annotated[Options, KeysOf(TaskDefinition)]] = Field(default_factory=dict)
+    """By task, what replaces the description in the preset or the manifest."""
 
     @model_validator(mode="after")
     def _one_list(self) -> TasksSection:

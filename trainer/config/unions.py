@@ -13,6 +13,8 @@ CHOICES = {
     "grouping": (GroupingSection.discriminator, DEFAULT_RECIPE),
     "optim.schedule": (CosineSchedule.discriminator, CosineSchedule().name),
 }
+# Sections for which a text stands: the value of this key.
+SHORTHANDS = {"optim.schedule": "name", "model.encoder": "name"}
 
 
 def alternatives(annotation: Any) -> dict[str, type[Section]]:  # noqa: ANN401 - of any field
@@ -23,6 +25,14 @@ def alternatives(annotation: Any) -> dict[str, type[Section]]:  # noqa: ANN401 -
     if len(members) < 2:
         return {}
     return {str(member.model_fields[member.discriminator].default): member for member in members}
+
+
+def from_registry(annotation: Any) -> bool:  # noqa: ANN401 - of any field
+    """Return whether the sections of a union are those of registered parts.
+
+    Plug-ins may add some, and a mapping without the key that chooses gets the default.
+    """
+    return isinstance(annotation, type) and bool(alternatives(annotation))
 
 
 def section_type(annotation: Any) -> type[Section] | None:  # noqa: ANN401 - of any field

@@ -39,19 +39,19 @@ _LOWEST_TEMPERATURE = 1e-3
 
 
 class AffinitySection(LearnedGroupingSection):
-    """The keys of the recipe `affinity`.
-
-    `warmup` is the fraction of the run in which all tasks train on all branches. Then a task is on
-    the branch of its group with `initial_probability`; `num_groups: all` makes as many groups as
-    there are branches, `estimate` fewer if the affinities suggest fewer. `loss_decay` is the weight
-    of the past in the averaged losses, `temperature` that of the posterior when the warm-up ends.
-    """
+    """The keys of the recipe `affinity`."""
 
     warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Fraction of the run in which all tasks train on all branches."""
     num_groups: Literal["estimate", "all"] = "estimate"
+    """`all` makes as many groups as there are branches, `estimate` fewer if the affinities suggest
+    fewer."""
     initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """Probability of a task on the branch of its group after the warm-up."""
     loss_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
+    """Weight of the past in the averaged losses."""
     temperature: PositiveFloat = 0.1
+    """Temperature of the posterior when the warm-up ends, relative to a task's mean loss."""
 
 
 @register_recipe("affinity")

@@ -14,12 +14,10 @@ from trainer.recipes.groups import Groups, read_groups
 
 
 class FixedSection(GroupingSection):
-    """The keys of the recipe `fixed`.
-
-    `groups` is a JSON file `{"groups": [["task", ...], ...]}` or an exported model.
-    """
+    """The keys of the recipe `fixed`."""
 
     groups: Path
+    """A JSON file `{"groups": [["task", ...], ...]}` or an exported model."""
 
 
 @register_recipe("fixed")

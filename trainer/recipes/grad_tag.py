@@ -34,9 +34,10 @@ _LOWEST_AFFINITY = 1e-3  # of tasks with negative cosines: the graph must stay c
 
 
 class GradTagSection(SearchSection):
-    """The keys of the recipe `grad_tag`; `projection` is the size of a projected gradient."""
+    """The keys of the recipe `grad_tag`."""
 
     projection: PositiveInt = 512
+    """Size of a projected gradient."""
 
 
 @register_recipe("grad_tag")

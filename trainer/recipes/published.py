@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from dmtg.plugins import SAMPLERS, register_recipe
 from model.grouping.grouping import Grouping, gumbel_noise
 from model.transfer import copy_to_device
+from trainer.config.allowed import NameIn
 from trainer.config.config import Config
 from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 from trainer.config.section import PositiveFloat, Section
@@ -22,29 +23,35 @@ class TemperatureSection(Section):
     """The relaxation's temperature from the first step to `pruning.end`."""
 
     initial: PositiveFloat = 2.5
+    """Temperature in the first step."""
     final: PositiveFloat = 2.5
+    """Temperature at `pruning.end`."""
     shape: Literal["linear", "exponential"] = "exponential"
+    """How the temperature goes from `initial` to `final`."""
 
 
 class PublishedSection(LearnedGroupingSection):
-    """The keys of the recipe `published`.
+    """The keys of the recipe `published`."""
 
-    `sampler` makes the weights of the heads from the logits, with `noise` of each rank or shared by
-    all. Logits are all `logits_value` at first (`equal`), `logits_value` on the branch of the
-    task's number modulo K and zero elsewhere (`diagonal`), or normal with that deviation
-    (`gaussian`), plus uniform noise of width `logits_noise`. `entropy` is the weight of the mean
-    entropy of the distributions in the objective.
-    """
-
-    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "gumbel"
+    sampler: Annotated[str, NameIn(SAMPLERS)] = "gumbel"
+    """The sampler, which makes the weights of the heads from the logits."""
     noise: Literal["per_rank", "shared"] = "per_rank"
+    """Random numbers of the sampler: other ones on each rank, or the same on all."""
     logits_init: Literal["equal", "diagonal", "gaussian"] = "equal"
+    """First logits: `logits_value` on all branches, only on the branch of the task's number modulo
+    K, or normal with that deviation."""
     logits_value: float = 1.0
+    """Value or deviation of the first logits, see `logits_init`."""
     logits_noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Width of the uniform noise that is added to the first logits."""
     lr: PositiveFloat = 1e-3
+    """Learning rate of the logits; `optim.schedule` changes it, too."""
     temperature: TemperatureSection = TemperatureSection()
     entropy: float = 0.0
+    """Weight of the mean entropy of the distributions in the objective."""
     entropy_form: Literal["binary", "plain"] = "binary"
+    """`binary` adds the entropies of the K events "the task is on branch k", as published; `plain`
+    is the entropy of the Categorical."""
 
 
 @register_recipe("published")

@@ -22,14 +22,12 @@ from trainer.recipes.observed_run import ObservedRun
 
 
 class SearchSection(GroupingSection):
-    """The keys of all recipes that search first.
-
-    `search_every` is the number of steps from one observation of the tasks to the next, and
-    `search_steps` the length of the search; null means that of the run.
-    """
+    """The keys of all recipes that search first."""
 
     search_every: PositiveInt = 10
+    """Steps from one observation of the tasks to the next."""
     search_steps: PositiveInt | None = None
+    """Length of the search in steps; null takes that of the run."""
 
 
 class SearchedGroups(GivenGroups):

@@ -90,13 +90,18 @@ def test_plugin_of_is_the_module_outside_of_the_built_in_packages(package):
         package.plugin_of("triangle")
 
 
-def test_check_accepts_a_module_name_without_its_import(package):
+def test_check_accepts_the_names_of_entries_only(package):
     assert package.check("square") == "square"
-    assert "shapes.square" not in sys.modules
     package.register("blob")(plugin("mine"))
     assert package.check("blob") == "blob"
-    with pytest.raises(ValueError, match="shape is 'triangle', must be one of circle, square"):
-        package.check("triangle")
+    for name in ("triangle", "registry"):  # the second is a module of the package
+        with pytest.raises(ValueError, match=f"shape is '{name}', must be one of circle, square"):
+            package.check(name)
+
+
+def test_an_unknown_name_that_is_close_to_a_known_one(package):
+    with pytest.raises(ValueError, match=r"circle, square; did you mean 'square'\?$"):
+        package["sqare"]
 
 
 def test_a_registry_of_several_modules():

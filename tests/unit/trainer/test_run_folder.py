@@ -57,7 +57,7 @@ def test_the_same_run_may_be_continued(folder):
 
 
 def test_checkpoints_to_keep_must_be_made(tmp_path):
-    message = r"run: keep_every is 2500; must be a multiple of checkpoint_every, 1000"
+    message = r"run.keep_every: found 2500; must be a multiple of run.checkpoint_every, 1000"
     with pytest.raises(UserError, match=message):
         config(tmp_path, run__keep_every=2500)
 
@@ -92,7 +92,7 @@ def test_what_may_change(changes, folder):
         ({"data__flip": True}, "data.flip was False, is True"),
         ({"tasks__names": ["b", "a"]}, "tasks.names was ('a', 'b'), is ('b', 'a')"),
         ({"model__branches": 2}, "model.branches was 3, is 2"),
-        ({"model__encoder__name": "x"}, "model.encoder.name was 'residual64', is 'x'"),
+        ({"model__encoder__name": "mlp"}, "model.encoder.name was 'residual64', is 'mlp'"),
         ({"grouping__loss_decay": 0.9}, "grouping.loss_decay was 0.98, is 0.9"),
         ({"grouping__recipe": "published"}, "grouping.recipe was 'affinity', is 'published'"),
         ({"optim__schedule": "constant"}, "optim.schedule.name was 'cosine', is 'constant'"),

@@ -34,14 +34,15 @@ def test_the_default_recipe_is_affinity():
 def test_a_key_of_another_recipe_is_named_with_the_recipe_and_its_keys():
     assert error_of(lr=0.1, temperature=0.2) == [
         "grouping.lr: unknown key of recipe 'affinity'; allowed: initial_probability, loss_decay, "
-        "num_groups, recipe, sampled_heads, temperature, warmup"
+        "num_groups, recipe, sampled_heads, temperature, warmup; lr is a key of recipe published"
     ]
     assert error_of(recipe="multitask", warmup=0.2) == [
-        "grouping.warmup: unknown key of recipe 'multitask'; allowed: recipe"
+        "grouping.warmup: unknown key of recipe 'multitask'; allowed: recipe; warmup is a key of "
+        "recipe affinity"
     ]
     assert error_of(recipe="tag", projection=8) == [
         "grouping.projection: unknown key of recipe 'tag'; allowed: recipe, search_every, "
-        "search_steps"
+        "search_steps; projection is a key of recipe grad_tag"
     ]
 
 
@@ -56,16 +57,17 @@ def test_an_unknown_recipe():
 
 def test_values_of_a_recipe_are_checked_with_the_others():
     assert error_of(recipe="published", lr=-1, sampled_heads=0, temperature={"shape": "x"}) == [
-        "grouping.sampled_heads: found 0; Input should be greater than 0",
-        "grouping.lr: found -1; Input should be greater than 0",
-        "grouping.temperature.shape: found 'x'; Input should be 'linear' or 'exponential'",
+        "grouping.sampled_heads: found 0; allowed: a whole number from 1 to 10^12, or null",
+        "grouping.lr: found -1; allowed: a number above 0",
+        "grouping.temperature.shape: found 'x'; allowed: linear or exponential",
     ]
-    assert error_of(recipe="fixed") == ["grouping.groups: required and not given"]
+    assert error_of(recipe="fixed") == ["grouping.groups: required and not given; allowed: a path"]
 
 
 def test_a_value_in_place_of_the_section():
     (line,) = error_of_value("published")
-    assert line.startswith("grouping: found 'published'; Input should be a valid dictionary")
+    assert line.startswith("grouping: found 'published'; allowed: a mapping with the key recipe")
+    assert line.endswith("; write {recipe: published}")
 
 
 def error_of_value(value):

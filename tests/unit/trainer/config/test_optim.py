@@ -41,20 +41,26 @@ def test_keys_of_a_schedule():
 
 def test_a_key_of_another_schedule_is_named_with_the_schedule_and_its_keys():
     assert errors_of(schedule={"name": "cosine", "gamma": 0.5}) == [
-        "optim.schedule.gamma: unknown key of schedule 'cosine'; allowed: name"
+        "optim.schedule.gamma: unknown key of schedule 'cosine'; allowed: name; gamma is a key of "
+        "schedule multistep or plateau"
     ]
     assert errors_of(schedule={"name": "multistep", "milestones": [0.5], "patience": 3}) == [
         "optim.schedule.patience: unknown key of schedule 'multistep'; allowed: gamma, "
-        "milestones, name"
+        "milestones, name; patience is a key of schedule plateau"
     ]
 
 
 def test_schedules_that_cannot_be():
     allowed = "allowed: constant, cosine, multistep, plateau"
-    assert errors_of(schedule="step") == [f"optim.schedule.name: found 'step'; {allowed}"]
+    assert errors_of(schedule="step") == [
+        f"optim.schedule.name: found 'step'; {allowed}; did you mean 'multistep'?"
+    ]
     assert errors_of(schedule={"gamma": 0.1}) == [
         f"optim.schedule.name: required and not given; {allowed}"
     ]
-    assert errors_of(schedule="multistep") == ["optim.schedule.milestones: required and not given"]
+    assert errors_of(schedule="multistep") == [
+        "optim.schedule.milestones: required and not given; allowed: a list of one or more numbers "
+        "from 0 to 1"
+    ]
     (line,) = errors_of(schedule={"name": "plateau", "patience": -1})
-    assert line.startswith("optim.schedule.patience: found -1; Input should be greater")
+    assert line.startswith("optim.schedule.patience: found -1; allowed: a whole number from 0")

@@ -195,7 +195,7 @@ def config_of(**data):
     tree = {
         "run": {"out": "out", "epochs": 1},
         "data": {"shards": "here", "image_size": [8, 8], "global_batch": 8, **data},
-        "model": {"branches": 1, "encoder": {"name": "x"}},
+        "model": {"branches": 1, "encoder": {"name": "mlp"}},
     }
     return parse_config(tree, "test")
 

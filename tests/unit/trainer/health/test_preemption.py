@@ -78,7 +78,7 @@ def test_the_time_limit_counts_from_the_start_of_the_program(vote_of, monkeypatc
 
 
 def test_limits_that_cannot_be(rooms_config):
-    with pytest.raises(UserError, match=r"run\.max_minutes: found 0; Input should be greater"):
+    with pytest.raises(UserError, match=r"run\.max_minutes: found 0; allowed: a number above 0"):
         rooms_config("run.max_minutes=0")
 
 

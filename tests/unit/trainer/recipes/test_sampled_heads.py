@@ -220,7 +220,9 @@ def test_averages_of_losses_that_are_seen_now_and_then():
 
 @pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_what_the_key_allows(value):
-    with pytest.raises(UserError, match=rf"grouping\.sampled_heads: found {value}; Input should"):
+    with pytest.raises(
+        UserError, match=rf"grouping\.sampled_heads: found {value}; allowed: a whole"
+    ):
         learner(PublishedGroups, size=value)
 
 

@@ -1,0 +1,1 @@
+"""The configuration that `dmtg init` writes for given shards: its values, and its text."""
