@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +21,13 @@ from data_pipelines.convert.shards import (
     finished_shard,
     written_shards,
 )
-from data_pipelines.convert.tally import STATISTICS_SPLIT, with_statistics
-from data_pipelines.errors import DataError
+from data_pipelines.convert.tally import (
+    STATISTICS_SPLIT,
+    bounded_reasons,
+    summed_class_counts,
+    with_statistics,
+)
+from data_pipelines.errors import DataError, UnreadableColumnsError
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
 from data_pipelines.shards.sources import LocalFolder
@@ -45,6 +50,7 @@ def convert(
     *,
     workers: int,
     progress: bool,
+    num_samples: int | None = None,
 ) -> Manifest:
     """Write the shards that do not exist yet, and the manifest when all do.
 
@@ -56,10 +62,13 @@ def convert(
         jobs: The samples of each shard.
         workers: Number of converting processes; 1 converts in this process.
         progress: Whether to show a progress bar.
+        num_samples: Number of source samples, for the progress bar; None takes the references of
+            the jobs, 0 shows no total.
 
     Raises:
         DataError: The folder holds another dataset or shards of another conversion, another
             process is converting into it, or no sample was left.
+        UnreadableColumnsError: Labels were found for a field, and none of them could be read.
     """
     if (root / MANIFEST_NAME).exists():
         return finished(root, jobs)
@@ -68,7 +77,11 @@ def convert(
     with _locked(work):
         _check_arguments(work, jobs)
         remove_partial_shards(root)
-        records = _write_shards(root, source, list(jobs.shard_jobs()), workers, progress)
+        if num_samples is None:
+            num_samples = sum(map(len, jobs.splits.values()))
+        bar = progress_bar(num_samples, progress)
+        with bar:
+            records = _write_shards(root, source, list(jobs.shard_jobs()), workers, bar)
         manifest = _manifest(dataset, image, source.fields, jobs, records)
         manifest.save(root)
     shutil.rmtree(work)
@@ -92,8 +105,70 @@ def finished(root: Path, jobs: ConversionJobs) -> Manifest:
     return manifest
 
 
+def progress_bar(num_samples: int, progress: bool) -> tqdm:
+    """Return a progress bar that counts images; without a total where `num_samples` is 0."""
+    return tqdm(total=num_samples or None, disable=not progress, unit=" images", unit_scale=False)
+
+
+class NegativeWords:
+    """Which of -1 and 0 stand for 0 in each binary field, over all shards so far."""
+
+    def __init__(self) -> None:
+        self._words: defaultdict[str, set[str]] = defaultdict(set)
+
+    def add(self, negatives: Mapping[str, Iterable[str]]) -> None:
+        """Add those of a shard.
+
+        Raises:
+            DataError: A field has both: -1 could be a negative label or no label.
+        """
+        for name, words in negatives.items():
+            self._words[name].update(words)
+            if len(self._words[name]) > 1:
+                raise DataError(
+                    f"fields.{name}: binary, with -1 as well as 0; say what -1 is in the mapping "
+                    "file, by `values: {-1: null}` for no label or `values: {-1: 0}`"
+                )
+
+
+def check_readable(
+    labelled: Mapping[str, int], missing: Mapping[str, Mapping[str, int]], advice: str = ""
+) -> None:
+    """Check that no field lost all of its labels.
+
+    Args:
+        labelled: Number of labels that were read, by field.
+        missing: Number of labels that were left out, by field and reason.
+        advice: What the user can do, at the end of the message.
+
+    Raises:
+        UnreadableColumnsError: Labels of a field were found, and none was read.
+    """
+    lost = [
+        f"fields.{name}: none of {sum(reasons.values())} labels can be read, found "
+        f"{counted(reasons)}"
+        for name, reasons in missing.items()
+        if sum(reasons.values()) and not labelled.get(name)
+    ]
+    if lost:
+        raise UnreadableColumnsError("\n".join(lost) + advice)
+
+
+def counted(reasons: Mapping[str, int], most: int | None = None) -> str:
+    """Return counts by reason as text, the most frequent first: `'maybe' x 312, no file x 2`.
+
+    Args:
+        reasons: Number of samples or labels, by reason.
+        most: Number of reasons to name; None names all.
+    """
+    ranked = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    named = [f"{reason} x {count}" for reason, count in ranked[:most]]
+    more = len(ranked) - len(named)
+    return ", ".join(named + ([f"{more} more"] if more else []))
+
+
 def _write_shards(
-    root: Path, source: Source, shard_jobs: list[ShardJob], workers: int, progress: bool
+    root: Path, source: Source, shard_jobs: list[ShardJob], workers: int, bar: tqdm
 ) -> list[ShardRecord]:
     """Write the shards that have no record yet; return the records of all, in order."""
     sizes = LocalFolder(root).sizes()
@@ -102,15 +177,17 @@ def _write_shards(
     }
     if records:
         logger.info("%s: %d of %d shards are already there", root, len(records), len(shard_jobs))
+    bar.initial = sum(record.num_sources for record in records.values())
+    bar.reset(bar.total)
+    bar.update(bar.initial)
     todo = [job for job in shard_jobs if job.name not in records]
-    total, done = len(shard_jobs), len(records)
-    with (
-        tqdm(total=total, initial=done, disable=not progress, unit="shard") as bar,
-        written_shards(root, source, todo, workers) as written,
-    ):
+    negatives = NegativeWords()
+    for record in records.values():
+        negatives.add(record.negatives)
+    with written_shards(root, source, todo, workers, bar.update) as written:
         for job, record in zip(todo, written, strict=True):
             records[job.name] = record
-            bar.update()
+            negatives.add(record.negatives)
     return [records[job.name] for job in shard_jobs]
 
 
@@ -141,6 +218,7 @@ def _check_arguments(work: Path, jobs: ConversionJobs) -> None:
         raise DataError(f"{work}: {_difference(recorded, current)}; {_ADVICE}")
 
 
+_CORRECT = "\ncorrect the source or its mapping, and remove the folder of shards"
 _ADVICE = "use the arguments of the first run, or remove the folder of shards"
 
 
@@ -173,13 +251,22 @@ def _manifest(
         shards = tuple(record.shard for record in of_split if record.shard)
         if shards:
             counts = _summed(record.labelled for record in of_split)
-            labelled = {field: counts.get(field, 0) for field in fields}
-            splits[name] = Split(shards=shards, labelled=labelled)
+            splits[name] = Split(
+                shards=shards,
+                labelled={field: counts.get(field, 0) for field in fields},
+                class_counts=summed_class_counts(fields, [r.class_counts for r in of_split]),
+            )
     skipped = _summed([jobs.skipped, *(record.skipped for record in records)])
     if not splits:
         raise DataError(f"{dataset}: no sample was left: {skipped}")
     train = [record for record in records if record.split == STATISTICS_SPLIT]
-    missing = [jobs.missing, *(record.missing for record in records)]
+    parts = [jobs.missing, *(record.missing for record in records)]
+    missing = {
+        name: reasons
+        for name in fields
+        if (reasons := bounded_reasons(part.get(name, {}) for part in parts))
+    }
+    check_readable(_summed(record.labelled for record in records), missing, _CORRECT)
     return Manifest(
         dataset=dataset,
         image=image,
@@ -193,11 +280,7 @@ def _manifest(
             arguments=dict(jobs.arguments),
             digest=jobs.digest(),
             skipped=skipped,
-            missing={
-                name: counts
-                for name in fields
-                if (counts := _summed(part.get(name, {}) for part in missing))
-            },
+            missing=missing,
         ),
     )
 
