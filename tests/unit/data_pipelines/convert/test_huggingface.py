@@ -9,14 +9,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from data_pipelines.convert import streamed_dataset
-from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError
-from data_pipelines.shards.manifest import Field, Manifest
+from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.store import ShardStore
 
 HEIGHT, WIDTH, ROWS = 12, 18, 23
@@ -133,8 +131,8 @@ def test_every_column_of_a_parquet_folder(folder, tmp_path):
     assert manifest.fields["species"].classes == ("cat", "dog", "owl")
     assert manifest.fields["seg"].classes == ("0", "1", "2", "3", "4")
     assert manifest.conversion.missing == {
-        "mood": {"not a class from 0 to 1": 7},
-        "species": {"not a class from 0 to 2": 6},
+        "mood": {"'bored'": 7},
+        "species": {"'-1'": 6},
     }
     order = [round(float(s["rgb"].mean()) / 10) for s in read(tmp_path / "out", "train").values()]
     assert max(order[:6]) > 10 > min(order[:6])  # rows of both files meet in a shard
@@ -268,22 +266,3 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
             write(folder, tmp_path / "out", field_map, **options)
     with pytest.raises(DataError, match="nowhere: cannot be opened"):
         write(tmp_path / "nowhere", tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("kind", "value", "expected"),
-    [
-        ("regression", float("nan"), "not a finite number"),
-        ("regression", "7", "not a finite number"),
-        ("regression", 1e39, "not a finite number"),
-        ("binary", 2, "not a class from 0 to 1"),
-        ("binary", 1.0, "not a class from 0 to 1"),
-        ("multiclass", "c", "not a class from 0 to 1"),
-        ("multiclass", 2, "not a class from 0 to 1"),
-    ],
-)
-def test_scalars_of_the_wrong_kind_are_missing(kind, value, expected):
-    classes = ("a", "b") if kind == "multiclass" else ()
-    field = Field(member="labels.json", key="x", kind=kind, classes=classes)
-    with pytest.raises(MissingLabel, match=expected):
-        scalar_value(field, value)

@@ -146,9 +146,7 @@ def test_a_manifest_is_not_overwritten(root, field_map):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"cls": b"4"}, r"zoo-val-000001\.tar: sample k: field species: .* from 0 to 3"),
-        ({"cls": b"cat"}, "sample k: cls: b'cat' is not a class id"),
-        ({"json": b'{"kg": "heavy"}'}, "'heavy', allowed is a finite number"),
+        ({"cls": b"cat"}, r"zoo-val-000001\.tar: sample k: cls: b'cat' is not a class id"),
         ({"json": b"{"}, "damaged JSON"),
         ({"jpg": None}, "sample k: no member jpg"),
         ({"jpg": b"x"}, "damaged JPEG"),
