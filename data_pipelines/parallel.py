@@ -28,7 +28,7 @@ def _ignore(count: int) -> None:
     """Do nothing, outside of `mapped`."""
 
 
-_report: Callable[[int], None] = _ignore
+_report: Callable[[int], object] = _ignore
 
 
 def add_progress(count: int) -> None:
@@ -41,7 +41,7 @@ def mapped(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     workers: int,
-    on_progress: Callable[[int], None] = _ignore,
+    on_progress: Callable[[int], object] = _ignore,
 ) -> Iterator[Iterator[Result]]:
     """Yield an iterator over the results in the order of the items; stop the workers on exit.
 
@@ -75,7 +75,7 @@ def mapped(
 
 
 @contextmanager
-def _reporting_to(report: Callable[[int], None]) -> Iterator[None]:
+def _reporting_to(report: Callable[[int], object]) -> Iterator[None]:
     global _report
     before, _report = _report, report
     try:
@@ -92,7 +92,7 @@ class _Progress:
         on_progress: Called with what was added since the last call.
     """
 
-    def __init__(self, total: Any, on_progress: Callable[[int], None]) -> None:  # noqa: ANN401
+    def __init__(self, total: Any, on_progress: Callable[[int], object]) -> None:  # noqa: ANN401
         self.total = total
         self._on_progress = on_progress
         self._reported = 0

@@ -91,9 +91,15 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401 - any YAML value
         raise YamlError(f"this is not YAML: {error}") from None
 
 
-def dump_yaml(value: Any) -> str:  # noqa: ANN401 - any YAML value
-    """Return plain values as YAML, mappings in their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+def dump_yaml(value: Any, *, compact: bool = False) -> str:  # noqa: ANN401 - any YAML value
+    """Return plain values as YAML, mappings in their order.
+
+    Args:
+        value: The values.
+        compact: Whether a list or mapping of single values is written in one line, if it fits.
+    """
+    layout = {"default_flow_style": None, "width": 100} if compact else {}
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **layout)
 
 
 def _check_bounds(text: str) -> None:

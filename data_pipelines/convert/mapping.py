@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic import Field as Bound
+from pydantic_core import ErrorDetails
 
 from data_pipelines.convert.values import binary
 from data_pipelines.errors import DataError
 from data_pipelines.reading.values import value_text
 from data_pipelines.shards.field import MAX_CLASSES, Field
 from data_pipelines.shards.manifest import FileName
+from dmtg.names import shortened
 from dmtg.yaml_text import YamlError, read_yaml
 
 
@@ -150,6 +152,13 @@ def _text(place: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
 
 def _errors(place: str, error: ValidationError) -> str:
     return "\n".join(
-        ": ".join(filter(None, [place, ".".join(map(str, entry["loc"])), entry["msg"]]))
+        ": ".join(filter(None, [place, ".".join(map(str, entry["loc"])), _message(entry)]))
         for entry in error.errors(include_url=False)
     )
+
+
+def _message(entry: ErrorDetails) -> str:
+    message = entry["msg"].removeprefix("Value error, ")
+    if entry["type"] in ("missing", "value_error"):  # their input is the whole object
+        return message
+    return f"{message}, found {shortened(repr(entry['input']))}"

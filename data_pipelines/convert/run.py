@@ -22,6 +22,7 @@ from data_pipelines.convert.shards import (
     written_shards,
 )
 from data_pipelines.convert.tally import (
+    OTHER_REASONS,
     STATISTICS_SPLIT,
     bounded_reasons,
     summed_class_counts,
@@ -36,6 +37,7 @@ from dmtg.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
+_REASONS_SHOWN = 5  # of values that cannot be read, in an error
 LOCK_NAME = "lock"  # in the work folder
 # Earlier versions wrote this file under the same name, so their conversions can be continued.
 _ARGUMENTS_NAME = "plan.json"
@@ -146,7 +148,7 @@ def check_readable(
     """
     lost = [
         f"fields.{name}: none of {sum(reasons.values())} labels can be read, found "
-        f"{counted(reasons)}"
+        f"{counted(reasons, _REASONS_SHOWN)}"
         for name, reasons in missing.items()
         if sum(reasons.values()) and not labelled.get(name)
     ]
@@ -161,7 +163,9 @@ def counted(reasons: Mapping[str, int], most: int | None = None) -> str:
         reasons: Number of samples or labels, by reason.
         most: Number of reasons to name; None names all.
     """
-    ranked = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    ranked = sorted(
+        reasons.items(), key=lambda entry: (entry[0] == OTHER_REASONS, -entry[1], entry[0])
+    )
     named = [f"{reason} x {count}" for reason, count in ranked[:most]]
     more = len(ranked) - len(named)
     return ", ".join(named + ([f"{more} more"] if more else []))

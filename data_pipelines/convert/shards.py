@@ -77,7 +77,7 @@ def written_shards(
     source: Source,
     jobs: Sequence[ShardJob],
     workers: int,
-    on_progress: Callable[[int], None],
+    on_progress: Callable[[int], object],
 ) -> AbstractContextManager[Iterator[ShardRecord]]:
     """Write shards in one or several processes and yield their records in the jobs' order.
 

@@ -54,7 +54,8 @@ def val_groups(groups: Sequence[str], share: float) -> frozenset[str]:
         raise DataError(
             f"val_share {share:g}: {len(sizes)} groups in train, two are needed to divide it"
         )
-    target, count, chosen = share * len(groups), 0, set()
+    target, count = share * len(groups), 0
+    chosen: set[str] = set()
     for group in sorted(sizes)[: len(sizes) - 1]:
         if not chosen or abs(count + sizes[group] - target) < abs(count - target):
             chosen.add(group)

@@ -35,7 +35,7 @@ class StoredValues:
         self._name = name
         self._reader = ValueReader.of_field(field)
         self._plain = Label(LabelRequest(name, name), field.model_copy(update={"values": {}}))
-        self._key = field.key
+        self._key = field.key or ""
         self.labels: list[float] = []
         self.meanings: dict[str, float | None] = {}
         self.unreadable: Counter[str] = Counter()

@@ -55,7 +55,7 @@ class ValueReader:
         if text is None:
             return None
         whole = whole_number(text)
-        for form in (text, whole):
+        for form in filter(None, (text, whole)):
             if form in self.values:
                 return _stored(self.kind, self.values[form])
         if self.kind == "regression":

@@ -159,12 +159,12 @@ def _keep_map(source: TableSource, out: Path) -> Path:
     Raises:
         UserError: Another mapping is there.
     """
+    from data_pipelines.convert.mapping import FieldMap
     from dmtg.files import atomic_write
 
     path = out / MAP_NAME
-    text = _map_text(source)
     if path.exists():
-        if path.read_text(encoding="utf-8") != text:
+        if FieldMap.load(path) != source.field_map:
             raise UserError(
                 f"{path}: differs from what is inferred now; give it with --map {path}, or remove "
                 "it"
@@ -172,7 +172,7 @@ def _keep_map(source: TableSource, out: Path) -> Path:
         return path
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        file.write(text)
+        file.write(_map_text(source))
     return path
 
 
@@ -183,9 +183,10 @@ def _map_text(source: TableSource) -> str:
         f"# Inferred by `dmtg shards csv` from {source.path.name}; give it back with --map.",
         "# docs/data.md describes the entries.",
     ]
-    left_out = [column for column in source.columns if not column.kind]
+    mapped = {entry.get("column", name) for name, entry in source.field_map.fields.items()}
+    left_out = [c for c in source.columns if not c.kind and c.column not in mapped]
     if left_out:
         lines.append("# Columns that are no labels:")
         lines += [f"#   {column.column}: {column.note}" for column in left_out]
-    tree = source.field_map.model_dump(exclude_unset=True)
-    return "\n".join(lines) + "\n" + dump_yaml(tree)
+    tree = source.field_map.model_dump(exclude_defaults=True)
+    return "\n".join(lines) + "\n" + dump_yaml(tree, compact=True)

@@ -14,6 +14,7 @@ from data_pipelines.errors import DataError, SourceError
 from data_pipelines.shards.remote import RETRY_SECONDS, Remote
 from dmtg.names import shortened
 
+SKIP_SECONDS = 5.0  # for which a failing request is repeated if its image may be left out
 _WEB = ("http://", "https://")
 
 
@@ -34,13 +35,11 @@ class TableFiles:
         any_url: Whether a row may name a URL of another server.
         skip_unreachable: Whether a file counts as missing whose server gives no answer, or refuses
             access. Otherwise this is an error.
-        retry_seconds: How long a failing request is retried.
     """
 
     root: str
     any_url: bool = False
     skip_unreachable: bool = False
-    retry_seconds: float = RETRY_SECONDS
 
     def is_remote(self, path: str) -> bool:
         """Return whether a file comes from a server."""
@@ -83,8 +82,9 @@ class TableFiles:
             raise DataError(f"{error}; name the folder of the images by --images") from error
 
     def _fetched(self, folder: str, name: str) -> bytes:
+        seconds = SKIP_SECONDS if self.skip_unreachable else RETRY_SECONDS
         try:
-            return _remote(folder, self.retry_seconds).read_small(name, MAX_MEMBER_BYTES)
+            return _remote(folder, seconds).read_small(name, MAX_MEMBER_BYTES)
         except SourceError as error:
             if not self.skip_unreachable:
                 raise SourceError(

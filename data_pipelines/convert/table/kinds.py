@@ -18,6 +18,7 @@ _FEW_NUMBERS = 50  # whole numbers of so many values may be class ids neverthele
 _CELLS_PER_CLASS = 2  # on average at least; texts with fewer are names or captions
 _CELLS_PER_NUMBER = 3
 _MOST = 0.9  # share of the cells that decides a kind; the others cannot be read
+_HALF = 0.5  # the same, of texts that cannot be the names of classes
 _MIN_ROW_NUMBERS = 10
 _IDENTIFIERS = frozenset({"id", "index", "idx", "key", "uuid", "row", "number"})
 
@@ -48,7 +49,9 @@ def infer_kind(name: str, counts: Mapping[str, int]) -> InferredKind:
     kept = {text: count for text, count in counts.items() if text not in empty}
     if not kept:
         return InferredKind(None, f"only {', '.join(sorted(map(quoted, empty)))}")
-    inferred = _numeric(name, kept) or _text(kept, counts)
+    inferred = _numeric(name, kept, _MOST) or _text(kept, counts)
+    if inferred.entry is None:
+        inferred = _numeric(name, kept, _HALF) or inferred
     if inferred.entry is None:
         return inferred
     if inferred.entry["kind"] == "multiclass":
@@ -59,8 +62,14 @@ def infer_kind(name: str, counts: Mapping[str, int]) -> InferredKind:
     return InferredKind({**inferred.entry, "values": missing}, inferred.note)
 
 
-def _numeric(name: str, counts: Mapping[str, int]) -> InferredKind | None:
-    """Return the kind of a column of numbers or of two words; None for one of texts."""
+def _numeric(name: str, counts: Mapping[str, int], most: float) -> InferredKind | None:
+    """Return the kind of a column of numbers or of two words; None for one of texts.
+
+    Args:
+        name: Name of the column.
+        counts: Number of cells of each text.
+        most: Share of the cells that are numbers, or such words, at least.
+    """
     total = sum(counts.values())
     numbers = {text: value for text in counts if (value := number(text)) is not None}
     words = [text for text in counts if binary(text) is not None]
@@ -68,10 +77,10 @@ def _numeric(name: str, counts: Mapping[str, int]) -> InferredKind | None:
     is_binary = not (numbers.keys() - set(words)) and not {"-1", "0"} <= _forms(words)
     known = {binary(text) for text in words}
     both = len(known) == 2 or len(words) == len(counts)  # of `f` and `m`, f is not false
-    if words and is_binary and both and _share(counts, words) >= _MOST:
+    if words and is_binary and both and _share(counts, words) >= most:
         note = "" if len(known) == 2 else f"only {known.pop()} occurs"
         return InferredKind({"kind": "binary"}, note)
-    if not numbers or _share(counts, numbers) < _MOST or (other_words and len(numbers) < 2):
+    if not numbers or _share(counts, numbers) < most or (other_words and len(numbers) < 2):
         return None
     whole = {whole_number(text) for text in numbers}
     if None in whole:

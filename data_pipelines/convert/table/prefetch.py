@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from dataclasses import field as with_default
+from threading import Thread
 from typing import Any
 
 from data_pipelines.convert.columns import ColumnReader
@@ -38,21 +39,31 @@ def prefetched_rows(
     """
     files = reader.files
     assert isinstance(files, TableFiles), "the files of a table"
-    if not any(files.is_remote(path) for row in rows[:1] for path in reader.paths(row)):
+    if not any(files.is_remote(path) for row in rows for path in reader.paths(row)):
         yield from ((reader, row) for row in rows)
         return
     fetched = _FetchedFiles(files)
-    executor = ThreadPoolExecutor(_AHEAD)
     waiting: deque[Mapping[str, Any]] = deque()
-    try:
-        for row in rows:
-            for path in reader.paths(row):
-                if path not in fetched.futures:
-                    fetched.futures[path] = executor.submit(files.read, path)
-            waiting.append(row)
-            if len(waiting) > _AHEAD:
-                yield replace(reader, files=fetched), waiting.popleft()
-        for row in waiting:
-            yield replace(reader, files=fetched), row
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    for row in rows:
+        for path in reader.paths(row):
+            if path not in fetched.futures:
+                fetched.futures[path] = _begun(files, path)
+        waiting.append(row)
+        if len(waiting) > _AHEAD:
+            yield replace(reader, files=fetched), waiting.popleft()
+    for row in waiting:
+        yield replace(reader, files=fetched), row
+
+
+def _begun(files: TableFiles, path: str) -> Future[bytes]:
+    """Begin to fetch a file in a thread that does not keep the process alive."""
+    future: Future[bytes] = Future()
+
+    def fetch() -> None:
+        try:
+            future.set_result(files.read(path))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=fetch, daemon=True).start()
+    return future

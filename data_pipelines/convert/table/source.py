@@ -280,14 +280,18 @@ def _summaries(
     """Return a summary of every column, in the table's order."""
     found = {summary.column: summary for summary in summarise_fields(table, reader)}
     special = {field_map.split_column: "split", field_map.group_by: "group"}
+    of_fields = {entry.get("column", name) for name, entry in field_map.fields.items()}
     for column in table.column_names:
         note = notes.get(column, "")
         if column in found:
             found[column] = replace(found[column], note=note)
+        elif column in special:
+            values = f"{len(cell_counts(table[column]))} values"
+            found[column] = ColumnSummary(column, special[column], values)
         else:
-            kind = special.get(column, "")
-            values = f"{len(cell_counts(table[column]))} values" if kind else ""
-            found[column] = ColumnSummary(column, kind, values, note=note)
+            is_field = column in of_fields
+            note = "not among the tasks" if is_field else note or "not in the mapping"
+            found[column] = ColumnSummary(column, "", "", note=note)
     return tuple(found[column] for column in table.column_names)
 
 
