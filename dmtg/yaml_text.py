@@ -14,6 +14,8 @@ MAX_BYTES = 4 * 2**20  # of a file
 MAX_NODES = 100_000  # scalars, lists and mappings; an alias counts as all that it stands for
 MAX_DEPTH = 50  # lists and mappings in each other
 
+_COMPACT_WIDTH = 100  # columns of a list or mapping in one line
+
 _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -98,8 +100,8 @@ def dump_yaml(value: Any, *, compact: bool = False) -> str:  # noqa: ANN401 - an
         value: The values.
         compact: Whether a list or mapping of single values is written in one line, if it fits.
     """
-    layout = {"default_flow_style": None, "width": 100} if compact else {}
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, **layout)
+    style, width = (None, _COMPACT_WIDTH) if compact else (False, None)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=style, width=width)
 
 
 def _check_bounds(text: str) -> None:

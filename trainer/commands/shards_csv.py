@@ -138,7 +138,7 @@ def _print_columns(source: TableSource) -> None:
         if column.note and column.kind:
             echo(f"{column.column}: {column.note}")
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in source.splits.items())
-    echo(f"splits: {sizes} ({_division(source)})")
+    echo(f"splits: {sizes}\n        {_division(source)}")
     for reason, count in source.skipped.items():
         echo(f"left out: {count} rows: {reason}")
 
