@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.convert.mapping import FieldMap, described_field
-from data_pipelines.convert.run import NegativeWords, check_readable, progress_bar
+from data_pipelines.convert.run import progress_bar
 from data_pipelines.convert.stored_values import StoredValues
 from data_pipelines.convert.tally import (
     STATISTICS_SPLIT,
@@ -23,6 +23,7 @@ from data_pipelines.convert.tally import (
     summed_class_counts,
     with_statistics,
 )
+from data_pipelines.convert.unreadable import NegativeWords, check_readable
 from data_pipelines.decode.bounds import RECORDS
 from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError

@@ -6,7 +6,7 @@ import math
 import re
 
 _MAX_WHOLE = 2**53  # up to which a float has no gaps between integers
-_WHOLE = re.compile(r"([+-]?)0*(\d{1,16})(?:\.0*)?", re.ASCII)
+_WHOLE = re.compile(r"([+-]?)0*(\d{1,30})(?:\.0*)?", re.ASCII)
 
 
 def value_text(value: object) -> str | None:

@@ -113,7 +113,7 @@ def _print_columns(source: TableSource) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from data_pipelines.convert.run import counted
+    from data_pipelines.convert.unreadable import counted
 
     columns = source.columns
     num_rows = source.rows.table.num_rows
@@ -139,6 +139,8 @@ def _print_columns(source: TableSource) -> None:
             echo(f"{column.column}: {column.note}")
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in source.splits.items())
     echo(f"splits: {sizes}\n        {_division(source)}")
+    if "val" not in source.splits:
+        echo("no split val, which training evaluates on: add --val-share 0.1")
     for reason, count in source.skipped.items():
         echo(f"left out: {count} rows: {reason}")
 

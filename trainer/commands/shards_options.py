@@ -25,7 +25,7 @@ PerShard = Annotated[int, typer.Option(min=1, help="Samples of a shard.")]
 MapFile = Annotated[Path, typer.Option("--map", help="YAML file that describes the fields.")]
 ValShare = Annotated[
     float | None,
-    typer.Option(min=0, max=1, help="Share of the samples of train that become the split val."),
+    typer.Option(min=0, help="Share of the samples of train that become the split val."),
 ]
 GroupBy = Annotated[
     str | None,

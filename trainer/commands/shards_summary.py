@@ -63,7 +63,7 @@ def summarise(
     from rich.markup import escape
     from rich.table import Table
 
-    from data_pipelines.convert.run import counted
+    from data_pipelines.convert.unreadable import counted
 
     table = Table("field", *(escape(name) for name in splits), "left out", box=box.SIMPLE)
     for name, counts in labelled.items():

@@ -16,6 +16,7 @@ from data_pipelines.convert.splits import SPLIT_NAMES
 from data_pipelines.convert.table.files import TableFiles, is_url
 from data_pipelines.convert.table.kinds import InferredKind, infer_kind
 from data_pipelines.convert.table.label_pictures import infer_pictures
+from data_pipelines.convert.table.splits import usual_splits
 from data_pipelines.convert.table.summary import cell_counts
 from data_pipelines.errors import DataError
 from dmtg.names import is_file_name, to_file_name
@@ -23,7 +24,6 @@ from dmtg.names import is_file_name, to_file_name
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 _IMAGE_NAMES = ("image", "img", "photo", "picture", "file", "filename", "path", "url", "rgb")
 _SPLIT_COLUMNS = frozenset({"split", "partition", "set", "subset"})
-_NUMBERED_SPLITS = {"train": "0", "val": "1", "test": "2"}  # as in CelebA
 _GROUP_NAMES = frozenset(
     {"person", "patient", "subject", "identity", "user", "participant", "video", "scene", "group"}
 )
@@ -52,6 +52,7 @@ def infer_map(
     image_column: str | None,
     split_column: str | None,
     group_by: str | None,
+    progress: bool,
 ) -> InferredMap:
     """Return the mapping of a table.
 
@@ -62,6 +63,7 @@ def infer_map(
         image_column: Column of the images; None finds it.
         split_column: Column that names the split of each row; None finds it, if there is one.
         group_by: Column whose equal values stay in one split.
+        progress: Whether to show a progress bar.
 
     Raises:
         DataError: A named column does not exist, or no column names images.
@@ -84,7 +86,7 @@ def infer_map(
         if column == image:
             inferred = InferredKind({"kind": "image"} | ({"suffix": suffix} if suffix else {}))
         elif counts[column] and _are_paths(counts[column]):
-            inferred = infer_pictures(files, list(counts[column]))
+            inferred = infer_pictures(files, list(counts[column]), progress=progress)
         else:
             inferred = infer_kind(column, counts[column])
         notes[column] = inferred.note or _group_hint(column, inferred)
@@ -94,7 +96,7 @@ def infer_map(
             fields[name] = ({"column": column} if name != column else {}) | inferred.entry
     tree: dict[str, Any] = {"dataset": dataset, "image": names[image]}
     if split_column is not None:
-        tree |= {"split_column": split_column, "splits": _splits(counts[split_column])}
+        tree |= {"split_column": split_column, "splits": usual_splits(counts[split_column])}
     if group_by is not None:
         tree["group_by"] = group_by
     return InferredMap(FieldMap.checked("the table", tree | {"fields": fields}), notes)
@@ -106,27 +108,6 @@ def _split_column(counts: Mapping[str, Mapping[str, int]]) -> str | None:
         if name.casefold() in _SPLIT_COLUMNS and len(known) > 1 and None not in known:
             return name
     return None
-
-
-def _splits(texts: Collection[str]) -> dict[str, str]:
-    """Return the text of each split; its name is that text, or the usual name for it.
-
-    Raises:
-        DataError: A text is no name of a split, or two texts are one split.
-    """
-    if set(texts) <= set(_NUMBERED_SPLITS.values()):
-        return {name: text for name, text in _NUMBERED_SPLITS.items() if text in texts}
-    splits: dict[str, str] = {}
-    for text in sorted(texts):
-        name = SPLIT_NAMES.get(text.casefold(), text)
-        if name in splits or not is_file_name(name):
-            raise DataError(
-                f"--split-column: found {', '.join(map(repr, sorted(texts)[:20]))}; name the text "
-                "of each split in a mapping file: `splits: {train: TEXT, val: TEXT}`"
-            )
-        splits[name] = text
-    order = list(dict.fromkeys(SPLIT_NAMES.values()))
-    return dict(sorted(splits.items(), key=lambda s: order.index(s[0]) if s[0] in order else 3))
 
 
 def _image_column(

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines.convert.values import NEGATIVE, binary, number, quoted
 from data_pipelines.reading.values import whole_number
+from dmtg.names import is_text
 
 # Texts that mean no value in files of other programs. In a column of names, none can be a class.
 EMPTY_WORDS = frozenset({"na", "n/a", "#n/a", "nan", "null", "none", "-", "?"})
@@ -103,6 +104,8 @@ def _text(counts: Mapping[str, int], with_empty: Mapping[str, int]) -> InferredK
     """Return the kind of a column of texts, of which some can be the names of classes."""
     names = {**counts, **{t: c for t, c in with_empty.items() if t.casefold() in _NAMES}}
     total = sum(names.values())
+    if not all(map(is_text, names)):
+        return InferredKind(None, "texts that are no names of classes")
     if len(names) == 1:
         return InferredKind(None, f"only {quoted(next(iter(names)))}")
     if len(names) > MAX_TEXT_CLASSES or total < _CELLS_PER_CLASS * len(names):

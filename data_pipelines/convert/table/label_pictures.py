@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipelines.convert.foreign import label_picture
 from data_pipelines.convert.table.files import TableFiles
@@ -19,7 +20,7 @@ _VOID = 255  # of pixels without a class, by convention
 _JPEG_START = b"\xff\xd8"
 
 
-def infer_pictures(files: TableFiles, paths: Sequence[str]) -> InferredKind:
+def infer_pictures(files: TableFiles, paths: Sequence[str], *, progress: bool) -> InferredKind:
     """Return the kind of a column of label pictures.
 
     A picture of few different integers has class ids; other pictures have values.
@@ -27,11 +28,12 @@ def infer_pictures(files: TableFiles, paths: Sequence[str]) -> InferredKind:
     Args:
         files: The files of the table.
         paths: The different paths of the column.
+        progress: Whether to show a progress bar.
     """
     most = MAX_REMOTE_PICTURES if files.is_remote(paths[0]) else MAX_PICTURES
     step = -(-len(paths) // most)
     pictures, faults = [], set()
-    for path in paths[::step]:
+    for path in tqdm(paths[::step], disable=not progress, unit=" label pictures", leave=False):
         try:
             data = files.read(path)
             if data.startswith(_JPEG_START):

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pyarrow
 
-from data_pipelines.convert.columns import ColumnReader, allowed_names, read_columns
+from data_pipelines.convert.columns import ColumnReader, read_columns
 from data_pipelines.convert.jobs import ConversionJobs, shuffled
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
 from data_pipelines.convert.run import convert
-from data_pipelines.convert.splits import TRAIN, VAL, check_val_share, group_hash, val_groups
 from data_pipelines.convert.table.files import TableFiles, default_files
 from data_pipelines.convert.table.inference import infer_map
 from data_pipelines.convert.table.keys import sample_keys
 from data_pipelines.convert.table.prefetch import prefetched_rows
 from data_pipelines.convert.table.read import read_table
+from data_pipelines.convert.table.splits import divided_rows
 from data_pipelines.convert.table.summary import ColumnSummary, cell_counts, summarise_fields
 from data_pipelines.convert.tally import MissingLabel, Tally
 from data_pipelines.errors import DataError
@@ -126,6 +126,7 @@ def open_table(
             image_column=table_options.image_column,
             split_column=table_options.split_column,
             group_by=table_options.group_by,
+            progress=options.progress,
         )
         field_map, notes = inferred.field_map, inferred.notes
     elif table_options.image_column is not None:
@@ -139,7 +140,7 @@ def open_table(
     storage = Storage(options.portable)
     features = dict.fromkeys(table.column_names)
     reader = read_columns(field_map, features, options.tasks, options.image_size, storage, files)
-    splits, skipped = _splits(table, field_map)
+    splits, skipped = divided_rows(table, field_map)
     columns = _summaries(table, field_map, reader, notes)
     image = field_map.image
     paths = table[reader.columns[image]].to_pylist()
@@ -215,63 +216,6 @@ def _with_classes(table: pyarrow.Table, field_map: FieldMap) -> FieldMap:
 
 def _texts_of(values: object) -> set[str]:
     return {str(key) for key in values} if isinstance(values, Mapping) else set()
-
-
-def _splits(
-    table: pyarrow.Table, field_map: FieldMap
-) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Return the numbers of the rows of each split, and the number of rows in none, by reason."""
-    skipped: dict[str, int] = {}
-    if field_map.split_column is None:
-        if field_map.splits is not None:
-            raise DataError("splits: a table needs `split_column`, the column that names them")
-        rows = {TRAIN: list(range(table.num_rows))}
-    else:
-        rows, skipped = _named_splits(table, field_map)
-    check_val_share(field_map.val_share, rows)
-    if not field_map.val_share:
-        return rows, skipped
-    train = rows[TRAIN]
-    groups = _groups(table, field_map)
-    chosen = val_groups([groups[row] for row in train], field_map.val_share)
-    rows[TRAIN] = [row for row in train if groups[row] not in chosen]
-    rows[VAL] = [row for row in train if groups[row] in chosen]
-    return rows, skipped
-
-
-def _named_splits(
-    table: pyarrow.Table, field_map: FieldMap
-) -> tuple[dict[str, list[int]], dict[str, int]]:
-    column = field_map.split_column
-    assert column is not None, "the caller has checked it"
-    if column not in table.column_names:
-        raise DataError(f"split_column {column!r}: {allowed_names(column, table.column_names)}")
-    texts = table[column].to_pylist()
-    named = field_map.splits or {text: text for text in sorted({t for t in texts if t})}
-    names = {text: name for name, text in named.items()}
-    rows: dict[str, list[int]] = {name: [] for name in named}
-    skipped: dict[str, int] = {}
-    for number, text in enumerate(texts):
-        if text in names:
-            rows[names[text]].append(number)
-        else:
-            reason = "no split" if text is None else f"split {text!r} is not among the splits"
-            skipped[reason] = skipped.get(reason, 0) + 1
-    empty = [name for name, numbers in rows.items() if not numbers]
-    if empty:
-        raise DataError(f"splits.{empty[0]} {named[empty[0]]!r}: in no row of column {column!r}")
-    return rows, skipped
-
-
-def _groups(table: pyarrow.Table, field_map: FieldMap) -> list[str]:
-    """Return the hash of the group of each row: of its value, or else of its image."""
-    image = field_map.fields[field_map.image].get("column", field_map.image)
-    paths = table[image].to_pylist()
-    names = paths if field_map.group_by is None else table[field_map.group_by].to_pylist()
-    return [
-        group_hash(name if name is not None else f"{path} {number}")
-        for number, (name, path) in enumerate(zip(names, paths, strict=True))
-    ]
 
 
 def _summaries(

@@ -11,8 +11,8 @@ import pyarrow
 from pyarrow import compute
 
 from data_pipelines.convert.columns import ColumnReader
-from data_pipelines.convert.run import NegativeWords, check_readable
 from data_pipelines.convert.tally import MissingLabel, bounded_reasons
+from data_pipelines.convert.unreadable import NegativeWords, check_readable
 from data_pipelines.convert.values import ValueReader
 from data_pipelines.shards.field import Field
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from data_pipelines.convert import run as conversion
 from data_pipelines.convert.jobs import ConversionJobs, shuffled
-from data_pipelines.convert.run import convert, counted, progress_bar
+from data_pipelines.convert.run import convert, progress_bar
 from data_pipelines.convert.tally import (
     OTHER_REASONS,
     bounded_reasons,
@@ -20,6 +20,7 @@ from data_pipelines.convert.tally import (
     summed_class_counts,
     with_statistics,
 )
+from data_pipelines.convert.unreadable import counted
 from data_pipelines.decode.codecs import encode_json, encode_png
 from data_pipelines.errors import DataError, UnreadableColumnsError
 from data_pipelines.shards.encoded import EncodedSample

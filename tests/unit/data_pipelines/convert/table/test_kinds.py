@@ -58,6 +58,8 @@ def test_minus_one_beside_zero_is_a_class_with_a_note():
         ({f"name {n}": 1 for n in range(40)}, None),
         ({str(n): 1 for n in range(40)}, None),
         ({"only": 40}, None),
+        ({"two\nlines": 20, "x" * 501: 20}, None),
+        ({str(10**20 + n * n): 1 for n in range(40)}, {"kind": "regression"}),
         ({}, None),
     ],
 )
