@@ -71,7 +71,8 @@ def csv(
 
     Kinds of labels, the column of images and the splits are inferred, printed, and written to
     fields.yaml beside the shards; correct this file and give it back with --map. Without a column
-    of splits, a share of 0.1 becomes the split val.
+    of splits, a share of 0.1 becomes the split val. The exit code is 1 if nothing of a column can
+    be read.
     """
     from data_pipelines.convert.mapping import FieldMap
     from data_pipelines.convert.options import ConversionOptions

@@ -131,12 +131,14 @@ def open_table(
         field_map, notes = inferred.field_map, inferred.notes
     elif table_options.image_column is not None:
         raise DataError("--image-column: a mapping names its image itself")
-    share = table_options.val_share
-    if share is None and field_map.val_share is None and field_map.split_column is None:
-        share = DEFAULT_VAL_SHARE
     field_map = _with_classes(table, field_map).updated(
-        split_column=table_options.split_column, val_share=share, group_by=table_options.group_by
+        split_column=table_options.split_column,
+        val_share=table_options.val_share,
+        group_by=table_options.group_by,
     )
+    if field_map.split_column is None:
+        share = DEFAULT_VAL_SHARE if field_map.val_share is None else field_map.val_share
+        field_map = field_map.updated(val_share=share)
     storage = Storage(options.portable)
     features = dict.fromkeys(table.column_names)
     reader = read_columns(field_map, features, options.tasks, options.image_size, storage, files)
