@@ -47,10 +47,10 @@ class StoredValues:
         Raises:
             DataError: Too many different values are no labels as they are.
         """
-        value = record.get(self._key)
-        text = value_text(value)
-        if text is None:
+        if self._key not in record:
             return
+        value = record[self._key]
+        text = value_text(value) or ""  # the text of null, too
         label: float | None = None
         try:
             label = self._reader.read(value)

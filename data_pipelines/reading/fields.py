@@ -65,9 +65,7 @@ class Label:
         if self.field.key not in record:
             return None
         value = record[self.field.key]
-        if value is None or (isinstance(value, str) and not value.strip()):
-            return None
-        if self.field.values and (text := value_text(value)) in self.field.values:
+        if self.field.values and (text := value_text(value) or "") in self.field.values:
             return self.field.values[text]
         if self.field.kind == "regression":
             if _is_number(value) and abs(value) <= MAX_FLOAT32 and math.isfinite(value):

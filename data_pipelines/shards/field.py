@@ -58,7 +58,8 @@ class Field(Frozen):
         on_flip: Effect of mirroring left and right: the value stays (`keep`), its first channel
             changes its sign (`negate_x`), or the label becomes wrong (`forbid`).
         values: What a stored value of a scalar field stands for, by its text: a class id, 0 or 1,
-            a number, or None for no label. Other values stand for themselves.
+            a number, or None for no label; the text of null is empty. Other values stand for
+            themselves.
     """
 
     member: Suffix

@@ -271,6 +271,7 @@ def test_stored_values_are_read_in_training_as_they_were_indexed(labelled, worke
     assert split.labelled == {"picture": 5, "flag": 3, "sign": 4, "mood": 3, "kg": 4}
     assert split.class_counts == {"flag": (1, 2), "sign": (2, 2), "mood": (1, 1, 1)}
     assert manifest.fields["sign"].values == {"-1": 0}
+    assert manifest.fields["mood"].values[""] is None  # of an empty text; without it, it is damage
     requests = [LabelRequest(name, name) for name in EXPECTED]
     (batch,) = eval_loader(labelled.root, manifest, requests, (8, 8), batch_size=5, split="train")
     for name, expected in EXPECTED.items():
