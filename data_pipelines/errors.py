@@ -21,5 +21,9 @@ class DamageError(DataError):
     """The bytes of a file are not those that were recorded; those of another copy may be."""
 
 
+class UnreadableColumnsError(DataError):
+    """No label of a column could be read: the conversion would drop the column. Exit code 1."""
+
+
 class SourceError(DataError):
     """A remote source refuses access, or did not answer in time; the data may be intact."""

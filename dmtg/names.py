@@ -48,6 +48,11 @@ def check_file_name(what: str, name: str) -> str:
     return name
 
 
+def is_text(text: str) -> bool:
+    """Return whether `check_text` accepts a text."""
+    return len(text) <= MAX_TEXT and not _NOT_TEXT.search(text)
+
+
 def check_text(what: str, text: str) -> str:
     """Return a name that is shown, but is no part of a path.
 
@@ -59,7 +64,7 @@ def check_text(what: str, text: str) -> str:
         ValueError: It is longer than `MAX_TEXT`, or has characters that control a terminal or the
             direction of text, or lone surrogates.
     """
-    if len(text) > MAX_TEXT or _NOT_TEXT.search(text):
+    if not is_text(text):
         raise ValueError(
             f"{what} is {shortened(repr(text))}, must be at most {MAX_TEXT} characters that are "
             "text: no control characters, changes of direction or lone surrogates"

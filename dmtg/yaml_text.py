@@ -14,6 +14,8 @@ MAX_BYTES = 4 * 2**20  # of a file
 MAX_NODES = 100_000  # scalars, lists and mappings; an alias counts as all that it stands for
 MAX_DEPTH = 50  # lists and mappings in each other
 
+_COMPACT_WIDTH = 100  # columns of a list or mapping in one line
+
 _INT = "tag:yaml.org,2002:int"
 _FLOAT = "tag:yaml.org,2002:float"
 _MERGE = "tag:yaml.org,2002:merge"
@@ -91,9 +93,15 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401 - any YAML value
         raise YamlError(f"this is not YAML: {error}") from None
 
 
-def dump_yaml(value: Any) -> str:  # noqa: ANN401 - any YAML value
-    """Return plain values as YAML, mappings in their order."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False)
+def dump_yaml(value: Any, *, compact: bool = False) -> str:  # noqa: ANN401 - any YAML value
+    """Return plain values as YAML, mappings in their order.
+
+    Args:
+        value: The values.
+        compact: Whether a list or mapping of single values is written in one line, if it fits.
+    """
+    style, width = (None, _COMPACT_WIDTH) if compact else (False, None)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=style, width=width)
 
 
 def _check_bounds(text: str) -> None:

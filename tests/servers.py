@@ -39,7 +39,7 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
-        path = self.server.root / self.path.lstrip("/")
+        path = self.server.root / self.path.partition("?")[0].lstrip("/")
         if self.server.take("refuse"):
             self.send_error(503)
         elif not path.is_file():

@@ -13,14 +13,16 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnreadableColumnsError
 from dmtg.memory import is_out_of_memory
 from dmtg.names import shortened
 from dmtg.plugins import PluginError, place_in_plugin
 from dmtg.terminal import discard_output, shown
 from model.errors import BundleError
 
-FAILED = 1  # exit code of a run that diverged or lost another process, and of a fault of ours
+# Exit code of a run that diverged or lost another process, of a conversion that can read nothing of
+# a column, and of a fault of ours.
+FAILED = 1
 UNUSABLE = 2  # of anything that the user can change
 INTERRUPTED = 130
 STOPPED = 128  # plus the number of the signal that ended a start
@@ -106,6 +108,8 @@ def explain(error: BaseException, activity: str = "") -> Explanation:
         return Explanation(
             f"{shown(str(error))}; the checkpoints in run.out are from before", FAILED
         )
+    if isinstance(error, UnreadableColumnsError):
+        return Explanation(shown(str(error)), FAILED)
     advice = _user_message(error, at)
     if advice is not None:
         return Explanation(shown(advice), UNUSABLE)

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from dataclasses import field as with_default
+from difflib import get_close_matches
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
 
-from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.foreign import convert_image, label_picture, label_values
 from data_pipelines.convert.mapping import FieldMap, described_field
 from data_pipelines.convert.pictures import stored_label
 from data_pipelines.convert.tally import MissingLabel, Tally
+from data_pipelines.convert.values import ValueReader
 from data_pipelines.decode.codecs import encode_json
 from data_pipelines.errors import DataError
-from data_pipelines.reading.fields import MAX_FLOAT32
 from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.shards.field import SCALAR_KINDS
 from data_pipelines.shards.manifest import Field
+from dmtg.names import shortened
 
 SCALARS_MEMBER = "labels.json"
+_NAMES_SHOWN = 40  # of columns, in a message
+
+
+class PictureFiles(Protocol):
+    """The files that the rows of a table may name."""
+
+    def read(self, path: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            DataError: The row may not name this file.
+            MissingLabel: It cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,9 @@ class ColumnReader:
         image_size: Pixels of the shorter side of the stored pictures; None keeps their size.
         storage: The encodings of pictures.
         files: The files that rows may name.
+        values: The reader of each scalar field.
+        suffixes: By field of pictures, what is added to the path in a cell, such as `.jpg`.
+        pixels: By field of class ids for each pixel, the class ids of other pixel values.
     """
 
     image: str
@@ -43,12 +62,15 @@ class ColumnReader:
     fields: Mapping[str, Field]
     image_size: int | None
     storage: Storage
-    files: DatasetFiles
+    files: PictureFiles
+    values: Mapping[str, ValueReader] = with_default(default_factory=dict)
+    suffixes: Mapping[str, str] = with_default(default_factory=dict)
+    pixels: Mapping[str, Mapping[int, int]] = with_default(default_factory=dict)
 
     def sample(self, key: str, row: Mapping[str, Any], tally: Tally) -> EncodedSample | None:
         """Return the sample of a row; None, counted in `tally`, where its image is unusable."""
         try:
-            data = self._file(row[self.columns[self.image]])
+            data = self._file(self.image, row[self.columns[self.image]])
             image, shape = convert_image(self.storage, data, self.image_size)
         except MissingLabel as missing:
             tally.skipped[f"image: {missing}"] += 1
@@ -61,18 +83,29 @@ class ColumnReader:
                 continue
             try:
                 if field.is_scalar:
-                    scalars[name] = scalar_value(field, value)
+                    self._add_scalar(name, value, scalars, tally)
                 else:
-                    members[field.member] = self._label(field, value, shape)
+                    members[field.member] = self._label(name, field, value, shape)
             except MissingLabel as missing:
                 tally.missing[name][str(missing)] += 1
         if scalars:
             members[SCALARS_MEMBER] = encode_json(scalars)
         return EncodedSample(key, members, scalars)
 
-    def _label(self, field: Field, value: object, shape: tuple[int, int]) -> bytes:
-        if isinstance(value, Mapping | bytes):
-            picture = label_picture(self._file(value), field.dtype)
+    def _add_scalar(
+        self, name: str, value: object, scalars: dict[str, int | float], tally: Tally
+    ) -> None:
+        reader = self.values[name]
+        stored = reader.read(value)
+        if stored is None:
+            return
+        scalars[name] = stored
+        if reader.kind == "binary" and stored == 0 and (word := reader.negative(value)):
+            tally.negatives[name].add(word)
+
+    def _label(self, name: str, field: Field, value: object, shape: tuple[int, int]) -> bytes:
+        if isinstance(value, Mapping | bytes | str):
+            picture = label_picture(self._file(name, value), field.dtype)
         else:
             try:
                 picture = label_values(np.asarray(value), field.dtype)
@@ -82,15 +115,25 @@ class ColumnReader:
             raise MissingLabel(f"{len(picture)} channels")
         if field.kind == "dense_classification" and not _are_ids(picture):
             raise MissingLabel("values that are no class ids")
+        if name in self.pixels:
+            picture = _replaced(picture, self.pixels[name])
         return stored_label(self.storage, picture, self.image_size, shape)
 
-    def _file(self, value: object) -> bytes:
+    def paths(self, row: Mapping[str, Any]) -> list[str]:
+        """Return the paths of the picture files that a row names."""
+        named = {n: row[self.columns[n]] for n, f in self.fields.items() if not f.is_scalar}
+        return [p + self.suffixes.get(n, "") for n, p in named.items() if isinstance(p, str)]
+
+    def _file(self, name: str, value: object) -> bytes:
         """Return the bytes of a picture column, which holds them or names a file."""
         if isinstance(value, bytes):
             return value
-        if not isinstance(value, Mapping) or not (value.get("bytes") or value.get("path")):
+        if isinstance(value, Mapping) and value.get("bytes"):
+            return bytes(value["bytes"])
+        path = value.get("path") if isinstance(value, Mapping) else value
+        if not isinstance(path, str) or not path:
             raise MissingLabel("no file")
-        return bytes(value["bytes"]) if value.get("bytes") else self.files.read(value["path"])
+        return self.files.read(path + self.suffixes.get(name, ""))
 
 
 def read_columns(
@@ -99,13 +142,14 @@ def read_columns(
     tasks: Sequence[str] | None,
     image_size: int | None,
     storage: Storage,
-    files: DatasetFiles,
+    files: PictureFiles,
 ) -> ColumnReader:
     """Return the reader of the mapped columns.
 
     Args:
         field_map: The column of each field.
-        features: The types of the columns in the `datasets` library, by name.
+        features: The columns by name, with their types in the `datasets` library where it reads
+            them.
         tasks: Fields to take besides the image; None takes all.
         image_size: See `ColumnReader`.
         storage: See `ColumnReader`.
@@ -119,22 +163,55 @@ def read_columns(
         raise DataError(
             f"tasks {', '.join(unknown)}: the map has {', '.join(sorted(field_map.fields))}"
         )
-    columns, fields = {}, {}
+    columns, fields, values, pixels = {}, {}, {}, {}
+    suffixes: dict[str, str] = {}
     for name, description in field_map.fields.items():
         if tasks is not None and name not in (*tasks, field_map.image):
             continue
         entry = dict(description)
-        column = entry.pop("column", name)
-        if column not in features:
-            raise DataError(
-                f"fields.{name}.column {column!r}: allowed are {', '.join(sorted(features))}"
-            )
-        if "classes" not in entry and hasattr(features[column], "names"):
+        column = columns[name] = entry.pop("column", name)
+        _check_column(f"fields.{name}.column", column, features)
+        if "suffix" in entry and entry.get("kind") not in SCALAR_KINDS:
+            suffixes[name] = str(entry.pop("suffix"))
+        is_class = hasattr(features[column], "names")
+        if "classes" not in entry and is_class:
             entry["classes"] = tuple(features[column].names)
-        columns[name] = column
-        fields[name] = described_field(f"fields.{name}", entry | _stored_as(name, entry, storage))
+        if entry.get("kind") == "dense_classification" and "values" in entry:
+            pixels[name] = _pixel_values(f"fields.{name}.values", entry.pop("values"))
+        field = described_field(f"fields.{name}", entry | _stored_as(name, entry, storage))
+        if field.is_scalar:
+            values[name] = ValueReader.of_field(field, numbers_are_ids=is_class)
+        fields[name] = field.model_copy(update={"values": {}})  # what is stored are ids
+    if field_map.group_by is not None:
+        _check_column("group_by", field_map.group_by, features)
     pictures = tuple(c for c in columns.values() if isinstance(features[c], datasets.Image))
-    return ColumnReader(field_map.image, columns, pictures, fields, image_size, storage, files)
+    return ColumnReader(
+        field_map.image,
+        columns,
+        pictures,
+        fields,
+        image_size,
+        storage,
+        files,
+        values,
+        suffixes,
+        pixels,
+    )
+
+
+def _check_column(place: str, column: str, features: Mapping[str, Any]) -> None:
+    if column not in features:
+        raise DataError(f"{place} {column!r}: {allowed_names(column, features)}")
+
+
+def allowed_names(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message on a name that does not exist: the nearest, and the others."""
+    names = sorted(names)
+    near = get_close_matches(str(name), names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{hint}allowed are {shown}{more}"
 
 
 def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[str, Any]:
@@ -146,22 +223,28 @@ def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[st
     return {"member": SCALARS_MEMBER, "key": name}
 
 
-def scalar_value(field: Field, value: object) -> int | float:
-    """Return the value of a scalar field as it is stored.
+def _pixel_values(place: str, values: object) -> dict[int, int]:
+    """Return the class ids of pixel values.
 
     Raises:
-        MissingLabel: The value is not allowed for the field's kind.
+        DataError: They are no pairs of integers that a picture can hold.
     """
-    if field.kind == "regression":
-        if isinstance(value, int | float) and abs(value) <= MAX_FLOAT32:  # false for NaN
-            return float(value)
-        raise MissingLabel("not a finite number")
-    if isinstance(value, str) and value in field.classes:
-        return field.classes.index(value)
-    num_classes = 2 if field.kind == "binary" else len(field.classes)
-    if isinstance(value, int) and 0 <= value < num_classes:
-        return int(value)
-    raise MissingLabel(f"not a class from 0 to {num_classes - 1}")
+    allowed = range(2**16)
+    pairs = values.items() if isinstance(values, Mapping) else ()
+    if not pairs or any(type(v) is not int or v not in allowed for pair in pairs for v in pair):
+        raise DataError(
+            f"{place}: found {shortened(repr(values))}; allowed are a class id for each pixel "
+            "value, integers from 0 to 65535"
+        )
+    return dict(pairs)
+
+
+def _replaced(picture: np.ndarray, ids: Mapping[int, int]) -> np.ndarray:
+    fits = picture.dtype != np.uint8 or max(ids.values()) < 2**8
+    result = picture.copy() if fits else picture.astype(np.uint16)
+    for value, number in ids.items():
+        result[picture == value] = number
+    return result
 
 
 def _are_ids(values: np.ndarray) -> bool:

@@ -5,39 +5,51 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipelines.convert.mapping import FieldMap, described_field
-from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, moments_of, with_statistics
+from data_pipelines.convert.run import progress_bar
+from data_pipelines.convert.stored_values import StoredValues
+from data_pipelines.convert.tally import (
+    STATISTICS_SPLIT,
+    Moments,
+    bounded_reasons,
+    moments_of,
+    summed_class_counts,
+    with_statistics,
+)
+from data_pipelines.convert.unreadable import NegativeWords, check_readable
 from data_pipelines.decode.bounds import RECORDS
 from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError
-from data_pipelines.parallel import mapped
-from data_pipelines.reading.fields import Label, LabelRequest
+from data_pipelines.parallel import add_progress, mapped
+from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split
 from data_pipelines.shards.store import ShardStore
-from dmtg.files import PARTIAL_PREFIX
+from dmtg.files import PARTIAL_PREFIX, sha256_of
 from dmtg.names import FILE_NAME_RULE, is_file_name
+from dmtg.secrets import without_secrets_in
 
 _NUMBERED = re.compile(r"(.*?)[-_.]?\d+\.tar")
-_CHUNK = 2**20  # bytes
 
 
 @dataclass(frozen=True)
 class _Counts:
-    """The manifest's entry, label counts and moments of one shard."""
+    """What was found in one shard: its entry in the manifest, and its labels by field."""
 
     shard: Shard
     labelled: Mapping[str, int]
     moments: Mapping[str, Moments]
+    class_counts: Mapping[str, Mapping[int, int]]
+    meanings: Mapping[str, Mapping[str, float | None]]
+    unreadable: Mapping[str, Mapping[str, int]]
+    negatives: Mapping[str, set[str]]
 
 
 def index_shards(
@@ -45,7 +57,8 @@ def index_shards(
 ) -> Manifest:
     """Read all shards of a folder once, check them, and write their indexes and the manifest.
 
-    Every tar, every scalar label and the pictures of each shard's first sample are checked.
+    Every tar, every scalar label and the pictures of each shard's first sample are checked. What a
+    value stands for that is no label as it is, such as `yes`, is recorded in the manifest.
 
     Args:
         root: Folder of the shards, to which the indexes and the manifest are added.
@@ -55,10 +68,14 @@ def index_shards(
         progress: Whether to show a progress bar.
 
     Raises:
-        DataError: A shard is damaged, a label is not allowed, or a manifest already exists.
+        DataError: A shard is damaged, or a manifest already exists.
+        UnreadableColumnsError: No label of a field can be read.
     """
     if (root / MANIFEST_NAME).exists():
         raise DataError(f"{root / MANIFEST_NAME}: is already there; remove it to index anew")
+    of_tables = [n for n in ("split_column", "val_share", "group_by") if getattr(field_map, n)]
+    if of_tables:
+        raise DataError(f"{', '.join(of_tables)}: existing shards stay as they are; use `splits`")
     fields = {
         name: described_field(f"fields.{name}", entry) for name, entry in field_map.fields.items()
     }
@@ -67,32 +84,91 @@ def index_shards(
         if not is_file_name(split):
             raise DataError(f"{root}: split {split!r} of its shards: must be {FILE_NAME_RULE}")
     names = [name for of_split in shards.values() for name in of_split]
-    count = partial(_count, root, fields, field_map.image)
-    with mapped(count, names, workers) as counted:
-        bar = tqdm(counted, total=len(names), disable=not progress, unit="shard")
-        counts = {result.shard.name: result for result in bar}
-    splits = {
-        split: Split(
-            shards=tuple(counts[name].shard for name in of_split),
-            labelled={
-                field: sum(counts[name].labelled.get(field, 0) for name in of_split)
-                for field in fields
-            },
-        )
-        for split, of_split in shards.items()
+    counts = _counted(root, fields, field_map.image, names, workers, progress)
+    unreadable = {
+        name: reasons
+        for name in fields
+        if (reasons := bounded_reasons(c.unreadable.get(name, {}) for c in counts.values()))
     }
-    train = [counts[name] for name in shards.get(STATISTICS_SPLIT, ())]
+    labelled = {n: sum(c.labelled.get(n, 0) for c in counts.values()) for n in fields}
+    check_readable(labelled, unreadable)
     manifest = Manifest(
         dataset=field_map.dataset or root.resolve().name,
         image=field_map.image,
-        fields={
-            name: with_statistics(field, (c.moments[name] for c in train if name in c.moments))
-            for name, field in fields.items()
+        fields=_described(fields, counts, shards.get(STATISTICS_SPLIT, ())),
+        splits={
+            split: _split(fields, [counts[name] for name in of_split])
+            for split, of_split in shards.items()
         },
-        splits=splits,
+        conversion=_conversion(field_map, counts, unreadable),
     )
     manifest.save(root)
     return manifest
+
+
+def _counted(
+    root: Path,
+    fields: Mapping[str, Field],
+    image: str,
+    names: Sequence[str],
+    workers: int,
+    progress: bool,
+) -> dict[str, _Counts]:
+    """Return what was found in each shard, by name."""
+    count = partial(_count, root, fields, image)
+    counts, negatives = {}, NegativeWords()
+    with (
+        progress_bar(0, progress) as bar,
+        mapped(count, names, workers, bar.update) as counted,
+    ):
+        for result in counted:
+            negatives.add(result.negatives)
+            counts[result.shard.name] = result
+            bar.set_postfix_str(f"{len(counts)} of {len(names)} shards")
+    return counts
+
+
+def _split(fields: Mapping[str, Field], counts: Sequence[_Counts]) -> Split:
+    return Split(
+        shards=tuple(found.shard for found in counts),
+        labelled={name: sum(found.labelled.get(name, 0) for found in counts) for name in fields},
+        class_counts=summed_class_counts(fields, [found.class_counts for found in counts]),
+    )
+
+
+def _described(
+    fields: Mapping[str, Field], counts: Mapping[str, _Counts], train: Sequence[str]
+) -> dict[str, Field]:
+    """Return the fields with the statistics of the train split and the meanings of values."""
+    described = {}
+    for name, field in fields.items():
+        parts = (counts[shard].moments.get(name) for shard in train)
+        field = with_statistics(field, (moments for moments in parts if moments))
+        meanings = dict(field.values)
+        for found in counts.values():
+            meanings |= found.meanings.get(name, {})
+        if meanings:
+            StoredValues(name, field).check(meanings)
+            field = field.model_copy(update={"values": meanings})
+        described[name] = field
+    return described
+
+
+def _conversion(
+    field_map: FieldMap,
+    counts: Mapping[str, _Counts],
+    unreadable: dict[str, dict[str, int]],
+) -> Conversion:
+    mapping = field_map.model_dump_json(exclude_defaults=True)
+    digest = hashlib.sha256(mapping.encode())
+    for found in counts.values():
+        digest.update(found.shard.sha256.encode())
+    return Conversion(
+        source="index",
+        arguments=without_secrets_in({"map": mapping}),
+        digest=digest.hexdigest(),
+        missing=unreadable,
+    )
 
 
 def _shards_by_split(root: Path, patterns: Mapping[str, str] | None) -> dict[str, list[str]]:
@@ -126,60 +202,74 @@ def _count(root: Path, fields: Mapping[str, Field], image: str, name: str) -> _C
         name=name,
         samples=num_samples,
         bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         index=index,
     )
-    values: defaultdict[str, list[float]] = defaultdict(list)
-    for key, labels in _labels(ShardStore(root, [shard]), path, fields, image):
-        if image not in labels:
-            raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
-        for field_name, value in labels.items():
-            values[field_name].append(value)
-    labelled = {field_name: len(of_field) for field_name, of_field in values.items()}
-    moments = {n: moments_of(v) for n, v in values.items() if fields[n].kind == "regression"}
-    return _Counts(shard, labelled, moments)
+    labelled: Counter[str] = Counter()
+    stored = {n: StoredValues(n, field) for n, field in fields.items() if field.is_scalar}
+    for key, members, decoded in _decoded(ShardStore(root, [shard]), path, fields, image):
+        try:
+            labelled.update(_pictures(fields, members, decoded))
+            for name, values in stored.items():
+                if fields[name].member in members:
+                    values.add(decoded[fields[name].member])
+        except DataError as error:
+            raise DataError(f"{path}: sample {key}: {error}") from error
+        add_progress(1)
+    labelled.update({name: len(values.labels) for name, values in stored.items()})
+    labels = {name: values.labels for name, values in stored.items() if values.labels}
+    return _Counts(
+        shard,
+        labelled,
+        moments={n: moments_of(of) for n, of in labels.items() if fields[n].kind == "regression"},
+        class_counts={
+            name: Counter(map(int, values.labels))
+            for name, values in stored.items()
+            if fields[name].kind != "regression"
+        },
+        meanings={name: values.meanings for name, values in stored.items()},
+        unreadable={name: values.unreadable for name, values in stored.items()},
+        negatives={name: values.negatives for name, values in stored.items()},
+    )
 
 
-def _labels(
+def _decoded(
     store: ShardStore, path: Path, fields: Mapping[str, Field], image: str
-) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield key and values of the samples of one shard, checked; a picture has the value 1."""
+) -> Iterator[tuple[str, dict[str, bytes], dict[str, Any]]]:
+    """Yield key, members and decoded members of the samples of one shard.
+
+    The records of every sample are decoded, the pictures of the first.
+    """
     suffixes = frozenset(field.member for field in fields.values())
     for number in range(len(store)):
         key, members = store.read(number, suffixes)
+        if fields[image].member not in members:
+            raise DataError(f"{path}: sample {key}: no member {fields[image].member} (the image)")
+        chosen = {m: data for m, data in members.items() if number == 0 or _is_record(m)}
         try:
-            pictures = number == 0
-            chosen = {m: data for m, data in members.items() if pictures or _is_record(m)}
-            decoded = decode_sample(fields[image].member, chosen)
-            values = {name: _value(name, f, members, decoded) for name, f in fields.items()}
+            yield key, members, decode_sample(fields[image].member, chosen)
         except DataError as error:
             raise DataError(f"{path}: sample {key}: {error}") from error
-        yield key, {name: value for name, value in values.items() if value is not None}
 
 
 def _is_record(member: str) -> bool:
     return member.rpartition(".")[2] in RECORDS
 
 
-def _value(
-    name: str, field: Field, members: Mapping[str, bytes], decoded: Mapping[str, Any]
-) -> float | None:
-    """Return a scalar's value, 1 for a picture, None where the sample has none."""
-    if field.member not in members:
-        return None
-    if field.is_scalar:
-        return Label(LabelRequest(name, name), field).scalar(decoded[field.member])
-    picture = decoded.get(field.member)
-    if field.kind != "image" and picture is not None and len(picture) != field.channels:
-        raise DataError(
-            f"{field.member}: {len(picture)} channels, field {name} has {field.channels}"
-        )
-    return 1.0
+def _pictures(
+    fields: Mapping[str, Field], members: Mapping[str, bytes], decoded: Mapping[str, Any]
+) -> list[str]:
+    """Return the fields of pictures that a sample has.
 
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    Raises:
+        DataError: A label has another number of channels than its field.
+    """
+    present = [n for n, f in fields.items() if not f.is_scalar and f.member in members]
+    for name in present:
+        field = fields[name]
+        picture = decoded.get(field.member)
+        if field.kind != "image" and picture is not None and len(picture) != field.channels:
+            raise DataError(
+                f"{field.member}: {len(picture)} channels, field {name} has {field.channels}"
+            )
+    return present

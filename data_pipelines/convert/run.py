@@ -21,7 +21,13 @@ from data_pipelines.convert.shards import (
     finished_shard,
     written_shards,
 )
-from data_pipelines.convert.tally import STATISTICS_SPLIT, with_statistics
+from data_pipelines.convert.tally import (
+    STATISTICS_SPLIT,
+    bounded_reasons,
+    summed_class_counts,
+    with_statistics,
+)
+from data_pipelines.convert.unreadable import NegativeWords, check_readable
 from data_pipelines.errors import DataError
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
@@ -45,6 +51,7 @@ def convert(
     *,
     workers: int,
     progress: bool,
+    num_samples: int | None = None,
 ) -> Manifest:
     """Write the shards that do not exist yet, and the manifest when all do.
 
@@ -56,10 +63,13 @@ def convert(
         jobs: The samples of each shard.
         workers: Number of converting processes; 1 converts in this process.
         progress: Whether to show a progress bar.
+        num_samples: Number of source samples, for the progress bar; None takes the references of
+            the jobs, 0 shows no total.
 
     Raises:
         DataError: The folder holds another dataset or shards of another conversion, another
             process is converting into it, or no sample was left.
+        UnreadableColumnsError: Labels were found for a field, and none of them could be read.
     """
     if (root / MANIFEST_NAME).exists():
         return finished(root, jobs)
@@ -68,7 +78,11 @@ def convert(
     with _locked(work):
         _check_arguments(work, jobs)
         remove_partial_shards(root)
-        records = _write_shards(root, source, list(jobs.shard_jobs()), workers, progress)
+        if num_samples is None:
+            num_samples = sum(map(len, jobs.splits.values()))
+        bar = progress_bar(num_samples, progress)
+        with bar:
+            records = _write_shards(root, source, list(jobs.shard_jobs()), workers, bar)
         manifest = _manifest(dataset, image, source.fields, jobs, records)
         manifest.save(root)
     shutil.rmtree(work)
@@ -92,8 +106,13 @@ def finished(root: Path, jobs: ConversionJobs) -> Manifest:
     return manifest
 
 
+def progress_bar(num_samples: int, progress: bool) -> tqdm:
+    """Return a progress bar that counts images; without a total where `num_samples` is 0."""
+    return tqdm(total=num_samples or None, disable=not progress, unit=" images")
+
+
 def _write_shards(
-    root: Path, source: Source, shard_jobs: list[ShardJob], workers: int, progress: bool
+    root: Path, source: Source, shard_jobs: list[ShardJob], workers: int, bar: tqdm
 ) -> list[ShardRecord]:
     """Write the shards that have no record yet; return the records of all, in order."""
     sizes = LocalFolder(root).sizes()
@@ -102,15 +121,17 @@ def _write_shards(
     }
     if records:
         logger.info("%s: %d of %d shards are already there", root, len(records), len(shard_jobs))
+    bar.initial = sum(record.num_sources for record in records.values())
+    bar.reset(bar.total)
+    bar.update(bar.initial)
     todo = [job for job in shard_jobs if job.name not in records]
-    total, done = len(shard_jobs), len(records)
-    with (
-        tqdm(total=total, initial=done, disable=not progress, unit="shard") as bar,
-        written_shards(root, source, todo, workers) as written,
-    ):
+    negatives = NegativeWords()
+    for record in records.values():
+        negatives.add(record.negatives)
+    with written_shards(root, source, todo, workers, bar.update) as written:
         for job, record in zip(todo, written, strict=True):
             records[job.name] = record
-            bar.update()
+            negatives.add(record.negatives)
     return [records[job.name] for job in shard_jobs]
 
 
@@ -141,6 +162,7 @@ def _check_arguments(work: Path, jobs: ConversionJobs) -> None:
         raise DataError(f"{work}: {_difference(recorded, current)}; {_ADVICE}")
 
 
+_CORRECT = "\ncorrect the source or its mapping, and remove the folder of shards"
 _ADVICE = "use the arguments of the first run, or remove the folder of shards"
 
 
@@ -173,13 +195,22 @@ def _manifest(
         shards = tuple(record.shard for record in of_split if record.shard)
         if shards:
             counts = _summed(record.labelled for record in of_split)
-            labelled = {field: counts.get(field, 0) for field in fields}
-            splits[name] = Split(shards=shards, labelled=labelled)
+            splits[name] = Split(
+                shards=shards,
+                labelled={field: counts.get(field, 0) for field in fields},
+                class_counts=summed_class_counts(fields, [r.class_counts for r in of_split]),
+            )
     skipped = _summed([jobs.skipped, *(record.skipped for record in records)])
     if not splits:
         raise DataError(f"{dataset}: no sample was left: {skipped}")
     train = [record for record in records if record.split == STATISTICS_SPLIT]
-    missing = [jobs.missing, *(record.missing for record in records)]
+    parts = [jobs.missing, *(record.missing for record in records)]
+    missing = {
+        name: reasons
+        for name in fields
+        if (reasons := bounded_reasons(part.get(name, {}) for part in parts))
+    }
+    check_readable(_summed(record.labelled for record in records), missing, _CORRECT)
     return Manifest(
         dataset=dataset,
         image=image,
@@ -193,11 +224,7 @@ def _manifest(
             arguments=dict(jobs.arguments),
             digest=jobs.digest(),
             skipped=skipped,
-            missing={
-                name: counts
-                for name in fields
-                if (counts := _summed(part.get(name, {}) for part in missing))
-            },
+            missing=missing,
         ),
     )
 

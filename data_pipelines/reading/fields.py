@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_pipelines.errors import DataError
+from data_pipelines.reading.values import value_text
 from data_pipelines.shards.manifest import Field, Manifest
 
 MAX_FLOAT32 = 3.4028234663852886e38
@@ -64,15 +65,16 @@ class Label:
         if self.field.key not in record:
             return None
         value = record[self.field.key]
+        if self.field.values and (text := value_text(value) or "") in self.field.values:
+            return self.field.values[text]
         if self.field.kind == "regression":
             if _is_number(value) and abs(value) <= MAX_FLOAT32 and math.isfinite(value):
                 return float(value)
             allowed = "a finite number"
         else:
-            num_classes = 2 if self.field.kind == "binary" else len(self.field.classes)
-            if isinstance(value, int) and 0 <= value < num_classes:
+            if isinstance(value, int) and 0 <= value < self.field.num_classes:
                 return float(value)
-            allowed = f"an integer from 0 to {num_classes - 1}"
+            allowed = f"an integer from 0 to {self.field.num_classes - 1}"
         raise DataError(
             f"field {self.request.field}: {self.field.member} entry {self.field.key!r} is "
             f"{value!r}, allowed is {allowed}"
@@ -180,9 +182,10 @@ def _misread(request: LabelRequest, field: Field) -> list[str]:
             f"{named}its kind learns from fields of kind {request.kind}, field {request.field} is "
             f"of kind {field.kind}"
         ]
-    num_classes = 2 if field.kind == "binary" else len(field.classes)
-    if request.num_classes is not None and num_classes > request.num_classes:
-        return [f"{named}{request.num_classes} classes, field {request.field} has {num_classes}"]
+    if request.num_classes is not None and field.num_classes > request.num_classes:
+        return [
+            f"{named}{request.num_classes} classes, field {request.field} has {field.num_classes}"
+        ]
     return []
 
 

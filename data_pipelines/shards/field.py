@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     FailFast,
     FiniteFloat,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic import Field as Bound
@@ -25,6 +27,7 @@ FieldKind = Literal[
 Dtype = Literal["uint8", "uint16", "float32"]
 MAX_CHANNELS = 255  # of a dense label: more than any encoding holds
 MAX_CLASSES = 2**19  # names of the classes of a field
+MAX_VALUES = 1000  # entries of `values` of a field
 SCALAR_KINDS = frozenset({"binary", "multiclass", "regression"})
 CLASS_KINDS = frozenset({"multiclass", "dense_classification"})
 REGRESSION_KINDS = frozenset({"regression", "dense_regression"})
@@ -54,6 +57,9 @@ class Field(Frozen):
         dtype: Type of a picture's values; None if any is allowed.
         on_flip: Effect of mirroring left and right: the value stays (`keep`), its first channel
             changes its sign (`negate_x`), or the label becomes wrong (`forbid`).
+        values: What a stored value of a scalar field stands for, by its text: a class id, 0 or 1,
+            a number, or None for no label; the text of null is empty. Other values stand for
+            themselves.
     """
 
     member: Suffix
@@ -65,11 +71,25 @@ class Field(Frozen):
     std: FiniteFloat | None = None
     dtype: Dtype | None = None
     on_flip: Literal["keep", "negate_x", "forbid"] = "keep"
+    values: Annotated[dict[str, FiniteFloat | None], Bound(max_length=MAX_VALUES)] = {}
 
     @property
     def is_scalar(self) -> bool:
         """Whether a sample has one value rather than a picture of values."""
         return self.kind in SCALAR_KINDS
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class ids: 2 of a binary field, 0 of a regression or an image."""
+        return 2 if self.kind == "binary" else len(self.classes)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_values(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave an empty `values` out: a field of an earlier version keeps its digest."""
+        content: dict[str, Any] = serialize(self)
+        if not self.values:
+            content.pop("values", None)
+        return content
 
     @field_validator("classes")
     @classmethod
@@ -109,6 +129,18 @@ class Field(Frozen):
             errors.append(f"dtype {self.dtype!r}: kind {self.kind} has none")
         if self.on_flip == "negate_x" and self.kind != "dense_regression":
             errors.append(f"on_flip 'negate_x': kind {self.kind} allows 'keep' or 'forbid'")
+        errors += self._wrong_values()
         if errors:
             raise ValueError("; ".join(errors))
         return self
+
+    def _wrong_values(self) -> list[str]:
+        if self.values and not self.is_scalar:
+            return [f"values: kind {self.kind} has none"]
+        if self.kind == "regression":
+            return []
+        return [
+            f"values.{text} {value:g}: must be an integer from 0 to {self.num_classes - 1}, or null"
+            for text, value in self.values.items()
+            if value is not None and value not in range(self.num_classes)
+        ]

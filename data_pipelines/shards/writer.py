@@ -173,11 +173,16 @@ class ShardWriter:
         if self._open.samples == self.samples_per_shard:
             self._finish()
 
-    def split(self, labelled: Mapping[str, int]) -> Split:
+    def split(
+        self,
+        labelled: Mapping[str, int],
+        class_counts: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Split:
         """Return the manifest's entry for the split; call it after the `with` block.
 
         Args:
             labelled: Number of samples that have a value, by field name.
+            class_counts: Number of samples of each class id, by field name; None if unknown.
 
         Raises:
             DataError: Nothing was written.
@@ -185,7 +190,9 @@ class ShardWriter:
         assert self._open is None, "split() inside the with block"
         if not self.shards:
             raise DataError(f"{self.root}: split {self.name}: no samples were written")
-        return Split(shards=self.shards, labelled=dict(labelled))
+        return Split(
+            shards=self.shards, labelled=dict(labelled), class_counts=dict(class_counts or {})
+        )
 
     def _finish(self) -> None:
         if self._open is not None and self._open.samples:

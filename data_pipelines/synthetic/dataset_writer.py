@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from data_pipelines.convert.tally import STATISTICS_SPLIT, Moments, Tally, with_statistics
+from data_pipelines.convert.tally import (
+    STATISTICS_SPLIT,
+    Moments,
+    Tally,
+    summed_class_counts,
+    with_statistics,
+)
 from data_pipelines.errors import DataError
 from data_pipelines.shards.encoded import EncodedSample
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
@@ -42,7 +48,10 @@ class DatasetWriter:
             for sample in samples:
                 writer.write(sample.key, sample.members)
                 tally.add(sample)
-        self._splits[name] = writer.split(dict(sorted(tally.labelled.items())))
+        labelled = dict(sorted(tally.labelled.items()))
+        self._splits[name] = writer.split(
+            labelled, summed_class_counts(self._fields, [tally.class_counts()])
+        )
         if name == STATISTICS_SPLIT:
             self._moments = tally.moments()
 

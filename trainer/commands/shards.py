@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from trainer.commands.options import Overwrite, Plugins
-from trainer.commands.output import AsJson, finish, table_console
-from trainer.errors import UserError
-
-if TYPE_CHECKING:
-    from data_pipelines.shards.manifest import Manifest
+from trainer.commands.output import AsJson, finish
+from trainer.commands.shards_csv import csv
+from trainer.commands.shards_options import (
+    GroupBy,
+    Limit,
+    MapFile,
+    OutDir,
+    PerShard,
+    Portable,
+    Root,
+    Seed,
+    Size,
+    Tasks,
+    ValShare,
+    Workers,
+    split_names,
+)
+from trainer.commands.shards_summary import next_commands, split_sizes, summarise, user_errors
 
 shards = typer.Typer(help="Write data sets as WebDataset shards.", no_args_is_help=True)
+shards.command()(csv)
 
 NewDir = Annotated[Path, typer.Option("--out", help="Folder to write; must hold no data set.")]
-OutDir = Annotated[
-    Path, typer.Option("--out", help="Folder to write; a rerun continues where it stopped.")
-]
-Root = Annotated[Path, typer.Option("--root", help="Folder of the data set as released.")]
-Seed = Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")]
-Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
-Portable = Annotated[
-    bool, typer.Option("--portable", help="Store PNG, for other readers of WebDataset shards.")
-]
-Size = Annotated[
-    int | None, typer.Option(min=1, help="Pixels of the shorter side; larger pictures shrink.")
-]
-Limit = Annotated[int | None, typer.Option(min=1, help="Samples of each split at most.")]
-Tasks = Annotated[str | None, typer.Option(help="Labels to convert, separated by commas.")]
-PerShard = Annotated[int, typer.Option(min=1, help="Samples of a shard.")]
-MapFile = Annotated[Path, typer.Option("--map", help="YAML file that describes the fields.")]
 
 
 @shards.command()
@@ -52,7 +48,7 @@ def rooms(
     """Ray-cast rooms with exact labels in the released Taskonomy's conventions."""
     from data_pipelines.synthetic.rooms import write_rooms
 
-    with _user_errors():
+    with user_errors():
         manifest = write_rooms(
             out,
             samples,
@@ -63,7 +59,9 @@ def rooms(
             workers=workers,
             portable=portable,
         )
-    finish(as_json, {"out": str(out), "samples": _counts(manifest)})
+    finish(as_json, {"out": str(out), "samples": split_sizes(manifest)})
+    if not as_json:
+        next_commands(out)
 
 
 @shards.command()
@@ -74,7 +72,9 @@ def digits(
     from data_pipelines.synthetic.digits import write_digits
 
     manifest = write_digits(out, seed=seed, portable=portable)
-    finish(as_json, {"out": str(out), "samples": _counts(manifest)})
+    finish(as_json, {"out": str(out), "samples": split_sizes(manifest)})
+    if not as_json:
+        next_commands(out)
 
 
 @shards.command()
@@ -106,7 +106,7 @@ def taskonomy(
     from data_pipelines.convert.taskonomy.converter import write_taskonomy
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=split_names(tasks),
         image_size=size,
         limit=limit,
         seed=seed,
@@ -114,10 +114,10 @@ def taskonomy(
         samples_per_shard=samples_per_shard,
         workers=workers,
     )
-    with _user_errors():
-        buildings = BuildingSplits(splits, _split_names(val_buildings) or (), val_share)
+    with user_errors():
+        buildings = BuildingSplits(splits, split_names(val_buildings) or (), val_share)
         manifest = write_taskonomy(root, out, buildings, options)
-    _summarise(as_json, out, manifest)
+    summarise(as_json, out, manifest)
 
 
 @shards.command()
@@ -138,7 +138,7 @@ def celeba(
     from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=split_names(tasks),
         image_size=size,
         limit=limit,
         seed=seed,
@@ -146,9 +146,9 @@ def celeba(
         samples_per_shard=samples_per_shard,
         workers=workers,
     )
-    with _user_errors():
+    with user_errors():
         manifest = write_celeba(root, out, options)
-    _summarise(as_json, out, manifest)
+    summarise(as_json, out, manifest)
 
 
 @shards.command()
@@ -172,7 +172,7 @@ def convert(
     from dmtg.plugins import CONVERTERS, load_plugins
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=split_names(tasks),
         image_size=size,
         limit=limit,
         seed=seed,
@@ -180,11 +180,11 @@ def convert(
         samples_per_shard=samples_per_shard,
         workers=workers,
     )
-    with _user_errors():
+    with user_errors():
         load_plugins(plugin or ())
         converter: Converter = CONVERTERS[name]
         manifest = converter(root, out, options)
-    _summarise(as_json, out, manifest)
+    summarise(as_json, out, manifest)
 
 
 @shards.command()
@@ -194,6 +194,8 @@ def huggingface(
     ],
     out: OutDir,
     map_file: MapFile,
+    val_share: ValShare = None,
+    group_by: GroupBy = None,
     tasks: Tasks = None,
     size: Size = None,
     limit: Limit = None,
@@ -209,7 +211,7 @@ def huggingface(
     from data_pipelines.convert.options import ConversionOptions
 
     options = ConversionOptions(
-        tasks=_split_names(tasks),
+        tasks=split_names(tasks),
         image_size=size,
         limit=limit,
         seed=seed,
@@ -217,9 +219,10 @@ def huggingface(
         samples_per_shard=samples_per_shard,
         workers=workers,
     )
-    with _user_errors():
-        manifest = write_huggingface(dataset, out, FieldMap.load(map_file), options)
-    _summarise(as_json, out, manifest)
+    with user_errors():
+        field_map = FieldMap.load(map_file).updated(val_share=val_share, group_by=group_by)
+        manifest = write_huggingface(dataset, out, field_map, options)
+    summarise(as_json, out, manifest)
 
 
 @shards.command()
@@ -233,7 +236,7 @@ def index(
     from data_pipelines.convert.index import index_shards
     from data_pipelines.convert.mapping import FieldMap
 
-    _summarise(as_json, root, index_shards(root, FieldMap.load(map_file), workers=workers))
+    summarise(as_json, root, index_shards(root, FieldMap.load(map_file), workers=workers))
 
 
 @shards.command()
@@ -250,44 +253,3 @@ def images(
 
     paths = extract_images(root, out, split=split, limit=limit, overwrite=overwrite)
     finish(as_json, {"images": len(paths)})
-
-
-def _split_names(text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(filter(None, (name.strip() for name in text.split(","))))
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """Raise a ValueError of the block as the command's error message."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _counts(manifest: Manifest) -> dict[str, int]:
-    return {name: split.num_samples for name, split in manifest.splits.items()}
-
-
-def _summarise(as_json: bool, out: Path, manifest: Manifest) -> None:
-    splits = manifest.splits
-    labelled = {
-        field: {name: split.labelled.get(field, 0) for name, split in splits.items()}
-        for field in manifest.fields
-    }
-    conversion = manifest.conversion
-    skipped = conversion.skipped if conversion else {}
-    missing = conversion.missing if conversion else {}
-    values: dict[str, Any] = {"out": str(out), "samples": _counts(manifest), "skipped": skipped}
-    if as_json:
-        finish(True, values | {"labelled": labelled, "missing": missing})
-        return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table("field", *(escape(name) for name in splits), "left out")
-    for name, counts in labelled.items():
-        reasons = ", ".join(f"{count} {why}" for why, count in missing.get(name, {}).items())
-        table.add_row(escape(name), *(str(count) for count in counts.values()), escape(reasons))
-    table_console(100).print(table)
-    finish(False, values)

@@ -33,6 +33,14 @@ def limited():
     signal.signal(signal.SIGALRM, previous)
 
 
+COUNTING = """
+from data_pipelines.parallel import add_progress
+def work(item):
+    for _ in range(item):
+        add_progress(2)
+    return item
+"""
+
 WORK = """
 import time
 def work(item):
@@ -72,6 +80,19 @@ def test_results_keep_the_order_of_slow_items(tmp_path, monkeypatch):
     items = [(tmp_path, 0, 1), (tmp_path, 1, None), (tmp_path, 2, 3), (tmp_path, 3, None)]
     with mapped(work, items, 2) as results:
         assert list(results) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_inside_of_items_is_reported(tmp_path, monkeypatch, workers):
+    (tmp_path / f"counting{workers}.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(tmp_path)
+    work = importlib.import_module(f"counting{workers}").work
+    reported = []
+    with mapped(work, [3, 0, 4], workers, reported.append) as results:
+        assert list(results) == [3, 0, 4]
+    assert sum(reported) == 2 * 7
+    work(5)  # outside of `mapped` nothing listens
+    assert sum(reported) == 2 * 7
 
 
 @pytest.mark.parametrize("workers", [1, 2])

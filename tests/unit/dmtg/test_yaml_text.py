@@ -53,6 +53,7 @@ def test_what_is_refused(text, message):
 )
 def test_a_dumped_value_is_read_again(value):
     assert parse_yaml(dump_yaml(value)) == value
+    assert parse_yaml(dump_yaml(value, compact=True)) == value
     assert list(parse_yaml(dump_yaml({"z": 1, "a": 2}))) == ["z", "a"]
 
 

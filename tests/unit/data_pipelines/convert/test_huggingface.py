@@ -9,14 +9,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from data_pipelines.convert import streamed_dataset
-from data_pipelines.convert.columns import scalar_value
 from data_pipelines.convert.huggingface import write_huggingface
 from data_pipelines.convert.mapping import FieldMap
 from data_pipelines.convert.options import ConversionOptions
-from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.decode.codecs import decode
-from data_pipelines.errors import DataError
-from data_pipelines.shards.manifest import Field, Manifest
+from data_pipelines.errors import DataError, UnreadableColumnsError
+from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.store import ShardStore
 
 HEIGHT, WIDTH, ROWS = 12, 18, 23
@@ -133,8 +131,8 @@ def test_every_column_of_a_parquet_folder(folder, tmp_path):
     assert manifest.fields["species"].classes == ("cat", "dog", "owl")
     assert manifest.fields["seg"].classes == ("0", "1", "2", "3", "4")
     assert manifest.conversion.missing == {
-        "mood": {"not a class from 0 to 1": 7},
-        "species": {"not a class from 0 to 2": 6},
+        "mood": {"'bored'": 7},
+        "species": {"'-1'": 6},
     }
     order = [round(float(s["rgb"].mean()) / 10) for s in read(tmp_path / "out", "train").values()]
     assert max(order[:6]) > 10 > min(order[:6])  # rows of both files meet in a shard
@@ -270,20 +268,123 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         write(tmp_path / "nowhere", tmp_path / "out")
 
 
+TINY = FieldMap(
+    image="photo", fields={"photo": {"kind": "image"}, "number": {"kind": "regression"}}
+)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Three parquet files of one split, with 7, 5 and 8 rows that are numbered."""
+    features = datasets.Features(
+        {
+            "photo": datasets.Image(),
+            "number": datasets.Value("int64"),
+            "flag": datasets.Value("string"),
+            "group": datasets.Value("int64"),
+        }
+    )
+    (tmp_path / "source").mkdir()
+    start = 0
+    for file, count in enumerate((7, 5, 8)):
+        rows = [
+            {
+                "photo": png(np.full((4, 4, 3), n, np.uint8)),
+                "number": n,
+                "flag": ("yes", "no", "maybe", "")[n % 4],
+                "group": n // 4,
+            }
+            for n in range(start, start + count)
+        ]
+        table = datasets.Dataset.from_list(rows, features=features)
+        table.to_parquet(str(tmp_path / "source" / f"train-{file:05d}-of-00003.parquet"))
+        start += count
+    return tmp_path / "source"
+
+
+def numbers_of(out):
+    return {
+        split: sorted(int(s["labels"]["number"]) for s in read(out, split).values())
+        for split in Manifest.load(out).splits
+    }
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_slices_divide_the_rows_of_a_split(numbered, tmp_path, limit):
+    splits = {"train": "train[:80%]", "val": "train[80%:]", "test": "train[5:8]"}
+    field_map = TINY.model_copy(update={"splits": splits})
+    write(numbered, tmp_path / "out", field_map, limit=limit)
+    expected = {"train": list(range(16)), "val": [16, 17, 18, 19], "test": [5, 6, 7]}
+    found = numbers_of(tmp_path / "out")
+    for split, numbers in expected.items():
+        assert set(found[split]) <= set(numbers)
+        assert len(found[split]) == min(len(numbers), limit or 99)
+
+
+def test_the_rows_of_other_files_are_counted_for_a_slice(image_folder, tmp_path):
+    splits = {"train": "train[:-30%]", "val": "train[70:]"}
+    manifest = write(image_folder, tmp_path / "out", PETS.model_copy(update={"splits": splits}))
+    sizes = {name: split.num_samples for name, split in manifest.splits.items()}
+    assert sizes == {"train": 70, "val": 30}
+
+
+def test_splits_with_common_rows_are_said_to_be(numbered, tmp_path, caplog):
+    splits = {"train": "train", "val": "train[:10%]"}
+    write(numbered, tmp_path / "out", TINY.model_copy(update={"splits": splits}))
+    assert "splits train and val have rows in common" in caplog.text
+
+
 @pytest.mark.parametrize(
-    ("kind", "value", "expected"),
+    ("source", "expected"),
     [
-        ("regression", float("nan"), "not a finite number"),
-        ("regression", "7", "not a finite number"),
-        ("regression", 1e39, "not a finite number"),
-        ("binary", 2, "not a class from 0 to 1"),
-        ("binary", 1.0, "not a class from 0 to 1"),
-        ("multiclass", "c", "not a class from 0 to 1"),
-        ("multiclass", 2, "not a class from 0 to 1"),
+        ("train[:80]%", "allowed are a name, or a slice"),
+        ("train[:200%]", "allowed are a name, or a slice"),
+        ("train[15:10]", r"train\[15:10\]: no rows, split train has 20"),
+        ("dev[:10%]", "no split 'dev', allowed are train"),
     ],
 )
-def test_scalars_of_the_wrong_kind_are_missing(kind, value, expected):
-    classes = ("a", "b") if kind == "multiclass" else ()
-    field = Field(member="labels.json", key="x", kind=kind, classes=classes)
-    with pytest.raises(MissingLabel, match=expected):
-        scalar_value(field, value)
+def test_wrong_slices_are_refused(numbered, tmp_path, source, expected):
+    field_map = TINY.model_copy(update={"splits": {"train": source}})
+    with pytest.raises(DataError, match=expected):
+        write(numbered, tmp_path / "out", field_map)
+
+
+def test_a_share_becomes_val_and_groups_stay_together(numbered, tmp_path):
+    field_map = TINY.updated(val_share=0.4, group_by="group")
+    write(numbered, tmp_path / "out", field_map, samples_per_shard=3)
+    found = numbers_of(tmp_path / "out")
+    assert sorted(found["train"] + found["val"]) == list(range(20))
+    assert len(found["val"]) == 8
+    assert not {n // 4 for n in found["train"]} & {n // 4 for n in found["val"]}
+    store = ShardStore(tmp_path / "out", Manifest.load(tmp_path / "out").split("val").shards)
+    assert all("@" not in store.read(number, ())[0] for number in range(8))
+    write(numbered, tmp_path / "single", TINY.updated(val_share=0.25))
+    assert len(numbers_of(tmp_path / "single")["val"]) == 5
+    for splits in ({"val": "train"}, {"train": "train[:50%]", "val": "train[50%:]"}):
+        with pytest.raises(DataError, match=r"val_share 0\.4: divides the split train where there"):
+            write(numbered, tmp_path / "x", field_map.model_copy(update={"splits": splits}))
+
+
+def test_values_that_cannot_be_read_are_counted_or_end_the_conversion(numbered, tmp_path):
+    def with_flag(**entry):
+        fields = TINY.fields | {"flag": {"kind": "binary", **entry}}
+        return TINY.model_copy(update={"fields": fields})
+
+    manifest = write(numbered, tmp_path / "out", with_flag())
+    assert manifest.conversion.missing == {"flag": {"'maybe'": 5}}
+    train = manifest.split("train")
+    assert (train.labelled["flag"], train.class_counts) == (10, {"flag": (5, 5)})
+    known = {"yes": None, "no": None, "maybe": 1}
+    manifest = write(numbered, tmp_path / "known", with_flag(values=known))
+    assert manifest.split("train").class_counts == {"flag": (0, 5)}
+    unreadable = {"kind": "multiclass", "classes": ["a", "b"]}
+    with pytest.raises(UnreadableColumnsError, match=r"fields\.flag: none of 15 .*'maybe' x 5"):
+        write(numbered, tmp_path / "none", with_flag(**unreadable))
+    assert not (tmp_path / "none" / "manifest.json").exists()
+
+
+def test_the_number_of_rows_is_known_before_they_are_read(numbered, image_folder):
+    stream = streamed_dataset.StreamedDataset(str(numbered), None, 0, None)
+    assert (stream.num_rows("train"), stream.num_rows("train[:50%]")) == (20, 10)
+    stream = streamed_dataset.StreamedDataset(str(image_folder), None, 0, None)
+    assert stream.num_rows("train") is None

@@ -10,11 +10,19 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
+from data_pipelines.convert import run as conversion
 from data_pipelines.convert.jobs import ConversionJobs, shuffled
-from data_pipelines.convert.run import convert
-from data_pipelines.convert.tally import moments_of, with_statistics
+from data_pipelines.convert.run import convert, progress_bar
+from data_pipelines.convert.tally import (
+    OTHER_REASONS,
+    bounded_reasons,
+    moments_of,
+    summed_class_counts,
+    with_statistics,
+)
+from data_pipelines.convert.unreadable import counted
 from data_pipelines.decode.codecs import encode_json, encode_png
-from data_pipelines.errors import DataError
+from data_pipelines.errors import DataError, UnreadableColumnsError
 from data_pipelines.shards.encoded import EncodedSample
 from data_pipelines.shards.manifest import Field, Manifest, check_shards
 from data_pipelines.shards.sources import LocalFolder
@@ -271,6 +279,66 @@ def test_the_manifest_stays_small_and_its_digest_ignores_the_conversion(tmp_path
     assert manifest.digest() == other.digest()
     entry = json.loads((tmp_path / "manifest.json").read_text())["splits"]["train"]["shards"][0]
     assert len(json.dumps(entry)) < 400
+
+
+def test_the_bar_counts_source_samples_also_those_of_an_earlier_run(tmp_path, monkeypatch):
+    bars = []
+
+    def recorded(num_samples, progress):
+        bars.append(progress_bar(num_samples, progress))
+        return bars[-1]
+
+    monkeypatch.setattr(conversion, "progress_bar", recorded)
+    with pytest.raises(OSError, match="went away"):
+        convert(
+            tmp_path, "numbers", "rgb", Numbers(breaks_at="30"), jobs_of(), workers=1, progress=True
+        )
+    done = bars[-1].n
+    assert 0 < done < 69
+    convert(tmp_path, "numbers", "rgb", Numbers(), jobs_of(), workers=1, progress=True)
+    assert (bars[-1].n, bars[-1].total) == (69, 69)
+    assert bars[-1].initial == done // 10 * 10  # of whole shards
+
+
+@dataclass
+class Unreadable(Numbers):
+    """No age can be read, and the depths of few."""
+
+    def samples(self, refs, tally):
+        for sample in super().samples(refs, tally):
+            tally.missing["age"][f"'about {int(sample.key[1:]) % 30}'"] += 1
+            members = {name: data for name, data in sample.members.items() if name != "a.json"}
+            yield EncodedSample(sample.key, members, {})
+
+
+def test_a_field_of_which_nothing_could_be_read_ends_the_conversion(tmp_path):
+    with pytest.raises(
+        UnreadableColumnsError, match=r"fields\.age: none of \d+ labels can be"
+    ) as e:
+        run(tmp_path, Unreadable(), jobs_of())
+    assert "x" in str(e.value) and "remove the folder of shards" in str(e.value)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_many_reasons_are_summed_up():
+    parts = [{f"'{n}'": n for n in range(1, 31)}, {"'30'": 1, OTHER_REASONS: 5}]
+    bounded = bounded_reasons(parts)
+    assert bounded["'30'"] == 31 and "'10'" not in bounded
+    assert len(bounded) == 21
+    assert bounded[OTHER_REASONS] == 5 + sum(range(1, 11))
+    assert counted({"'maybe'": 312, "no file": 2, OTHER_REASONS: 400}, 2) == (
+        "'maybe' x 312, no file x 2, 1 more"
+    )
+
+
+def test_classes_are_counted_unless_an_earlier_version_wrote_a_shard():
+    fields = {
+        "a": Field(member="a.json", key="a", kind="binary"),
+        "b": Field(member="a.json", key="b", kind="multiclass", classes=("x", "y", "z")),
+    }
+    parts = [{"a": {0: 3}, "b": {2: 1}}, {"a": {1: 2, 0: 1}, "b": {}}]
+    assert summed_class_counts(fields, parts) == {"a": (4, 2), "b": (0, 0, 1)}
+    assert summed_class_counts(fields, [*parts, None]) == {}
 
 
 def test_moments_of_parts_are_those_of_the_whole():

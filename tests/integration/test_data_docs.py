@@ -1,0 +1,197 @@
+"""Every example of docs/data.md: its mapping files and commands, in the page's order."""
+
+import csv
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines.shards.manifest import Manifest
+from tests.servers import FileServer
+from trainer.commands import app as cli
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
+]
+NUM_ROWS = 60
+
+
+def picture(number):
+    noise = np.random.default_rng(number).integers(0, 256, (8, 12, 3))
+    return Image.fromarray(noise.astype(np.uint8))
+
+
+def label_row(number):
+    """The table of the page: 20 persons, a third or a quarter of the cells empty."""
+    return {
+        "photo": f"{number:04d}.jpg",
+        "person": f"p{number % 20}",
+        "smiling": ("1.0", "0.0", "")[number % 3],
+        "glasses": ("yes", "no", "")[number // 20],
+        "mood": ("glad", "angry", "", "sad")[number % 4],
+        "age": "unknown" if number in (2, 32) else "" if number % 5 == 4 else f"{20 + number / 4}",
+        "mask": f"masks/{number:04d}.png" if number % 3 else "",
+    }
+
+
+def write_table(folder):
+    (folder / "photos" / "masks").mkdir(parents=True)
+    for number in range(NUM_ROWS):
+        picture(number).save(folder / "photos" / f"{number:04d}.jpg")
+        mask = np.resize(np.uint8([0, 1, 2]), (8, 12))
+        Image.fromarray(mask).save(folder / "photos" / "masks" / f"{number:04d}.png")
+    with open(folder / "labels.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(label_row(0)))
+        writer.writeheader()
+        writer.writerows(label_row(number) for number in range(NUM_ROWS))
+
+
+def write_products(folder, url):
+    rows = [
+        {"url": f"{url}/{n:04d}.jpg", "sold": n % 2 == 0, "price": n + 0.5} for n in range(NUM_ROWS)
+    ]
+    (folder / "products.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_pets(folder):
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "species": datasets.ClassLabel(names=["cat", "dog"]),
+            "adult": datasets.Value("string"),
+            "weight": datasets.Value("float32"),
+            "owner": datasets.Value("string"),
+        }
+    )
+    rows = [
+        {
+            "image": picture(n),
+            "species": n % 2,
+            "adult": ("yes", "no", "unknown")[n % 3],
+            "weight": n / 2,
+            "owner": f"owner {n // 5}",
+        }
+        for n in range(NUM_ROWS)
+    ]
+    (folder / "pets").mkdir()
+    table = datasets.Dataset.from_list(rows, features=features)
+    table.to_parquet(str(folder / "pets" / "train.parquet"))
+
+
+def write_scans(folder):
+    (folder / "scans").mkdir()
+    for name, numbers in (("scans-train-000000", range(20)), ("scans-val-000000", range(20, 25))):
+        with tarfile.open(folder / "scans" / f"{name}.tar", "w") as tar:
+            for number in numbers:
+                add_scan(tar, number)
+
+
+def add_scan(tar, number):
+    photo, outline = io.BytesIO(), io.BytesIO()
+    picture(number).save(photo, "JPEG")
+    Image.fromarray(np.resize(np.uint8([0, 1]), (8, 12))).save(outline, "PNG")
+    record = {"healthy": ("yes", "no")[number % 2], "dose": "none" if number % 4 else number / 4}
+    members = {
+        "jpg": photo.getvalue(),
+        "cls": str(number % 3).encode(),
+        "json": json.dumps(record).encode(),
+        "seg.png": outline.getvalue(),
+    }
+    for suffix, data in members.items():
+        info = tarfile.TarInfo(f"{number:03d}.{suffix}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The sources, and the page's files under the names in their first lines."""
+    pytest.importorskip("aiohttp", reason="fsspec speaks HTTP through aiohttp")
+    folder = tmp_path_factory.mktemp("data")
+    for name, block in re.findall(r"```(?:yaml|python)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL):
+        (folder / name).write_text(block)
+    write_table(folder)
+    write_pets(folder)
+    write_scans(folder)
+    with FileServer(folder / "photos") as server:
+        write_products(folder, server.url)
+        yield folder
+        server.shutdown()
+
+
+@pytest.fixture
+def dmtg(folder, monkeypatch, capsys):
+    def run(command):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        captured = capsys.readouterr()
+        assert not exit_.value.code, captured.out + captured.err
+        return captured.out
+
+    return run
+
+
+def test_the_page_has_an_example_of_every_source():
+    sources = {command.split()[2] for command in COMMANDS if command.startswith("dmtg shards")}
+    assert sources == {"csv", "huggingface", "index"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command(dmtg, folder, command):
+    out = dmtg(command)
+    words = shlex.split(command)
+    if words[1] == "doctor":
+        return
+    manifest = Manifest.load(
+        folder / (words[words.index("--out") + 1] if "--out" in words else words[3])
+    )
+    num_samples = sum(split.num_samples for split in manifest.splits.values())
+    assert num_samples == (25 if words[2] == "index" else NUM_ROWS)
+    assert not manifest.conversion.skipped
+    if "--group-by" in words:
+        shown = re.search(r"```\n(labels\.csv: .*?)```", PAGE, re.DOTALL)[1]
+        lines = [line.rstrip() for line in out.splitlines()]
+        assert [line.rstrip() for line in shown.splitlines()] == lines[: len(shown.splitlines())]
+
+
+def test_the_labels_of_the_examples(folder):
+    """Against the sources; the commands above have written them."""
+    faces = Manifest.load(folder / "data" / "faces-corrected")
+    assert list(faces.fields) == ["photo", "smiling", "wears_glasses", "mood", "age", "face_parts"]
+    assert not faces.conversion.missing  # `unknown` is no label by the mapping
+    ages = sum(split.labelled["age"] for split in faces.splits.values())
+    assert ages == sum(label_row(n)["age"] not in ("", "unknown") for n in range(NUM_ROWS))
+    pets = Manifest.load(folder / "data" / "pets")
+    assert {name: split.num_samples for name, split in pets.splits.items()} == {
+        "train": 48, "val": 6, "test": 6,
+    }  # fmt: skip
+    assert pets.split("train").class_counts == {"species": (24, 24), "adult": (16, 16)}
+    assert Manifest.load(folder / "data" / "pets-share").split("val").num_samples in range(10, 15)
+    scans = Manifest.load(folder / "scans")
+    assert scans.split("train").class_counts == {"organ": (7, 7, 6), "healthy": (10, 10)}
+    assert scans.split("train").labelled["dose"] == 20
+    assert Manifest.load(folder / "data" / "products").fields["sold"].kind == "binary"
+
+
+def test_another_reader(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    runpy.run_path("read_shards.py")
+    lines = capsys.readouterr().out.splitlines()
+    manifest = Manifest.load(folder / "data" / "portable")
+    assert len(lines) == manifest.split("train").num_samples
+    key, shape, labels = re.fullmatch(r"(\S+) (\(.*\)) (\{.*\})", lines[0]).groups()
+    assert shape == "(8, 12, 3)"
+    row = label_row(int(key))
+    assert json.loads(labels).get("smiling") == {"1.0": 1, "0.0": 0, "": None}[row["smiling"]]

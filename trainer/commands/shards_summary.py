@@ -1,0 +1,84 @@
+"""What the commands `dmtg shards` print when a conversion ends."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.commands.output import echo, finish, table_console
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from data_pipelines.shards.manifest import Manifest
+
+WIDTH = 80  # columns of a table where the output is no terminal
+_REASONS_SHOWN = 3
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Raise a ValueError of the block, other than one of the data, as the command's error."""
+    from data_pipelines.errors import DataError
+
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def split_sizes(manifest: Manifest) -> dict[str, int]:
+    """Return the number of samples of each split."""
+    return {name: split.num_samples for name, split in manifest.splits.items()}
+
+
+def summarise(
+    as_json: bool, out: Path, manifest: Manifest, more: dict[str, Any] | None = None
+) -> None:
+    """Print what was converted and what was left out, and the commands that come next.
+
+    Args:
+        as_json: Whether to print one JSON object instead.
+        out: Folder of the shards.
+        manifest: Their manifest.
+        more: Further results for the JSON object.
+    """
+    splits = manifest.splits
+    labelled = {
+        field: {name: split.labelled.get(field, 0) for name, split in splits.items()}
+        for field in manifest.fields
+    }
+    conversion = manifest.conversion
+    skipped = conversion.skipped if conversion else {}
+    missing = conversion.missing if conversion else {}
+    values: dict[str, Any] = {"out": str(out), "samples": split_sizes(manifest), "skipped": skipped}
+    if as_json:
+        finish(True, values | {"labelled": labelled, "missing": missing} | (more or {}))
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from data_pipelines.convert.unreadable import counted
+
+    table = Table("field", *(escape(name) for name in splits), "left out", box=box.SIMPLE)
+    for name, counts in labelled.items():
+        reasons = counted(missing.get(name, {}), _REASONS_SHOWN)
+        table.add_row(escape(name), *(str(count) for count in counts.values()), escape(reasons))
+    table_console(WIDTH).print(table)
+    finish(False, values)
+    empty = [name for name, counts in labelled.items() if not any(counts.values())]
+    if empty:
+        echo(f"no labels: {', '.join(empty)}: leave them out of the mapping or of the tasks")
+    next_commands(out)
+
+
+def next_commands(out: Path) -> None:
+    """Print the commands that a user can run with new shards."""
+    folder = shlex.quote(str(out))
+    echo(f"next: dmtg doctor {folder}   # checks the labels")
+    echo(f"      dmtg init {folder}     # writes a configuration to train with")
