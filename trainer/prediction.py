@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipelines.decode.pictures import check_photo, read_photo
 from data_pipelines.transforms import Geometry
 from dmtg.files import atomic_path, atomic_write, check_outputs
+from dmtg.pictures import check_photo, read_photo
 from model.bundle import PrunedModel, load_pruned
 from model.kinds.kind import get_kind
 from model.tasks.display import Picture

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.decode.pictures import read_photo
 from data_pipelines.errors import DataError
+from dmtg.pictures import read_photo
 from model.bundle import save_bundle
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
