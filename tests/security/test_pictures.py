@@ -30,7 +30,7 @@ from dmtg.pictures import (
     read_photo,
 )
 from tests.processes import ROOT
-from trainer.prediction import predict_images
+from trainer.prediction.predict import predict_files
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 40, 3)).astype(np.uint8)
@@ -424,5 +424,5 @@ def test_a_bad_last_photo_is_known_before_anything_is_written(tmp_path):
     paths[0].write_bytes(saved(PHOTO))
     paths[1].write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"b\.png: cannot be read as JPEG, PNG"):
-        predict_images(tmp_path / "no.safetensors", paths, tmp_path / "out")
+        predict_files(tmp_path / "no.safetensors", paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,6 +15,7 @@ from trainer.commands.export import export
 from trainer.commands.launch_files import launch_files
 from trainer.commands.plan import plan
 from trainer.commands.predict import predict
+from trainer.commands.push import push
 from trainer.commands.report import report
 from trainer.commands.shards import shards
 from trainer.commands.slurm import slurm
@@ -36,6 +37,7 @@ app.command()(status)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(push)
 app.command()(report)
 app.command()(doctor)
 app.command("launch-files")(launch_files)

@@ -1,0 +1,149 @@
+"""Measure what `load_pruned(path, tasks=[...])` saves: bytes from the disk, seconds and memory.
+
+python benchmarks/partial_loading.py [--quick] [--out benchmarks/results/partial_loading.json]
+
+An exported model of 200 tasks on 8 branches of a ResNet-18 behind a shared stem is written once;
+then every case is loaded in a process of its own, after the file has been dropped from the page
+cache (`posix_fadvise`). Bytes are those that Linux counts for the process as read from the disk
+(`/proc/self/io`), which includes what it reads ahead; they are zero on a file system in memory.
+
+Legend: N tasks, K branches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+OUT = Path(__file__).resolve().parent / "results" / "partial_loading.json"
+TASKS, BRANCHES = 200, 8
+CASES = {"all": None, "4 groups": 4, "1 group": 1, "1 task": 0}  # groups; 0 is a single task
+REPEATS = 3
+
+
+def write_model(path: Path, hidden_sizes: list[int]) -> None:
+    """Write an exported model whose task n is on branch n modulo K."""
+    import torch
+
+    from model.bundle import save_bundle
+    from model.encoders import build_encoder
+    from model.network import MultiTaskNetwork
+    from model.tasks.spec import TaskSpec
+
+    torch.manual_seed(0)
+    options = {
+        "model_type": "resnet", "embedding_size": hidden_sizes[0], "hidden_sizes": hidden_sizes,
+        "depths": [2, 2, 2, 2], "layer_type": "basic",
+    }  # fmt: skip
+    encoder = build_encoder(
+        "backbone", BRANCHES, image_size=(128, 128), trunk_depth=1, options=options
+    )
+    tasks = [TaskSpec(f"task {number:03}", "binary") for number in range(TASKS)]
+    heads = [(number, number % BRANCHES) for number in range(TASKS)]
+    network = MultiTaskNetwork(tasks, encoder, (128, 128), heads=heads)
+    save_bundle(path, network, {})
+
+
+def names(groups: int | None) -> list[str] | None:
+    """Return the names of the tasks of a case."""
+    if groups is None:
+        return None
+    numbers = [0] if groups == 0 else [n for n in range(TASKS) if n % BRANCHES < groups]
+    return [f"task {number:03}" for number in numbers]
+
+
+def measure(path: Path, groups: int | None) -> dict[str, Any]:
+    """Load a case in this process."""
+    import model.encoders.backbone
+    from model.bundle import load_pruned
+    from model.encoders.backbone import _model_types
+
+    _model_types()
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    before, memory, start = _bytes_read(), _peak_memory(), time.perf_counter()
+    model = load_pruned(path, tasks=names(groups))
+    seconds = time.perf_counter() - start
+    return {
+        "tasks": len(model.tasks),
+        "branches": model.network.num_branches,
+        "tensor_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
+        "disk_bytes": _bytes_read() - before,
+        "seconds": seconds,
+        "memory_bytes": _peak_memory() - memory,
+    }
+
+
+def _bytes_read() -> int:
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(dict(line.split(": ") for line in lines)["read_bytes"])
+
+
+def _peak_memory() -> int:
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def in_a_process(path: Path, case: str) -> dict[str, Any]:
+    """Measure a case in a process of its own."""
+    command = [sys.executable, __file__, "--measure", str(path), case]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Write the table and the JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a small model, measured once")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--measure", nargs=2, metavar=("PATH", "CASE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(Path(arguments.measure[0]), CASES[arguments.measure[1]])))
+        return
+    sizes = [8, 16, 32, 64] if arguments.quick else [64, 128, 256, 512]
+    rows: dict[str, dict[str, Any]] = {}
+    # Not in /tmp, which is often in memory.
+    with tempfile.TemporaryDirectory(dir=Path(__file__).resolve().parent) as folder:
+        path = Path(folder) / "model.safetensors"
+        write_model(path, sizes)
+        size = path.stat().st_size
+        for case in CASES:
+            found = [in_a_process(path, case) for _ in range(1 if arguments.quick else REPEATS)]
+            rows[case] = {key: median(row[key] for row in found) for key in found[0]}
+    print(f"{'case':>9} tasks branches  MB in tensors  MB from disk  seconds  MB of memory")
+    for case, row in rows.items():
+        print(
+            f"{case:>9} {row['tasks']:5.0f} {row['branches']:8.0f}"
+            f" {row['tensor_bytes'] / 1e6:13.1f}"
+            f" {row['disk_bytes'] / 1e6:13.1f} {row['seconds']:8.2f}"
+            f" {row['memory_bytes'] / 1e6:13.1f}"
+        )
+    if arguments.quick:
+        return
+    arguments.out.write_text(
+        json.dumps(
+            {
+                "file_bytes": size, "machine": platform.machine(), "cores": os.cpu_count(),
+                "repeats": REPEATS, "cases": rows,
+            },
+            indent=1,
+        ) + "\n"
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
