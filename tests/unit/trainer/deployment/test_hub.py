@@ -1,34 +1,15 @@
 """Uploads to a hub: files and card in one commit, and what the user reads where it fails."""
 
-import huggingface_hub
 import pytest
 import torch
 import yaml
 from huggingface_hub import hf_hub_download
 
 from model.bundle import load_pruned
-from tests.servers import HubServer
 from trainer.deployment.hub import push
 from trainer.errors import UserError
 
-TOKEN = "hf_secret"
 IMAGES = torch.arange(2 * 3 * 256).remainder(251).view(2, 3, 16, 16).to(torch.uint8)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    server = HubServer(TOKEN)
-    constants = huggingface_hub.constants
-    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    # The protocol of large files that any hub has; Xet needs a service of its own.
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_what_is_pushed_is_what_is_downloaded(hub, model_file, tmp_path):
