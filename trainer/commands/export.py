@@ -44,6 +44,11 @@ def export(
     from trainer.export import export_run
 
     chosen, steps = format_of(out, output_format), preprocessing_of(preprocessing)
+    if chosen == "safetensors" and steps != "normalize":
+        raise UserError(
+            f"--preprocessing: found {steps!r}; allowed only with --format onnx or torch: an "
+            "exported model does it in `predict`"
+        )
     load_plugins(plugin or ())
     if card:
         check_card(out.parent / CARD)

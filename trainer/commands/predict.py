@@ -62,6 +62,8 @@ def predict(
 
     if shards_dir is not None and (images or lists):
         raise UserError("--shards: photos of shards or in files, not both; run the command twice")
+    if shards_dir is None and limit is not None:
+        raise UserError("--limit: allowed only with --shards, whose first samples it takes")
     load_plugins(plugin or ())
     options = Options(
         tasks=tasks or None,

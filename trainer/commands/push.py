@@ -49,12 +49,15 @@ def push(
         if name not in ("onnx", "torch"):
             raise UserError(f"--also: found {name!r}; allowed: onnx, torch")
         formats.append("onnx" if name == "onnx" else "torch")
+    steps = preprocessing_of(preprocessing)
+    if not formats and steps != "normalize":
+        raise UserError(f"--preprocessing: found {steps!r}; allowed only with --also onnx or torch")
     load_plugins(plugin or ())
     report = upload(
         run,
         repo,
         formats,
-        preprocessing=preprocessing_of(preprocessing),
+        preprocessing=steps,
         public=public,
         revision=revision,
         licence=licence,

@@ -27,13 +27,13 @@ _MARK, _HEAD = "library_name: dmtg", 20  # a line among the first of a card
 _TAGS = ["dmtg", "multi-task-learning", "task-grouping"]
 _ON_THE_HUB = """\
 from huggingface_hub import hf_hub_download
-from model.bundle import load_pruned  # pip install dmtg
+from model.bundle import load_pruned  # of the package dmtg
 
 model = load_pruned(hf_hub_download("{source}", "{file}"))
 prediction = model.predict("photo.jpg")
 """
 _IN_A_FILE = """\
-from model.bundle import load_pruned  # pip install dmtg
+from model.bundle import load_pruned  # of the package dmtg
 
 model = load_pruned("{file}")
 prediction = model.predict("photo.jpg")
