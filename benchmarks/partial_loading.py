@@ -3,9 +3,10 @@
 python benchmarks/partial_loading.py [--quick] [--out benchmarks/results/partial_loading.json]
 
 An exported model of 200 tasks on 8 branches of a ResNet-18 behind a shared stem is written once;
-then every case is loaded in a process of its own, after the file has been dropped from the page
-cache (`posix_fadvise`). Bytes are those that Linux counts for the process as read from the disk
-(`/proc/self/io`), which includes what it reads ahead; they are zero on a file system in memory.
+then every case is loaded in a process of its own, three times, each after the file has been dropped
+from the page cache (`posix_fadvise`). Bytes are those that Linux counts for the process as read
+from the disk (`/proc/self/io`), which includes what it reads ahead; they are zero on a file system
+in memory. Memory is the peak during the loading, with the pages of the file that are mapped.
 
 Legend: N tasks, K branches.
 """
@@ -16,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 OUT = Path(__file__).resolve().parent / "results" / "partial_loading.json"
+RUNS = Path(__file__).resolve().parent.parent / "runs"  # which git ignores
 TASKS, BRANCHES = 200, 8
 CASES = {"all": None, "4 groups": 4, "1 group": 1, "1 task": 0}  # groups; 0 is a single task
 REPEATS = 3
@@ -65,26 +66,36 @@ def names(groups: int | None) -> list[str] | None:
     return [f"task {number:03}" for number in numbers]
 
 
-def measure(path: Path, small: Path, groups: int | None) -> dict[str, Any]:
+def measure(path: Path, small: Path, groups: int | None, repeats: int) -> dict[str, Any]:
     """Load a case in this process, after a small model of the same kind has loaded the code."""
     from model.bundle import load_pruned
 
     load_pruned(small, tasks=names(groups))
+    rows = []
+    for _ in range(repeats):
+        _drop_from_cache(path)
+        memory = _reset_peak_memory()
+        read, start, cpu = _bytes_read(), time.perf_counter(), time.process_time()
+        model = load_pruned(path, tasks=names(groups))
+        seconds = time.perf_counter() - start
+        cpu_seconds = time.process_time() - cpu
+        rows.append((seconds, cpu_seconds, _bytes_read() - read, _memory("VmHWM") - memory))
+        tensors = model.state_dict().values()
+        facts = {
+            "tasks": len(model.tasks),
+            "branches": model.network.num_branches,
+            "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
+        }
+        del model, tensors
+    medians = map(median, zip(*rows, strict=True))
+    keys = ("seconds", "cpu_seconds", "disk_bytes", "memory_bytes")
+    return {**dict(zip(keys, medians, strict=True)), **facts}
+
+
+def _drop_from_cache(path: Path) -> None:
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    before, memory = _bytes_read(), _peak_memory()
-    start, cpu = time.perf_counter(), time.process_time()
-    model = load_pruned(path, tasks=names(groups))
-    return {
-        "seconds": time.perf_counter() - start,
-        "cpu_seconds": time.process_time() - cpu,
-        "disk_bytes": _bytes_read() - before,
-        "memory_bytes": _peak_memory() - memory,
-        "tasks": len(model.tasks),
-        "branches": model.network.num_branches,
-        "tensor_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
-    }
 
 
 def _bytes_read() -> int:
@@ -92,13 +103,20 @@ def _bytes_read() -> int:
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
 
 
-def _peak_memory() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def _reset_peak_memory() -> int:
+    """Let the peak of this process's memory begin anew, and return what it holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _memory("VmRSS")
 
 
-def in_a_process(path: Path, small: Path, case: str) -> dict[str, Any]:
+def _memory(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(entry))
+
+
+def in_a_process(path: Path, small: Path, case: str, repeats: int) -> dict[str, Any]:
     """Measure a case in a process of its own."""
-    command = [sys.executable, __file__, "--measure", str(path), str(small), case]
+    command = [sys.executable, __file__, "--measure", str(path), str(small), case, str(repeats)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -109,25 +127,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small model, measured once")
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument(
-        "--measure", nargs=3, metavar=("PATH", "SMALL", "CASE"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        path, small, case = arguments.measure
-        print(json.dumps(measure(Path(path), Path(small), CASES[case])))
+        path, small, case, repeats = arguments.measure
+        print(json.dumps(measure(Path(path), Path(small), CASES[case], int(repeats))))
         return
-    rows: dict[str, dict[str, Any]] = {}
     # Not in /tmp, which is often in memory.
-    with tempfile.TemporaryDirectory(dir=Path(__file__).resolve().parent) as folder:
+    RUNS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNS) as folder:
         path, small = Path(folder) / "model.safetensors", Path(folder) / "small.safetensors"
         write_model(small, SMALL)
         write_model(path, SMALL if arguments.quick else RESNET18)
         size = path.stat().st_size
-        for case in CASES:
-            repeats = range(1 if arguments.quick else REPEATS)
-            found = [in_a_process(path, small, case) for _ in repeats]
-            rows[case] = {key: median(row[key] for row in found) for key in found[0]}
+        repeats = 1 if arguments.quick else REPEATS
+        rows = {case: in_a_process(path, small, case, repeats) for case in CASES}
     print(f"one file of {size / 1e6:.1f} MB")
     print(
         "    case  tasks  branches  MB of weights  MB from disk  seconds  CPU seconds  MB of memory"

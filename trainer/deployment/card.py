@@ -102,11 +102,10 @@ def model_card(
     parts = [
         f"---\n{_metadata(model, name, metrics, licence)}\n---\n",
         f"# {_text(name)}\n",
-        f"One network that predicts {_count(len(model.tasks), 'label')} for each image, with "
-        f"{_count(len(model.groups), 'branch', 'branches')} behind a shared trunk. Which tasks "
-        "share a branch was learned during the training "
-        f"(recipe `{facts.get('recipe', 'unknown')}` of "
-        "[DMTG, arXiv 2407.05082](https://arxiv.org/abs/2407.05082)).\n",
+        f"One network that predicts {_count(len(model.tasks), 'label')} for each image. The tasks "
+        f"were assigned to {_count(len(model.groups), 'encoder branch', 'encoder branches')} by "
+        f"the recipe `{to_file_name(str(facts.get('recipe', 'unknown')))}` of "
+        "[DMTG, arXiv 2407.05082](https://arxiv.org/abs/2407.05082).\n",
         "## Groups\n",
         _table(
             ["group", "tasks"],
@@ -134,8 +133,10 @@ def _metadata(model: PrunedModel, name: str, metrics: Metrics | None, licence: s
             task_name=task.name,
             dataset_type=to_file_name(dataset).lower(),
             dataset_name=dataset,
+            dataset_config=task.name,  # results of one kind and data set would become one
             metric_type=metric,
-            metric_value=value,
+            metric_name=f"{task.name}: {metric}",
+            metric_value=float(f"{value:.5g}"),
         )
         for task in model.tasks
         for metric, value in (metrics or {}).get(task.name, {}).items()

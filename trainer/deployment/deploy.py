@@ -110,7 +110,7 @@ def deploy(
         groups=len(model.groups),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         bytes=out.stat().st_size,
-        max_rel_diff=difference,
+        max_rel_diff=float(f"{difference:.3g}"),
     )
 
 

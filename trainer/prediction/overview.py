@@ -15,8 +15,10 @@ from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
 from trainer.figures import figure_file
 
-_COLUMNS = 4
-_TEXT_LINES = 28  # in a cell
+_COLUMNS = 4  # an even number
+_TEXT_LINES = 18  # in a cell
+
+_Cell = tuple[Picture, str] | str  # a picture with its title, or text
 
 
 def draw_overview(
@@ -27,7 +29,7 @@ def draw_overview(
     labels: Mapping[str, Any],
     drawn: Mapping[str, tuple[Picture, str]],
 ) -> None:
-    """Write a picture of the photo, the predictions, and each label after its prediction.
+    """Write a picture of the photo and the predictions, each with its label on the right.
 
     Args:
         path: PNG file.
@@ -37,34 +39,39 @@ def draw_overview(
         labels: Labels of scalar tasks, by name; may be empty.
         drawn: Pictures and captions of labels of dense tasks, by name; may be empty.
     """
-    cells: list[tuple[Picture, str]] = [(photo, "image")]
-    for spec, values in dense.items():
-        kind = get_kind(spec.kind)
-        caption = kind.caption(spec, values)
-        cells.append((kind.draw(spec, values), f"{spec.name}\n{caption}".rstrip()))
-        if spec.name in drawn:
-            picture, caption = drawn[spec.name]
-            cells.append((picture, f"{spec.name}: label\n{caption}".rstrip()))
     lines = [
         f"{name}: {_short(entry['value'])}"
         + (f"  (label {_short(labels[name])})" if name in labels else "")
         for name, entry in attributes.items()
     ]
-    texts = [lines[start : start + _TEXT_LINES] for start in range(0, len(lines), _TEXT_LINES)]
-    rows = -(-(len(cells) + len(texts)) // _COLUMNS)
+    texts = [
+        "\n".join(lines[start : start + _TEXT_LINES]) for start in range(0, len(lines), _TEXT_LINES)
+    ]
+    cells: list[_Cell] = [(photo, "image")]
+    if drawn:  # pairs, which no row separates
+        cells.append(texts.pop(0) if texts else "")
+    for spec, values in dense.items():
+        kind = get_kind(spec.kind)
+        cells.append((kind.draw(spec, values), f"{spec.name}\n{kind.caption(spec, values)}"))
+        if drawn:
+            picture, caption = drawn.get(spec.name, (None, ""))
+            cells.append("" if picture is None else (picture, f"{spec.name}: label\n{caption}"))
+    cells += texts
+    rows = -(-len(cells) // _COLUMNS)
     with figure_file(path, rows, _COLUMNS, size=(3 * _COLUMNS, 3 * rows), dpi=100) as axes:
-        remaining = iter(axes.flat)
-        for picture, title in cells:
-            _show(next(remaining), picture, title)
-        for text in texts:
-            next(remaining).text(0, 1, "\n".join(text), va="top", fontsize=7, family="monospace")
+        for axis, cell in zip(axes.flat, cells, strict=False):
+            _show(axis, cell)
         for axis in axes.flat:
             axis.axis("off")
 
 
-def _show(axis: Axes, picture: Picture, title: str) -> None:
+def _show(axis: Axes, cell: _Cell) -> None:
+    if isinstance(cell, str):
+        axis.text(0, 1, cell, va="top", fontsize=7, family="monospace")
+        return
+    picture, title = cell
     axis.imshow(picture)
-    axis.set_title(title, fontsize=9)
+    axis.set_title(title.rstrip(), fontsize=9)
 
 
 def _short(value: object) -> str:

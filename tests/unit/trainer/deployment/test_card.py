@@ -9,7 +9,8 @@ from trainer.errors import UserError
 
 METRICS = {
     "cube": {"error": 0.125, "f1": 0.5},
-    "age": {"mae": 3.25},
+    "age": {"mae": 3.2512345678},
+    "round things": {"error": 0.25},
     "depth": {"mae": None},
 }
 
@@ -31,8 +32,9 @@ def test_a_card_describes_the_model(model):
         ["0", "`wall`, `round things`, `shape`"], ["1", "`depth`, `cube`, `age`"]
     ]  # fmt: skip
     assert [row[0] for row in rows(card, "Tasks")] == [f"`{task.name}`" for task in model.tasks]
+    assert rows(card, "Metrics")[0] == ["`depth`", "mae", "no labels", "lower"]
     assert rows(card, "Metrics")[2:4] == [
-        ["`cube`", "error", "0.125", "lower"], ["`round things`", "error", "no labels", "lower"]
+        ["`cube`", "error", "0.125", "lower"], ["`round things`", "error", "0.25", "lower"]
     ]  # fmt: skip
     facts = dict(rows(card, "Data and training"))
     assert facts["data set"] == "rooms (train: 36 samples in 4 shards)" and facts["step"] == "40"
@@ -40,6 +42,8 @@ def test_a_card_describes_the_model(model):
     metadata = yaml.safe_load(card.split("---\n")[1])
     (index,) = metadata["model-index"]
     found = {result["task"]["name"]: result["metrics"] for result in index["results"]}
+    assert found.keys() == {"cube", "round things", "age"} and len(found["cube"]) == 1
+    assert found["age"][0]["value"] == 3.2512
     assert index["name"] == "rooms" and metadata["library_name"] == "dmtg"
     assert [(m["type"], m["value"]) for m in found["cube"]] == [("error", 0.125)]
     assert index["results"][0]["dataset"]["name"] == "rooms"

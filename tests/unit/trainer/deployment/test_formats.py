@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.bundle import load_pruned
+from model.bundle import load_pruned, save_bundle
+from model.encoders import build_encoder
 from model.kinds.kind import get_kind
+from model.network import MultiTaskNetwork
+from model.tasks.spec import TaskSpec
 from tests.unit.trainer.deployment.conftest import TASKS, write_model
 from trainer.deployment import onnx_file
 from trainer.deployment.deploy import deploy
+from trainer.errors import UserError
 
 pytestmark = pytest.mark.slow
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -156,3 +160,18 @@ def test_some_tasks_as_onnx(model_file, tmp_path):
     model = load_pruned(model_file, tasks=["age", "wall"])
     batch = images(model, 2)
     agree(model(batch), run_onnx(tmp_path / "m.onnx", batch.numpy())[1])
+
+
+def test_a_model_of_vectors(tmp_path):
+    tasks = [TaskSpec("a", "binary"), TaskSpec("b", "regression")]
+    encoder = build_encoder("mlp", 2, image_size=(1, 1), options={"widths": [5, 8, 4]})
+    network = MultiTaskNetwork(tasks, encoder, (1, 1), heads=[(0, 0), (1, 1)])
+    save_bundle(tmp_path / "m.safetensors", network, {})
+    model = load_pruned(tmp_path / "m.safetensors")
+    deploy(tmp_path / "m.safetensors", tmp_path / "m.onnx", "onnx")
+    vectors = torch.randn(7, 5, 1, 1)
+    entry, found = run_onnx(tmp_path / "m.onnx", vectors.numpy())
+    assert entry.type == "tensor(float)" and entry.shape == ["batch", 5, 1, 1]
+    agree(model(vectors), found)
+    with pytest.raises(UserError, match="--preprocessing resize: the inputs of this model are not"):
+        deploy(tmp_path / "m.safetensors", tmp_path / "n.onnx", "onnx", preprocessing="resize")
