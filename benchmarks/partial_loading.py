@@ -1,4 +1,4 @@
-"""Measure what `load_pruned(path, tasks=[...])` saves: bytes from the disk, seconds and memory.
+"""Measure what `load_pruned(path, tasks=[...])` saves: bytes from the disk, and seconds.
 
 python benchmarks/partial_loading.py [--quick] [--out benchmarks/results/partial_loading.json]
 
@@ -6,7 +6,7 @@ An exported model of 200 tasks on 8 branches of a ResNet-18 behind a shared stem
 then every case is loaded in a process of its own, three times, each after the file has been dropped
 from the page cache (`posix_fadvise`). Bytes are those that Linux counts for the process as read
 from the disk (`/proc/self/io`), which includes what it reads ahead; they are zero on a file system
-in memory. Memory is the peak during the loading, with the pages of the file that are mapped.
+in memory.
 
 Legend: N tasks, K branches.
 """
@@ -74,12 +74,10 @@ def measure(path: Path, small: Path, groups: int | None, repeats: int) -> dict[s
     rows = []
     for _ in range(repeats):
         _drop_from_cache(path)
-        memory = _reset_peak_memory()
         read, start, cpu = _bytes_read(), time.perf_counter(), time.process_time()
         model = load_pruned(path, tasks=names(groups))
         seconds = time.perf_counter() - start
-        cpu_seconds = time.process_time() - cpu
-        rows.append((seconds, cpu_seconds, _bytes_read() - read, _memory("VmHWM") - memory))
+        rows.append((seconds, time.process_time() - cpu, _bytes_read() - read))
         tensors = model.state_dict().values()
         facts = {
             "tasks": len(model.tasks),
@@ -87,8 +85,8 @@ def measure(path: Path, small: Path, groups: int | None, repeats: int) -> dict[s
             "tensor_bytes": sum(tensor.nbytes for tensor in tensors),
         }
         del model, tensors
-    medians = map(median, zip(*rows, strict=True))
-    keys = ("seconds", "cpu_seconds", "disk_bytes", "memory_bytes")
+    medians = (round(median(values), 3) for values in zip(*rows, strict=True))
+    keys = ("seconds", "cpu_seconds", "disk_bytes")
     return {**dict(zip(keys, medians, strict=True)), **facts}
 
 
@@ -101,17 +99,6 @@ def _drop_from_cache(path: Path) -> None:
 def _bytes_read() -> int:
     lines = Path("/proc/self/io").read_text().splitlines()
     return int(dict(line.split(": ") for line in lines)["read_bytes"])
-
-
-def _reset_peak_memory() -> int:
-    """Let the peak of this process's memory begin anew, and return what it holds now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return _memory("VmRSS")
-
-
-def _memory(entry: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(entry))
 
 
 def in_a_process(path: Path, small: Path, case: str, repeats: int) -> dict[str, Any]:
@@ -150,7 +137,7 @@ def main() -> None:
         print(
             f"{case:>8} {row['tasks']:6.0f} {row['branches']:9.0f}"
             f" {row['tensor_bytes'] / 1e6:14.1f} {row['disk_bytes'] / 1e6:13.1f}"
-            f" {row['seconds']:8.2f} {row['cpu_seconds']:6.2f} {row['memory_bytes'] / 1e6:13.1f}"
+            f" {row['seconds']:8.2f} {row['cpu_seconds']:6.2f}"
         )
     if arguments.quick:
         return

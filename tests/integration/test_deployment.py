@@ -107,7 +107,7 @@ def test_an_example_in_a_fresh_environment(folder, dmtg, tmp_path, script):
     python = str(tmp_path / "venv" / "bin" / "python")
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     install = [python, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
-    subprocess.run([*install, *PACKAGES[script]], check=True, env=environment, timeout=580)
+    subprocess.run([*install, *PACKAGES[script]], check=True, env=environment, timeout=1800)
     (tmp_path / script).write_text(SCRIPTS[script])
     photos = [str(folder / "photos" / name) for name in ("room.png", "other.png")]
     done = subprocess.run(
