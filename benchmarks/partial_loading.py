@@ -130,9 +130,7 @@ def main() -> None:
         repeats = 1 if arguments.quick else REPEATS
         rows = {case: in_a_process(path, small, case, repeats) for case in CASES}
     print(f"one file of {size / 1e6:.1f} MB")
-    print(
-        "    case  tasks  branches  MB of weights  MB from disk  seconds  CPU seconds  MB of memory"
-    )
+    print("    case  tasks  branches  MB of weights  MB from disk  seconds  CPU s")
     for case, row in rows.items():
         print(
             f"{case:>8} {row['tasks']:6.0f} {row['branches']:9.0f}"
