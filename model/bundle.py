@@ -1,22 +1,21 @@
-"""The exported file: one safetensors file that holds a pruned model and all that it needs.
-
-Legend: B batch, H, W.
-"""
+"""The exported file: one safetensors file that holds a pruned model and all that it needs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dmtg.files import atomic_path
 from dmtg.memory import is_out_of_memory
+from dmtg.names import shortened
 from dmtg.plugins import load_plugins
 from model.bundle_file import (
     KEY,
@@ -28,56 +27,14 @@ from model.bundle_file import (
 )
 from model.bundle_plugins import missing_plugins, plugins_of
 from model.errors import BundleError
+from model.heads.layout import Head
 from model.network import MultiTaskNetwork
+from model.pruned_model import PrunedModel, groups_of
 from model.skeleton import build_skeleton, check_maps
-from model.tasks.decode import natural
+from model.subset import TensorPart, subset_tensors, task_subset_config
 
 VERSION = 2
 _OLD_STACKS = "banks."  # in version 1 the prefix of the parameters of stacked heads
-
-
-T = TypeVar("T", Tensor, TensorInfo)
-
-
-class PrunedModel(nn.Module):
-    """An exported model: one head per task.
-
-    Attributes:
-        network: The network behind it.
-        tasks: The task specs.
-        groups: Per branch the names of its tasks.
-        metadata: What the exporter added.
-    """
-
-    def __init__(self, network: MultiTaskNetwork, metadata: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.network = network
-        self.tasks = network.tasks
-        self.groups = groups_of(network)
-        self.metadata = dict(metadata)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images it takes."""
-        return self.network.image_size
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Return per task its prediction in natural terms, see `model.tasks.decode.natural`.
-
-        Args:
-            images: uint8 [B,3,H,W].
-        """
-        predictions = self.network(images, self.network.select(self.network.heads))["predictions"]
-        return {spec.name: natural(spec, predictions[spec.name]) for spec in self.tasks}
-
-
-def groups_of(network: MultiTaskNetwork) -> list[list[str]]:
-    """Return per branch the names of the tasks with a head on it."""
-    groups: list[list[str]] = [[] for _ in range(network.num_branches)]
-    for task, branch in sorted(network.heads):
-        groups[branch].append(network.tasks[task].name)
-    return groups
 
 
 def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[str, Any]) -> None:
@@ -108,19 +65,25 @@ def save_bundle(path: str | Path, network: MultiTaskNetwork, metadata: Mapping[s
         save_file(tensors, partial, metadata={KEY: json.dumps(description, allow_nan=False)})
 
 
-def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
+def load_pruned(
+    path: str | Path, plugins: Iterable[str] = (), *, tasks: Collection[str] | None = None
+) -> PrunedModel:
     """Read an exported model, in evaluation mode on the CPU.
 
     Nothing is allocated before the network that the file describes has been compared with the
     tensors in it.
 
     Args:
+        path: The file.
         plugins: Modules to import first, which register parts that the model needs. Installed
             plug-ins are imported, too; the file itself never causes an import.
+        tasks: Names of the tasks to load; None loads all. Of the file's tensors only the trunk, the
+            branches of these tasks and their heads are read. The model has them in the order of the
+            file.
 
     Raises:
         BundleError: If the file is not one that `save_bundle` wrote, describes a network that its
-            tensors do not fit, or needs plug-ins that are not registered.
+            tensors do not fit, needs plug-ins that are not registered, or lacks one of the tasks.
         PluginError: If a plug-in cannot be imported.
     """
     load_plugins(plugins)
@@ -140,29 +103,65 @@ def load_pruned(path: str | Path, plugins: Iterable[str] = ()) -> PrunedModel:
     metadata = description.get("metadata")
     if not isinstance(metadata, dict):
         raise BundleError(f"{path}: its metadata is {type(metadata).__name__}, must be an object")
-    network = _build(path, header, version)
-    network.load_state_dict(_converted(read_tensors(path), version))
+    network, wanted = _build(path, header, version, tasks)
+    network.load_state_dict(read_tensors(path, wanted))
     return PrunedModel(network, metadata).eval()
 
 
-def _build(path: str | Path, header: BundleHeader, version: int) -> MultiTaskNetwork:
-    """Return the network that a file describes, after comparing it with the file's tensors."""
+def _build(
+    path: str | Path, header: BundleHeader, version: int, tasks: Collection[str] | None
+) -> tuple[MultiTaskNetwork, dict[str, TensorPart]]:
+    """Return the network of some tasks, and what of the file belongs into which of its tensors.
+
+    All that the file describes is compared with its tensors first.
+    """
     # A damaged description can cause any error, and so can a part of the network in it.
     with _building(path, Exception):
         config = header.description["network"]
         skeleton = build_skeleton(config, len(header.tensors), header.bytes)
         _check_pruned(skeleton)
-    expected = skeleton.state_dict()
-    _check_tensors(path, expected, _converted(header.tensors, version))
+    expected, stored = skeleton.state_dict(), _stored_names(header.tensors, version)
+    _check_tensors(path, expected, {name: header.tensors[old] for name, old in stored.items()})
+    heads = skeleton.heads if tasks is None else _heads_of(path, skeleton, tasks)
+    wanted = {
+        name: TensorPart(stored[part.name], part.rows)
+        for name, part in subset_tensors(expected, skeleton.layout, heads).items()
+    }
     # What is left are values that `meta` does not look at, such as a deviation below zero.
     with _building(path, ValueError):
         check_maps(skeleton)
-        network = MultiTaskNetwork.from_config(config, feature_shape=skeleton.feature_shape)
+        network = MultiTaskNetwork.from_config(
+            task_subset_config(skeleton.config(), skeleton.layout, heads),
+            feature_shape=skeleton.feature_shape,
+        )
     for name, _ in list(network.named_parameters()):
-        if name not in expected:  # `EncoderFamily.finish` removed it
+        if name not in wanted:  # `EncoderFamily.finish` removed it
             owner, _, attribute = name.rpartition(".")
             setattr(network.get_submodule(owner), attribute, None)
-    return network
+    return network, wanted
+
+
+def _heads_of(
+    path: str | Path, network: MultiTaskNetwork, tasks: Collection[str]
+) -> tuple[Head, ...]:
+    """Return the heads of some tasks.
+
+    Raises:
+        BundleError: A task is not one of the network.
+    """
+    if isinstance(tasks, str) or not tasks:
+        raise BundleError(f"{path}: tasks is {tasks!r}, must be a list of names of tasks")
+    names = {task.name: index for index, task in enumerate(network.tasks)}
+    for task in tasks:
+        if task not in names:
+            close = get_close_matches(str(task), names, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise BundleError(
+                f"{path}: has no task {task!r}; {hint}its {len(names)} tasks are "
+                f"{shortened(', '.join(names), 500)}"
+            )
+    chosen = {names[task] for task in tasks}
+    return tuple(head for head in network.heads if head[0] in chosen)
 
 
 @contextmanager
@@ -191,15 +190,15 @@ def _check_pruned(network: MultiTaskNetwork) -> None:
         )
 
 
-def _converted(tensors: Mapping[str, T], version: int) -> dict[str, T]:
-    """Return the tensors under the names that this version gives them."""
+def _stored_names(tensors: Iterable[str], version: int) -> dict[str, str]:
+    """Return the names of tensors in a file by those that this version gives them."""
     if version > 1:
-        return dict(tensors)
+        return {name: name for name in tensors}
     return {
         f"stacked_heads.{name.removeprefix(_OLD_STACKS)}"
         if name.startswith(_OLD_STACKS)
-        else name: tensor
-        for name, tensor in tensors.items()
+        else name: name
+        for name in tensors
     }
 
 

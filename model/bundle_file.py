@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from dmtg.names import shortened
 from dmtg.nesting import is_deeper
 from model.errors import BundleError
+from model.subset import TensorPart
 
 KEY = "dmtg"  # of the description in the metadata of the file
 
@@ -82,18 +84,31 @@ def read_header(path: str | Path) -> BundleHeader:
     return BundleHeader(description, tensors, size)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read all tensors of a file.
+def read_tensors(path: str | Path, wanted: Mapping[str, TensorPart]) -> dict[str, Tensor]:
+    """Read tensors, or rows of them; nothing else is read from the disk.
+
+    Args:
+        path: The file.
+        wanted: What to read, by the names to return it under.
 
     Raises:
         BundleError: The file cannot be read, or a value is not finite.
     """
     with _readable(path), safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: _read(file, part) for name, part in wanted.items()}
     broken = not_finite(tensors)
     if broken is not None:
         raise BundleError(f"{path}: {broken}")
     return tensors
+
+
+def _read(file: Any, part: TensorPart) -> Tensor:  # noqa: ANN401 - of Rust
+    if part.rows is None:
+        return file.get_tensor(part.name)
+    stored, rows = file.get_slice(part.name), np.asarray(part.rows)
+    # Rows that follow each other are read at once.
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return torch.cat([stored[int(run[0]) : int(run[-1]) + 1] for run in runs])
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -62,8 +62,8 @@ class MultiTaskNetwork(nn.Module):
         heads: Pairs (task, branch); None means all N*K.
         dense_widths: Channels of the stages of a decoder that takes them, such as `resize`.
         decoder: Of the dense tasks, see `build_stacked_heads`.
-        gradient_scale: Factors of the gradients into the trunk and into each branch, see
-            `gradient_factors`; a subset keeps them.
+        gradient_scale: Factors of the gradients into the trunk and into each branch in training
+            mode, see `gradient_factors`; a subset keeps them.
         image_mean: Per channel of an image scaled to 0..1. None means ImageNet's for images of
             three channels; other inputs are then used as they are.
         image_std: See `image_mean`.
@@ -282,7 +282,8 @@ class MultiTaskNetwork(nn.Module):
             run = self._compiled_call
         inputs = (images.float() - self.image_mean) / self.image_std
         shared = run(self.trunk, _channels_last(inputs))
-        into_trunk, into_branch = self._gradient_scale
+        # Gradients of a model that is in use, such as those in its images, are the true ones.
+        into_trunk, into_branch = self._gradient_scale if self.training else (1.0, 1.0)
         shared = scale_gradient(shared, into_trunk)
         run = call if hooked else run
         if self.activation_checkpointing and self.training:

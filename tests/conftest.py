@@ -17,6 +17,7 @@ from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
 from tests.operations import remember_operations
 from tests.processes import Launcher, unused_port
+from tests.servers import HubServer
 from trainer.config.config import Config
 from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
@@ -203,3 +204,25 @@ def train_here(forget_accelerate) -> Callable[[Config], Session]:
         return session
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Iterator[HubServer]:
+    """A hub of models, which huggingface_hub uses in this process, with a token that may write."""
+    import huggingface_hub
+
+    server, constants = HubServer("hf_secret"), huggingface_hub.constants
+    changes = {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        # The protocol of large files that any hub has; Xet needs a service of its own.
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
+    }
+    for name, value in changes.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", server.token)
+    yield server
+    server.shutdown()
+    server.server_close()

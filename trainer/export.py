@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.shards.manifest import Manifest
@@ -19,6 +20,7 @@ from model.bundle import load_pruned, save_bundle
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from model.subset import subset
+from model.tasks.spec import TaskSpec
 from trainer.checkpoints.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from trainer.checkpoints.state import load_weights
 from trainer.config.config import Config
@@ -62,11 +64,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
         ValueError: The outputs of the reloaded file differ from the full model's; no file is left.
     """
     folder = RunFolder(run)
-    config = folder.load_config()
-    if shards is not None:
-        tree = config.model_dump(mode="json")
-        tree["data"] |= {"source": "shards", "source_options": {}, "shards": shards}
-        config = parse_config(tree, str(run))
+    config = _config_with(folder, shards)
     newest = newest_checkpoint(folder.checkpoints)
     if newest is None:
         raise UserError(f"{run}: no whole checkpoint in {folder.checkpoints}")
@@ -74,7 +72,7 @@ def export_run(run: Path, out: Path, shards: str | None = None) -> ExportReport:
     full = MultiTaskNetwork.from_config(checkpoint.progress.network).eval()
     load_weights(full, checkpoint.state)
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
-    batches = _comparison_batches(config, full)
+    batches = _comparison_batches(config, full.tasks)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as unchecked:
         save_bundle(unchecked, subset(full, heads), _metadata(config, checkpoint))
@@ -127,13 +125,40 @@ def _without_folders(text: str) -> str:
     return " ".join(re.split(r"[/\\]", word)[-1] for word in without_secrets(text).split(" "))
 
 
-def _comparison_batches(config: Config, network: MultiTaskNetwork) -> list[Batch]:
+def comparison_images(run: Path, tasks: tuple[TaskSpec, ...], shards: str | None) -> Tensor:
+    """Return the images of a batch of a run's evaluation split.
+
+    Args:
+        run: Folder of the run.
+        tasks: Of its model.
+        shards: See `export_run`.
+
+    Raises:
+        UserError, DataError: The run or its data cannot be used.
+    """
+    batches = _comparison_batches(_config_with(RunFolder(run), shards), tasks)
+    if not batches:
+        raise UserError(f"{run}: its evaluation split has no samples to compare the models on")
+    return batches[0].images
+
+
+def _config_with(folder: RunFolder, shards: str | None) -> Config:
+    """Return the configuration of a run, with other shards unless they are None."""
+    config = folder.load_config()
+    if shards is None:
+        return config
+    tree = config.model_dump(mode="json")
+    tree["data"] |= {"source": "shards", "source_options": {}, "shards": shards}
+    return parse_config(tree, str(folder.out))
+
+
+def _comparison_batches(config: Config, tasks: tuple[TaskSpec, ...]) -> list[Batch]:
     loader: Iterable[Batch]
     if config.data.shards is None:
         loader = open_data(config).eval_batches(rank=0, world_size=1)
     else:
         manifest = Manifest.load(open_shards(config))
-        loader = build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0)
+        loader = build_eval_loader(config, manifest, tasks, rank=0, world_size=1, workers=0)
     return list(islice(loader, _NUM_BATCHES))
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from data_pipelines.convert.pictures import shrunk, stored_image
 from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.decode.codecs import decode
-from data_pipelines.decode.pictures import (
+from data_pipelines.errors import DataError
+from data_pipelines.shards.encoded import Storage
+from dmtg.pictures import (
     FORMATS,
     MAX_PHOTO_PIXELS,
     PictureError,
@@ -18,8 +20,6 @@ from data_pipelines.decode.pictures import (
     read_photo,
     read_values,
 )
-from data_pipelines.errors import DataError
-from data_pipelines.shards.encoded import Storage
 
 _JPEG_START = b"\xff\xd8"
 _GREY_MODES = ("L", "P", "RGB", "F", "I", "I;16", "I;16B", "I;16L")  # stored values, unchanged

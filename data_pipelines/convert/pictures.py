@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipelines.convert.tally import MissingLabel
-from data_pipelines.decode.pictures import MAX_PIXELS
 from data_pipelines.shards.encoded import Storage
 from data_pipelines.transforms import Geometry, Params
+from dmtg.pictures import MAX_PIXELS
 
 
 def stored_image(storage: Storage, picture: np.ndarray, image_size: int | None) -> bytes:

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from data_pipelines.decode.bounds import MAX_RECORD_DEPTH, check_member_size
-from data_pipelines.decode.pictures import LABEL_PIXELS, MAX_PIXELS, read_values
 from data_pipelines.decode.planes import decode_planes
 from data_pipelines.errors import DataError
 from dmtg.nesting import is_deeper
+from dmtg.pictures import LABEL_PIXELS, MAX_PIXELS, read_values
 
 PICTURES = frozenset({"png", "jpg", "jpeg"})  # suffixes of pictures that any program shows
 IMAGES = PICTURES | {"planes"}  # suffixes that decode to a picture

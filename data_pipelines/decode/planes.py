@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from pyarrow import ArrowException, Codec
 
-from data_pipelines.decode.pictures import MAX_PIXELS, check_size
 from data_pipelines.errors import DataError
+from dmtg.pictures import MAX_PIXELS, check_size
 
 # Bytes of a decoded picture: three uint8 or one uint16 channel of 4096 x 4096, one float32 channel
 # of 4000 x 3000. Decoding takes three times as much.

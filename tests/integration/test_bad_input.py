@@ -241,12 +241,17 @@ def test_predict_on_a_file_that_is_no_image(dmtg_fails, a_model, tmp_path):
     assert "text.png: cannot be read" in message and not (tmp_path / "out").exists()
 
 
-def test_predict_on_two_images_of_one_name(dmtg_fails, a_model, tmp_path):
-    paths = [tmp_path / "a.png", tmp_path / "b" / "a.png"]
+def test_predict_on_two_images_of_one_name(dmtg, a_model, tmp_path):
+    paths = [tmp_path / "one" / "a.png", tmp_path / "two" / "a.png"]
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8)).save(path)
-    assert "several are called 'a'" in dmtg_fails("predict", a_model, *paths, "--out", tmp_path)
+    end = dmtg("predict", a_model, *paths, "--out", tmp_path / "out", "--json")
+    assert end.code == 0, end.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["one", "two"]
+    for folder, path in zip(("one", "two"), paths, strict=True):
+        written = json.loads((tmp_path / "out" / folder / "a.json").read_text())
+        assert written["image"] == str(path)
 
 
 def test_eval_on_other_data(dmtg_fails, a_model, digits):

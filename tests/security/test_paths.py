@@ -28,7 +28,7 @@ from model.tasks.spec import TaskSpec
 from trainer.commands import app as cli
 from trainer.doctor.examine import examine
 from trainer.errors import UserError
-from trainer.prediction import predict_images
+from trainer.prediction.predict import Options, predict_files
 
 CODE = b"raise SystemExit('run by the next start of Python')\n"
 PICTURE = np.full((8, 8, 3), 7, np.uint8)
@@ -229,6 +229,10 @@ def export(tmp_path):
         return tmp_path / "model.safetensors"
 
     return write
+
+
+def predict_images(model, images, out, **options):
+    return list(predict_files(model, images, out, Options(**options)))
 
 
 @pytest.fixture

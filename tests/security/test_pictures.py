@@ -16,21 +16,21 @@ from data_pipelines.convert.dataset_files import DatasetFiles
 from data_pipelines.convert.foreign import convert_image, label_picture
 from data_pipelines.convert.pictures import stored_label
 from data_pipelines.convert.tally import MissingLabel, Tally
-from data_pipelines.decode import pictures as decode_pictures
 from data_pipelines.decode.codecs import decode, decode_sample, encode_jpeg, encode_png
-from data_pipelines.decode.pictures import (
+from data_pipelines.decode.planes import MAX_BYTES, encode_planes
+from data_pipelines.errors import DataError
+from data_pipelines.shards.encoded import Storage
+from data_pipelines.shards.manifest import Field
+from dmtg import pictures as decode_pictures
+from dmtg.pictures import (
     FORMATS,
     LABEL_PIXELS,
     MAX_PHOTO_PIXELS,
     check_photo,
     read_photo,
 )
-from data_pipelines.decode.planes import MAX_BYTES, encode_planes
-from data_pipelines.errors import DataError
-from data_pipelines.shards.encoded import Storage
-from data_pipelines.shards.manifest import Field
 from tests.processes import ROOT
-from trainer.prediction import predict_images
+from trainer.prediction.predict import predict_files
 
 RNG = np.random.default_rng(0)
 PHOTO = RNG.integers(0, 256, (24, 40, 3)).astype(np.uint8)
@@ -90,7 +90,7 @@ from pathlib import Path
 from data_pipelines.convert.foreign import convert_image
 from data_pipelines.convert.tally import MissingLabel
 from data_pipelines.decode.codecs import decode, decode_sample
-from data_pipelines.decode.pictures import PictureError, check_photo, read_photo
+from dmtg.pictures import PictureError, check_photo, read_photo
 from data_pipelines.shards.encoded import Storage
 path = Path(sys.argv[1])
 decode("warm.png", Path(sys.argv[2]).read_bytes())
@@ -424,5 +424,5 @@ def test_a_bad_last_photo_is_known_before_anything_is_written(tmp_path):
     paths[0].write_bytes(saved(PHOTO))
     paths[1].write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"b\.png: cannot be read as JPEG, PNG"):
-        predict_images(tmp_path / "no.safetensors", paths, tmp_path / "out")
+        predict_files(tmp_path / "no.safetensors", paths, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -17,6 +17,7 @@ from trainer.commands.keys import keys
 from trainer.commands.launch_files import launch_files
 from trainer.commands.plan import plan
 from trainer.commands.predict import predict
+from trainer.commands.push import push
 from trainer.commands.report import report
 from trainer.commands.schema import schema
 from trainer.commands.shards import shards
@@ -39,6 +40,7 @@ app.command()(status)
 app.command()(export)
 app.command("eval")(evaluate)
 app.command()(predict)
+app.command()(push)
 app.command()(report)
 app.command()(doctor)
 app.command()(init)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipelines.decode.codecs import decode, encode_jpeg, encode_json, encode_png
-from data_pipelines.decode.pictures import MAX_PIXELS
 from data_pipelines.decode.planes import encode_planes
 from data_pipelines.errors import DataError
+from dmtg.pictures import MAX_PIXELS
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3)).astype(np.uint8)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from data_pipelines.decode.pictures import MAX_PIXELS
 from data_pipelines.decode.planes import MAX_BYTES, decode_planes, encode_planes
 from data_pipelines.errors import DataError
+from dmtg.pictures import MAX_PIXELS
 
 RNG = np.random.default_rng(3)
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]

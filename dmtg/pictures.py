@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from data_pipelines.errors import DataError
+from dmtg.errors import DataError
 
 # Pixels of a member of a shard, compared with the header before anything is decoded. Pillow keeps
 # 4 bytes of an RGB pixel and the array has 3, so the largest picture takes 176 MB, besides the
@@ -97,8 +97,22 @@ def read_photo(name: str, source: Path | bytes) -> np.ndarray:
             `FORMATS`, or its values are floating-point or 32-bit numbers, whose range is unknown.
     """
     with _opened(name, source, FORMATS, MAX_PHOTO_PIXELS) as image:
-        _check_mode(name, image, _PHOTO_MODES)
-        return _upright(image, _rows(image, _as_rgb))
+        return to_photo(name, image)
+
+
+def to_photo(name: str, image: Image.Image) -> np.ndarray:
+    """Return a picture that is open as uint8 [H,W,3], upright, as `read_photo` does.
+
+    Args:
+        name: What it is, for messages.
+        image: The picture.
+
+    Raises:
+        PictureError: It is larger than `MAX_PHOTO_PIXELS`, or of a mode whose range is unknown.
+    """
+    check_size(name, image.width, image.height, MAX_PHOTO_PIXELS)
+    _check_mode(name, image, _PHOTO_MODES)
+    return _upright(image, _rows(image, _as_rgb))
 
 
 def read_values(
@@ -165,8 +179,9 @@ def _opened(
 
 def _check_mode(name: str, image: Image.Image, modes: Sequence[str]) -> None:
     if image.mode not in modes:
+        kind = image.format or "picture"
         raise PictureError(
-            f"{name}: {image.format} of mode {image.mode}, allowed are {', '.join(modes)}",
+            f"{name}: {kind} of mode {image.mode}, allowed are {', '.join(modes)}",
             f"picture of mode {image.mode}",
         )
 

@@ -1,0 +1,1 @@
+"""Predictions of photos with an exported model, written to files."""
