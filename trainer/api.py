@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from trainer.config.config import Config
 from trainer.config.loading import configure
-from trainer.errors import INTERRUPT, Preempted, UserError
+from trainer.errors import INTERRUPT, INTERRUPTED, Preempted, UserError
 from trainer.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from trainer.results.result import RunResult
     from trainer.run_data import RunData
     from trainer.scoring.scores import Evaluation
+
+logger = logging.getLogger(__name__)
 
 Overrides = Mapping[str, Any] | Iterable[str]
 
@@ -123,16 +126,35 @@ class Trainer:
                 before the first step.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from trainer.start import train_guarded
-
-            return train_guarded(self)
+            return self._train_as_rank()
         with _recorded_signals(), _logging():
             try:
                 return self.train_here()
             except Preempted as stop:
                 if stop.cause == INTERRUPT:
                     raise KeyboardInterrupt(str(stop)) from None
-                return self.stopped_result(stop)
+                return self._stopped_result(stop)
+
+    def _train_as_rank(self) -> RunResult:
+        """Train as one of several processes; a failure ends this process as it ends the command."""
+        from trainer.guarded import leave, run_guarded
+
+        results: list[RunResult] = []
+
+        def run(watchdog: Watchdog) -> int:
+            try:
+                results.append(self.train_here(watchdog))
+            except Preempted as stop:
+                logger.info("%s", stop)
+                if stop.cause == INTERRUPT:
+                    return INTERRUPTED
+                results.append(self._stopped_result(stop))
+            return 0
+
+        code = run_guarded(run)
+        if not results:
+            leave(code)
+        return results[0]
 
     def train_here(self, watchdog: Watchdog | None = None) -> RunResult:
         """Train without handling signals or errors, as a start of the command line does itself.
@@ -156,7 +178,7 @@ class Trainer:
             accelerator.end_training()
             return result_of(session, metrics)
 
-    def stopped_result(self, stop: Preempted) -> RunResult:
+    def _stopped_result(self, stop: Preempted) -> RunResult:
         """Return the result of a start that was asked to stop and has saved."""
         from trainer.monitoring.status import read_status
         from trainer.results.result import RunResult
@@ -252,8 +274,6 @@ def _recorded_signals() -> Any:  # noqa: ANN401 - a context manager
 @contextmanager
 def _logging() -> Iterator[None]:
     """Show the log of the training, unless the program has set up logging itself."""
-    import logging
-
     from trainer.monitoring.logs import setup_logging
 
     root = logging.getLogger()

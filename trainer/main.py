@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from dmtg.terminal import protect_output
-from trainer.start import leave, print_config, train
+from trainer.guarded import leave
+from trainer.start import print_config, train
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

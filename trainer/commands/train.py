@@ -29,7 +29,8 @@ def train(
     It is the short form of `accelerate launch --config_file FILE trainer/main.py --config CONFIG`.
     Ctrl-C once saves and stops, twice ends at once. Exit codes: docs/failures.md.
     """
-    from trainer.start import leave, print_config
+    from trainer.guarded import leave
+    from trainer.start import print_config
     from trainer.start import train as train_in_this_process
 
     options = overrides or []
