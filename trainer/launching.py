@@ -215,6 +215,8 @@ def launch(
         return _code_of_stop(stop.sigval, out)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except ValueError as error:  # a launch file that accelerate refuses
+        raise UserError(f"--engine: {plan.file}: {error}") from None
     return 0
 
 

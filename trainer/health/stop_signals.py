@@ -127,11 +127,12 @@ def _record_signal(number: int, _frame: FrameType | None) -> None:
 def _watch(reader: int) -> None:
     """Call `_end` for signals that are not deferred, until the pipe is closed."""
     while data := os.read(reader, 64):
+        if _deferred.is_set():
+            for number in data:
+                _count_press(number)
+            continue
         found = next((number for number in SIGNALS if number in data), None)
         if found is None:
-            continue
-        if _deferred.is_set():
-            _count_press(found)
             continue
         if found == signal.SIGINT:
             _deferred.wait(_FOR_INTERRUPT)
