@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,7 @@ def _accelerate_state() -> Iterator[None]:
                 state._reset_state()
 
 
-def _recorded_signals() -> Any:  # noqa: ANN401 - a context manager
+def _recorded_signals() -> AbstractContextManager[None]:
     """Record signals that ask to stop; only the main thread of Python can."""
     from trainer.health.stop_signals import listening
 

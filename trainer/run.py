@@ -65,6 +65,8 @@ def _train_run(
             logger.info("%s is complete (%d steps), evaluating it", config.run.out, session.step)
         session.callbacks, session.with_constants = callbacks, True
         metrics = train(session)
+        result = result_of(session, metrics)
         if accelerator.is_main_process:
-            write_result(result_of(session, metrics))
+            write_result(result)
+        session.monitor.note_groups(result.branches.to_json())
         return session, metrics

@@ -217,7 +217,7 @@ def build_eval_loader(
     """Every sample of the evaluation split once over all processes.
 
     Args:
-        split: Another split, of which `limit` samples are read.
+        split: Another split, of which `limit` samples are read; damaged ones have no labels.
     """
     return eval_loader(
         open_shards(config),
@@ -230,5 +230,5 @@ def build_eval_loader(
         world_size=world_size,
         limit=config.eval.limit if split is None else limit,
         workers=config.data.workers if workers is None else workers,
-        on_error=config.data.on_error,
+        on_error=config.data.on_error if split is None else "replace",
     )

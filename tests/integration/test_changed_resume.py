@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from trainer.monitoring.status import read_status
+from trainer.results.groups import RunGroups, read_groups
+
 RUN = (
     "run.steps=10", "run.checkpoint_every=5", "run.keep_last=9", "log.every=1", "pruning.every=1",
 )  # fmt: skip
@@ -108,7 +111,11 @@ def test_a_run_that_would_be_too_short(at, steps, message, finished, resumed):
 def test_a_shorter_run(resumed):
     out, end = resumed("run.steps=8", at=5)
     assert end.code == 0, end.stderr
-    assert max(train_records(out)) == 8 and train_records(out)[8]["heads"] == 6
+    assert max(train_records(out)) == 8
+    # The last step decides the groups, after its record.
+    assert train_records(out)[8]["heads"] > 6
+    assert read_groups(out).num_decided == 6
+    assert RunGroups.from_json(read_status(out)["grouping"]) == read_groups(out)
 
 
 def test_a_plateau_begins_where_it_is_chosen(resumed):

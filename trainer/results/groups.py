@@ -109,7 +109,8 @@ def read_groups(run: Path) -> RunGroups:
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} holds no run (config.yaml is missing)")
     logged, saved = _logged(run), _newest_step(run)
-    if logged is not None and (saved is None or saved[0] <= logged.step):
+    # The record of a step is from before its pruning, the checkpoint from after it.
+    if logged is not None and (saved is None or saved[0] < logged.step):
         return logged
     if saved is None:
         raise UserError(f"{run}: no groups yet; they are known from the first log record on")
