@@ -171,7 +171,7 @@ def test_twice_ends_at_once(options, start, tmp_path, monkeypatch):
     begun = time.monotonic()
     terminal.press()
     assert terminal.finish() == 130
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 120, "neither the save nor the launcher is waited for"
     assert terminal.text.count("interrupted twice, ended at once") == 1
     assert "Traceback" not in terminal.text
     assert not (tmp_path / "run" / "checkpoints" / "latest").exists()
