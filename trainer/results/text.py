@@ -36,9 +36,9 @@ def describe_groups(groups: RunGroups, limit: int | None = None) -> list[str]:
     counts = [_count(len(tasks), "task") for tasks in branches.values()]
     left, middle = max(map(len, heads)), max(map(len, counts))
     for head, count, tasks in zip(heads, counts, branches.values(), strict=True):
-        names = [_name(task) for task in tasks[:limit]]
-        if len(names) < len(tasks):
-            names.append(f"and {len(tasks) - len(names)} more")
+        names = [_name(task) for task in tasks]
+        if limit is not None and len(names) > limit + 1:  # the last line would say as much
+            names[limit:] = [f"and {len(names) - limit} more"]
         start = f"  {head:<{left}}  {count:>{middle}}  "
         lines += textwrap.wrap(
             ", ".join(names),
