@@ -75,7 +75,7 @@ def build_learner(
     """Build the learner of the run's recipe, with the state of the checkpoint if there is one.
 
     Args:
-        steps: Of the run until every task has one head.
+        steps: Of the run until every task has one head, as it was first started.
         groups: Those that the recipe gives; None if it learns them.
 
     Raises:
@@ -159,6 +159,6 @@ def build_plateau(
         return None
     steps = data.steps_per_epoch()
     plateau = Plateau(schedule, phase_lr(config, phase), steps, device)
-    if checkpoint is not None:
+    if checkpoint is not None and checkpoint.progress.plateau:  # else it had another schedule
         plateau.load(checkpoint.progress.plateau)
     return plateau

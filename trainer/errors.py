@@ -26,6 +26,7 @@ FAILED = 1
 UNUSABLE = 2  # of anything that the user can change
 INTERRUPTED = 130
 STOPPED = 128  # plus the number of the signal that ended a start
+INTERRUPT = "SIGINT"  # the cause of a stop by Ctrl-C
 REQUEST = "this is a fault of dmtg, please report it with the traceback"
 
 _PACKAGES = ("accelerate_configs", "data_pipelines", "dmtg", "model", "trainer")
@@ -65,11 +66,12 @@ class Preempted(Exception):
 
     Attributes:
         step: Optimizer steps done.
-        cause: `SIGUSR1`, `SIGTERM` or `run.max_minutes`, of any rank.
+        cause: `SIGUSR1`, `SIGTERM`, `SIGINT`, `run.max_minutes` or `a callback`, of any rank.
     """
 
     def __init__(self, step: int, cause: str) -> None:
-        super().__init__(f"preempted by {cause} after step {step}; the run is saved")
+        stopped = "interrupted by Ctrl-C" if cause == INTERRUPT else f"preempted by {cause}"
+        super().__init__(f"{stopped} after step {step}; the run is saved")
         self.step = step
         self.cause = cause
 

@@ -1,10 +1,14 @@
-"""Compute exact metrics of a split from sums over all samples and ranks."""
+"""Compute exact metrics of a split from sums over all samples and ranks.
+
+Legend: B batch, O outputs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
@@ -13,10 +17,12 @@ from model.heads.layout import Head
 from model.kinds.kind import get_kind
 from model.metrics import metric_for
 from model.network import MultiTaskNetwork
+from model.tasks.constant import expand_constant
 from model.tasks.spec import TaskSpec
 from trainer.engines.engine import Engine
 
 Metrics = dict[str, dict[str, float]]
+Constants = dict[str, Tensor]  # by task, the outputs [O] of a head that predicts the constant
 TaskTargets = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -54,7 +60,6 @@ class MetricSums:
         return {name: metrics for name, metrics in values.items() if metrics}
 
 
-@torch.no_grad()
 def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Metrics:
     """Evaluate one head per task and return the same metrics on every rank.
 
@@ -65,14 +70,75 @@ def evaluate(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Met
         batches: This rank's batches of the split; fillers have no labels and do not count.
         heads: One (task, branch) per task.
     """
+    return evaluate_beside(engine, batches, heads, None)[0]
+
+
+@torch.no_grad()
+def evaluate_beside(
+    engine: Engine, batches: Iterable[Batch], heads: list[Head], constants: Constants | None
+) -> tuple[Metrics, Metrics]:
+    """Return the metrics of `evaluate`, and those of constant predictions on the same batches.
+
+    Args:
+        engine: As in `evaluate`.
+        batches: As in `evaluate`.
+        heads: As in `evaluate`.
+        constants: Of `share_constants`; None for none, whose metrics are empty.
+    """
     module, device = engine.module, engine.accelerator.device
     selection, sums = module.select(heads), MetricSums(module.tasks, device)
+    constant_sums = MetricSums(module.tasks if constants else (), device)
     engine.network.eval()
     for batch in on_device(batches, device):
         predictions = engine.network(batch.images, selection)["predictions"]
-        sums.update(predictions, task_targets(module, batch))
+        targets = task_targets(module, batch)
+        sums.update(predictions, targets)
+        if constants:
+            constant_sums.update(
+                _constant_predictions(module, constants, len(batch.images)), targets
+            )
     engine.network.train()
-    return sums.compute(engine.sum_over_ranks(sums.vector))
+    metrics = sums.compute(engine.sum_over_ranks(sums.vector))
+    if not constants:
+        return metrics, {}
+    return metrics, constant_sums.compute(engine.sum_over_ranks(constant_sums.vector))
+
+
+def share_constants(engine: Engine, training: Iterable[Batch]) -> Constants:
+    """Return the best constants of all tasks, the same on every rank; every rank must call it.
+
+    Args:
+        engine: Engine of the network with the tasks.
+        training: Batches whose labels determine the constants; only the main process reads them.
+    """
+    accelerator = engine.accelerator
+    shared: list[Constants | None] = [None]
+    if accelerator.is_main_process:
+        shared = [learn_constants(engine.module, on_device(training, accelerator.device))]
+    constants = broadcast_object_list(shared)[0]
+    assert constants is not None, "the main process has sent them"
+    return {name: value.to(accelerator.device) for name, value in constants.items()}
+
+
+def learn_constants(network: MultiTaskNetwork, training: Iterable[Batch]) -> Constants:
+    """Return the constant prediction with the least loss on these labels, for every task."""
+    predictors = {t.name: get_kind(t.kind).constant_predictor(t) for t in network.tasks}
+    for batch in training:
+        for name, target in task_targets(network, batch).items():
+            predictors[name].update(*target)
+    return {name: predictor.constant() for name, predictor in predictors.items()}
+
+
+def _constant_predictions(
+    network: MultiTaskNetwork, constants: Constants, batch_size: int
+) -> dict[str, Tensor]:
+    """Return the constants [O] as predictions [B,O], or [B,O,H,W] of dense tasks."""
+    return {
+        task.name: expand_constant(
+            constants[task.name], batch_size, network.image_size if task.dense else None
+        )
+        for task in network.tasks
+    }
 
 
 @torch.no_grad()
@@ -95,18 +161,10 @@ def evaluate_constants(
         training: Batches whose labels determine the constants.
         batches: Batches to evaluate.
     """
-    predictors = {t.name: get_kind(t.kind).constant_predictor(t) for t in network.tasks}
-    for batch in training:
-        for name, target in task_targets(network, batch).items():
-            predictors[name].update(*target)
+    constants = learn_constants(network, training)
     sums = MetricSums(network.tasks)
     for batch in batches:
-        predictions = {
-            task.name: predictors[task.name].prediction(
-                len(batch.images), network.image_size if task.dense else None
-            )
-            for task in network.tasks
-        }
+        predictions = _constant_predictions(network, constants, len(batch.images))
         sums.update(predictions, task_targets(network, batch))
     return sums.compute(sums.vector)
 

@@ -12,13 +12,15 @@ from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.transfer import on_device
 from trainer.compaction import compact, should_compact
 from trainer.errors import Preempted
-from trainer.evaluation import Metrics, evaluate
+from trainer.evaluation import Metrics, evaluate_beside, share_constants
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.label_guard import LabelGuard
 from trainer.health.preemption import StopVote
-from trainer.health.stop_signals import defer_signals
+from trainer.health.stop_signals import defer_signals, end_saved
 from trainer.health.watchdog import report_progress
 from trainer.phase_change import enter_phase
+from trainer.results.groups import groups_of
+from trainer.run_data import label_batches
 from trainer.session import Session
 from trainer.snapshot import save_session
 from trainer.step import train_step
@@ -78,7 +80,8 @@ def train(session: Session, observe: Observer | None = None) -> Metrics:
 def _train(session: Session, observe: Observer | None) -> Metrics:
     config, accelerator = session.config, session.accelerator
     label_guard = LabelGuard(session.tasks, accelerator, allow_flat=config.data.allow_flat_labels)
-    vote = StopVote(accelerator, config.run.max_minutes)
+    vote = StopVote(accelerator, config.run.max_minutes, lambda: session.stop_requested)
+    session.callbacks.on_train_begin(session)
     if session.step == 0 and session.learner.finished:
         session.log.write(0, "given", heads=session.learner.grouping.heads())
     for micro_batches in _batches(session, label_guard.record):
@@ -110,13 +113,18 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
         if due.saves:
             report_progress(f"step {session.step}, saving")
             save_session(session)
+            session.callbacks.on_save(session)
+        session.callbacks.on_step_end(session)
         if cause is not None:
             session.writer.wait()
+            end_saved()
             session.monitor.note_step(session.step, session.num_steps)
             raise Preempted(session.step, cause)
     # After the last checkpoint: an error in the evaluation costs no training. A finished run that
     # is started again only evaluates.
-    return _evaluate(session)
+    metrics = _evaluate(session, session.with_constants)
+    session.callbacks.on_train_end(session, metrics)
+    return metrics
 
 
 def _check_health(session: Session) -> None:
@@ -171,13 +179,16 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
         **session.guard.record(),
     }
     network = (session.engine.module, session.selection, micro_batches)
-    pace = session.monitor.report(step, session.num_steps, network, {**values, "losses": per_task})
+    groups = groups_of(step, [task.name for task in session.tasks], grouping)
+    status = {**values, "losses": per_task, "grouping": groups.to_json()}
+    pace = session.monitor.report(step, session.num_steps, network, status)
     progress = session.monitor.progress(step)
     session.log.write(step, "train", **progress, **values, losses=per_task)
+    session.callbacks.on_log(session, {**progress, **values, "losses": per_task})
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
     session.log.probabilities(step, grouping.probabilities())
-    shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
-    shown["heads"] = f"{values['heads']}/{len(session.tasks) * session.config.model.branches}"
+    shown = {"loss": f"{values['loss']:.4f}", "temperature": f"{values['temperature']:.2f}"}
+    shown["heads"] = f"{values['heads']} of {len(session.tasks) * session.config.model.branches}"
     if pace is not None:
         session.log.scalars(step, pace.scalars())
         shown["samples/s"] = f"{pace.samples_per_second:.0f}"
@@ -211,18 +222,27 @@ def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
         report_progress(doing)
 
 
-def _evaluate(session: Session) -> Metrics:
+def _evaluate(session: Session, with_constants: bool = False) -> Metrics:
     accelerator = session.accelerator
     loader = session.data.eval_batches(
         rank=accelerator.process_index, world_size=accelerator.num_processes
     )
     samples = session.data.eval_samples
     damaged = DamagedSampleCounter(accelerator, session.config.data, samples)
-    batches = _noted(damaged.count(loader), f"step {session.step}, evaluating")
+    activity = f"step {session.step}, evaluating"
+    evaluated = min(samples, session.config.eval.limit or samples)
+    shown = session.log.track(damaged.count(loader), evaluated, accelerator.num_processes)
     with session.monitor.evaluating(session.step):
-        metrics = evaluate(session.engine, batches, session.learner.chosen_heads())
-    damaged.check(min(samples, session.config.eval.limit or samples))
+        constants = None
+        if with_constants:
+            labels = label_batches(session.config, session.data)
+            constants = share_constants(session.engine, _noted(labels, activity))
+        metrics, session.constants = evaluate_beside(
+            session.engine, _noted(shown, activity), session.learner.chosen_heads(), constants
+        )
+    damaged.check(evaluated)
     session.log.write(session.step, "eval", metrics=metrics, **damaged.record())
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
     session.log.scalars(session.step, flat, kind="eval")
+    session.callbacks.on_evaluate(session, metrics)
     return metrics

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader
 
@@ -19,6 +19,8 @@ from model.tasks.spec import TaskSpec
 from trainer.config.config import Config
 from trainer.errors import UserError
 from trainer.tasks import label_requests
+
+LABELLED_SAMPLES = 2048  # enough for a stable median, mean or most frequent class
 
 
 class RunData(Protocol):
@@ -61,6 +63,26 @@ class RunData(Protocol):
 
     def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
         """Return batches with every sample of the evaluation split once over all processes."""
+
+
+@runtime_checkable
+class LabelledData(Protocol):
+    """What a data source may have besides `RunData`."""
+
+    def label_batches(self, limit: int) -> Iterable[Batch]:
+        """Return batches of at most `limit` samples, evenly spread over the train split."""
+
+
+def label_batches(config: Config, data: RunData) -> Iterable[Batch]:
+    """Return batches of the train split whose labels determine the best constant predictions.
+
+    They are read by one process. Without `LabelledData.label_batches` they are the first batches
+    that the run has trained on.
+    """
+    if isinstance(data, LabelledData):
+        return data.label_batches(LABELLED_SAMPLES)
+    steps = -(-LABELLED_SAMPLES // config.data.global_batch)
+    return data.train_batches(0, steps, rank=0, world_size=1)
 
 
 def open_data(config: Config) -> RunData:
@@ -189,18 +211,24 @@ def build_eval_loader(
     rank: int,
     world_size: int,
     workers: int | None = None,
+    split: str | None = None,
+    limit: int | None = None,
 ) -> DataLoader[Batch]:
-    """Every sample of the evaluation split once over all processes."""
+    """Every sample of the evaluation split once over all processes.
+
+    Args:
+        split: Another split, of which `limit` samples are read; damaged ones have no labels.
+    """
     return eval_loader(
         open_shards(config),
         manifest,
         label_requests(tasks),
         config.data.image_size,
         batch_size=config.eval.batch_size,
-        split=config.data.eval_split,
+        split=config.data.eval_split if split is None else split,
         rank=rank,
         world_size=world_size,
-        limit=config.eval.limit,
+        limit=config.eval.limit if split is None else limit,
         workers=config.data.workers if workers is None else workers,
-        on_error=config.data.on_error,
+        on_error=config.data.on_error if split is None else "replace",
     )

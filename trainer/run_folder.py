@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,20 @@ from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 from trainer.run_lock import lock
 
-# Keys that may change when a run is resumed; a change of any other key makes it another run.
+# Keys and sections that may change when a run is resumed. What is learned follows the new value
+# from there on (docs/failures.md says what that means for the length of a run); a change of any
+# other key makes it another run.
+_LEARNING = (
+    "run.steps",
+    "run.epochs",
+    "optim.lr",
+    "optim.heads_lr",
+    "optim.schedule",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "optim.max_grad_norm",
+)
+# These change nothing that is learned, or less than another number of processes does.
 _FREE = (
     "run.out",
     "run.resume",
@@ -35,6 +49,7 @@ _FREE = (
     "run.profile",
     "run.profile_ranks",
     "data.shards",
+    "data.eval_split",
     "data.cache_dir",
     "data.cache_gb",
     "data.retry_seconds",
@@ -50,10 +65,16 @@ _FREE = (
     "eval",
     "log",
 )
+_NOT_NOTED = ("run.out", "run.resume")
 
 
 class RunFolder:
-    """The folder `run.out` of a run."""
+    """The folder `run.out` of a run.
+
+    Attributes:
+        changes: What the configuration changes of that in the folder, a line each; for the process
+            that has claimed it.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -61,6 +82,7 @@ class RunFolder:
         self.metrics = out / "metrics.jsonl"
         self.checkpoints = out / "checkpoints"
         self.logs = out / "logs"
+        self.changes: list[str] = []
         self._lock: BaseFileLock | None = None
         self._made: list[Path] = []
 
@@ -108,10 +130,14 @@ class RunFolder:
             self.release()
             raise
 
-    def check(self, config: Config) -> None:
+    def check(self, config: Config, *, may_change: bool = True) -> None:
         """Check that this run may write to the folder, which is decided by who holds its lock.
 
         Credentials of URLs are not compared: a run continues with new ones.
+
+        Args:
+            config: Of the run.
+            may_change: Whether what is learned may change from here on, as in a resume.
 
         Raises:
             UserError: The folder holds another run, or this run while `run.resume` is `never`.
@@ -126,10 +152,16 @@ class RunFolder:
                 "or name another folder"
             )
         saved, new = (without_secrets_in(c.model_dump()) for c in (self.load_config(), config))
-        changes = _differences(saved, new)
-        if changes:
-            listed = "\n".join(f"  {change}" for change in changes)
-            raise UserError(f"run.out: {self.out} holds another run:\n{listed}")
+        changes = dict(_differences(saved, new))
+        allowed = (*_FREE, *_LEARNING) if may_change else _FREE
+        refused = [text for path, text in changes.items() if not _is_in(path, allowed)]
+        if refused:
+            listed = "\n".join(f"  {text}" for text in refused)
+            raise UserError(
+                f"run.out: {self.out} holds another run:\n{listed}\n"
+                + (_way_forward(self.out) if may_change else "name another folder")
+            )
+        self.changes = [text for path, text in changes.items() if not _is_in(path, _NOT_NOTED)]
 
     def create(self, config: Config) -> None:
         """Save the resolved configuration in the claimed folder, which makes it that of a run."""
@@ -149,21 +181,36 @@ class RunFolder:
         held.release()
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    changes = []
+def _way_forward(out: Path) -> str:
+    return (
+        f"a resume may change {', '.join(_LEARNING)}, the sections eval and log, data.workers and "
+        "other keys that only concern the machine; for a new run from these weights: dmtg export "
+        f"{out} --out model.safetensors, and then run.out=NEW model.init_from=[model.safetensors]"
+    )
+
+
+def _is_in(path: str, keys: Sequence[str]) -> bool:
+    """Return whether a dotted key is one of these keys, or in one of these sections."""
+    return any(path == key or path.startswith(f"{key}.") for key in keys)
+
+
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and a line of text for every value that differs."""
     for key in old:
         path = f"{prefix}{key}"
-        if path in _FREE or old[key] == new[key]:
+        if old[key] == new[key]:
             continue
         choice, _ = CHOICES.get(path, (None, None))
         if choice is not None and old[key][choice] != new[key][choice]:
-            changes.append(f"{path}.{choice} was {old[key][choice]!r}, is {new[key][choice]!r}")
+            was, is_ = old[key][choice], new[key][choice]
+            yield f"{path}.{choice}", f"{path}.{choice} was {was!r}, is {is_!r}"
         elif (
             isinstance(old[key], dict)
             and isinstance(new[key], dict)
             and old[key].keys() == new[key].keys()
         ):
-            changes += _differences(old[key], new[key], f"{path}.")
+            yield from _differences(old[key], new[key], f"{path}.")
         else:
-            changes.append(f"{path} was {old[key]!r}, is {new[key]!r}")
-    return changes
+            yield path, f"{path} was {old[key]!r}, is {new[key]!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,6 +17,7 @@ from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
 from trainer.builders import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.callback import Callbacks
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
@@ -27,6 +29,7 @@ from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.engines.schedules import learning_rate_factor
 from trainer.errors import Preempted, UserError, explain
+from trainer.evaluation import Metrics
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.health.stop_signals import stop_at_once
@@ -39,7 +42,10 @@ from trainer.recipes.given import given_groups
 from trainer.recipes.learner import GroupLearner
 from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
+from trainer.run_length import check_length, first_search_steps
 from trainer.run_lock import WAIT_SECONDS
+
+logger = logging.getLogger(__name__)
 
 OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
 
@@ -63,12 +69,18 @@ class Session:
         guard: Checks that losses are finite.
         step: Optimizer steps done.
         search_steps: Optimizer steps until every task has one head.
+        grouping_steps: The same at the first start of the run: a later change of the length leaves
+            the schedule of the grouping as it is.
         finetune_steps: Optimizer steps of each phase after that.
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
         plateau: The learning rate's factor in the schedule `plateau`; None in others.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
+        callbacks: Called by the loop.
+        with_constants: Whether the last evaluation evaluates the best constant predictions, too.
+        constants: Their metrics; empty before.
+        stop_requested: Whether a callback of this process has asked to stop.
         selection: The heads that a step computes: all live heads of the phase or, where heads are
             sampled, those of the last step.
     """
@@ -87,11 +99,16 @@ class Session:
     guard: LossGuard
     step: int
     search_steps: int
+    grouping_steps: int
     finetune_steps: int
     phases: tuple[Phase, ...]
     phase: Phase
     plateau: Plateau | None
     observed: dict[str, Tensor] = field(default_factory=dict)
+    callbacks: Callbacks = field(default_factory=Callbacks)
+    with_constants: bool = False
+    constants: Metrics = field(default_factory=dict)
+    stop_requested: bool = False
     selection: HeadSelection = field(init=False)
     _all_heads: HeadSample = field(init=False)
 
@@ -125,6 +142,10 @@ class Session:
     def num_steps(self) -> int:
         """Optimizer steps of the whole run, at most so many before the search has ended."""
         return self.phases[-1].end
+
+    def request_stop(self) -> None:
+        """Ask the run to save and stop after the next step; one process is enough."""
+        self.stop_requested = True
 
     def learning_rate_factor(self, step: int) -> float:
         """Return the multiplier of every learning rate in a step of this phase."""
@@ -197,7 +218,10 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         search_steps, phase_steps = num_steps(config, data), finetune_steps(config, data)
         step = checkpoint.progress.step if checkpoint else 0
         groups = given_groups(config, [task.name for task in data.tasks])
-        learner = build_learner(config, accelerator, data.tasks, search_steps, groups, checkpoint)
+        grouping_steps = first_search_steps(checkpoint, search_steps)
+        learner = build_learner(config, accelerator, data.tasks, grouping_steps, groups, checkpoint)
+        if checkpoint is not None:
+            check_length(config, folder, data, checkpoint.progress, learner)
         branches = used_branches(learner.grouping.heads())
         phases = list_phases(config.finetune, search_steps, phase_steps, branches)
         phase = phase_before(phases, step)
@@ -222,12 +246,15 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             guard=guard,
             step=step,
             search_steps=search_steps,
+            grouping_steps=grouping_steps,
             finetune_steps=phase_steps,
             phases=phases,
             phase=phase,
             plateau=plateau,
             observed=_observed(checkpoint, accelerator.device) if checkpoint else {},
         )
+        for change in folder.changes:
+            logger.info("from step %d on: %s", step, change)
         stack.pop_all()  # from here on the session closes what was opened
     return session
 

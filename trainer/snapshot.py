@@ -38,6 +38,8 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         skipped=session.guard.total,
         plateau=plateau.state() if plateau is not None else {},
         trackers=session.log.run_ids,
+        search_steps=session.search_steps,
+        grouping_steps=session.grouping_steps,
     )
     observed = {f"{OBSERVED}{name}": value for name, value in session.observed.items()}
     grouping = session.learner.tensors() | observed

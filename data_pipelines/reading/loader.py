@@ -153,10 +153,11 @@ def _loader(
 
 
 def start_worker(_worker: int) -> None:
-    """Ignore SIGTERM in a reading process, and protect its log lines as the main process does.
+    """Ignore SIGTERM and SIGINT in a reading process, and protect its log lines as the main one's.
 
-    A cluster sends the signal to all processes of a job. The main process decides when to stop, and
-    needs its data until then.
+    A cluster sends SIGTERM to all processes of a job, a terminal SIGINT to all of its group. The
+    main process decides when to stop, and needs its data until then.
     """
     protect_output()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

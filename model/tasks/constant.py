@@ -108,7 +108,13 @@ class ConstantPredictor(Generic[Summary]):
 
     def prediction(self, batch_size: int, image_size: tuple[int, int] | None = None) -> Tensor:
         """Return the constant as a prediction [B,O], or [B,O,H,W] for a dense task."""
-        constant = self.constant()
-        if image_size is None:
-            return constant.expand(batch_size, -1)
-        return constant[:, None, None].expand(batch_size, -1, *image_size)
+        return expand_constant(self.constant(), batch_size, image_size)
+
+
+def expand_constant(
+    constant: Tensor, batch_size: int, image_size: tuple[int, int] | None = None
+) -> Tensor:
+    """Return a constant [O] as a prediction [B,O], or [B,O,H,W] for a dense task."""
+    if image_size is None:
+        return constant.expand(batch_size, -1)
+    return constant[:, None, None].expand(batch_size, -1, *image_size)

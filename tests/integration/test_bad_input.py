@@ -138,9 +138,11 @@ def test_folder_that_holds_a_run(fails, a_run):
 
 
 def test_folder_that_holds_another_run(fails, a_run):
-    message = fails("run.steps=2", "run.resume=auto", "optim.lr=1e-2", "model.branches=2")
+    message = fails("run.steps=2", "run.resume=auto", "run.seed=9", "model.branches=2")
     assert f"{a_run.out} holds another run" in message
-    assert "model.branches was 3, is 2" in message and "optim.lr was 0.0003, is 0.01" in message
+    assert "model.branches was 3, is 2" in message and "run.seed was 5, is 9" in message
+    assert f"dmtg export {a_run.out} --out model.safetensors" in message
+    assert "model.init_from=[model.safetensors]" in message and "optim.lr" in message
 
 
 @pytest.mark.usefixtures("a_run")

@@ -118,7 +118,7 @@ def test_the_status_of_a_run_that_failed(moved, main_script, dmtg):
 def test_a_start_that_may_not_use_the_folder_leaves_its_status_alone(moved, main_script):
     out, arguments = moved
     before = (out / "status.json").read_bytes()
-    assert main_script(*arguments, "optim.lr=7").code == 2
+    assert main_script(*arguments, "run.seed=7").code == 2
     assert (out / "status.json").read_bytes() == before
 
 

@@ -174,6 +174,16 @@ def test_a_training_by_an_installed_launch_file(installed, short_run):
     assert exported and (installed.folder / "model.safetensors").is_file()
 
 
+def test_the_short_form_of_a_training(installed, short_run):
+    for name, options in (("one", ()), ("two", ("--processes", "2"))):
+        text = installed.run("dmtg", "train", *short_run, f"run.out={name}", *options)
+        assert f"{name}: finished after 2 steps" in text
+        groups = installed.dmtg("groups", name)["groups"]
+        assert sum(map(len, groups)) == 19
+    code = "from trainer import Trainer; print(len(Trainer.from_run('one').groups))"
+    assert int(installed.run("python", "-c", code)) >= 1
+
+
 def test_an_error_is_one_message(installed):
     done = installed.run("dmtg", "export", "nowhere", "--out", "m.safetensors", check=False)
     assert done.returncode == 2

@@ -56,6 +56,8 @@ class Progress:
         plateau: State of the schedule `plateau`, empty for others.
         dataset: Name and size of the data set, for messages.
         trackers: Ids of the tracker runs, by name of the tracker.
+        search_steps: Steps of the run until every task has one head; 0 if they were not stored.
+        grouping_steps: Those at the first start, of which the grouping's schedule has fractions.
     """
 
     step: NonNegativeInt
@@ -70,6 +72,8 @@ class Progress:
     plateau: dict[str, float | None] = field(default_factory=dict)
     dataset: str = ""
     trackers: dict[str, str] = field(default_factory=dict)
+    search_steps: NonNegativeInt = 0
+    grouping_steps: NonNegativeInt = 0
 
 
 _PROGRESS = TypeAdapter(Progress)
@@ -158,6 +162,19 @@ def load_checkpoint(path: Path, *, verified: bool = False) -> Checkpoint:
         moments[moment][parameter] = value
     moments = {moment: convert_parameters(values, version) for moment, values in moments.items()}
     return Checkpoint(progress, NamedState(weights, moments, progress.optimizer_step), grouping)
+
+
+def load_grouping(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    """Read the progress and the tensors of the learner of a checkpoint, and nothing that is large.
+
+    Raises:
+        UserError: They cannot be read, or a later version wrote them.
+    """
+    try:
+        progress, version = _read_progress(path)
+        return progress, convert_grouping(_read_tensors(path, GROUPING), version)
+    except OSError as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error}") from None
 
 
 def _read_tensors(path: Path, name: str) -> dict[str, Tensor]:

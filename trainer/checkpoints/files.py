@@ -73,7 +73,7 @@ def rotate(newest: Path, *, keep_last: int, keep_every: int | None) -> None:
     """Delete all but the last ones and the steps that are multiples of `keep_every`."""
     older = [path for path in checkpoints(newest.parent) if path.name <= newest.name]
     for path in older[:-keep_last]:
-        if keep_every is None or _step(path) % keep_every:
+        if keep_every is None or step_of(path) % keep_every:
             _drop(path)
     _sweep(newest.parent, _DAMAGED)
 
@@ -126,7 +126,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Return the step of one of the folders that `checkpoints` returns."""
     match = _NAME.fullmatch(path.name)
     assert match is not None, "checkpoints() gives no others"
     return int(match[1])

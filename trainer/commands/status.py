@@ -38,7 +38,8 @@ def describe(status: dict[str, Any]) -> list[str]:
         lines.append(f"stopped by: {status['cause']}")
     if "loss" in status:
         lines.append(
-            f"loss: {status['loss']}, {status['heads']} heads on {status['branches']} branches"
+            f"loss: {_number(status['loss'])}, {status['heads']} heads on "
+            f"{status['branches']} branches"
         )
     if "samples_per_second" in status:
         lines.append(_speed(status))
@@ -48,11 +49,25 @@ def describe(status: dict[str, Any]) -> list[str]:
             f"slowest: rank {slowest['rank']} on {slowest['host']}, {slowest['own_seconds']:.3g} s "
             f"a step of its own, others {slowest['others_own_seconds']:.3g} s"
         )
+    if "grouping" in status:
+        lines += _groups(status["grouping"])
     lines.append(f"checkpoint: {status['checkpoint'] or 'none yet'}")
     job = "" if status["job"] is None else f", job {status['job']}"
     lines.append(f"process: {status['pid']} on {status['host']}{job}")
     lines.append(f"updated: {status['updated']}, {status['age_seconds']:.0f} s ago")
     return lines
+
+
+def _groups(grouping: dict[str, Any]) -> list[str]:
+    """Return the groups with some tasks of each; `dmtg groups` shows all."""
+    from trainer.results.groups import RunGroups
+    from trainer.results.text import SHOWN_TASKS, describe_groups
+
+    try:
+        groups = RunGroups.from_json(grouping)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return []
+    return describe_groups(groups, SHOWN_TASKS) if groups.tasks else []
 
 
 def _position(status: dict[str, Any]) -> str:
@@ -64,6 +79,10 @@ def _position(status: dict[str, Any]) -> str:
     if status.get("eta_seconds") is not None and status["state"] in ("running", "evaluating"):
         text += f", {timedelta(seconds=round(status['eta_seconds']))} left"
     return text
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def _speed(status: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ def plan_cells(
                 *(f"run.out={folder}", f"run.seed={seed}", "run.resume=auto"),
                 *(f"grouping.recipe={recipe}", "log.progress=false"),
             ]
-            RunFolder(folder).check(load_config(config, settings))
+            RunFolder(folder).check(load_config(config, settings), may_change=False)
             arguments = ("--config", str(config), *settings)
             cells.append(Cell(len(cells), recipe, seed, folder, arguments))
     return cells

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,34 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     tree = _read(path, ())
     apply_overrides(tree, overrides)
     return parse_config(tree, str(path))
+
+
+def configure(
+    config: Config | Mapping[str, Any] | str | Path,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+) -> Config:
+    """Return a configuration that is given in Python, with overrides.
+
+    Args:
+        config: A configuration, the path of a YAML file, or a mapping of sections.
+        overrides: Values by dotted key, or `section.key=value` texts.
+
+    Raises:
+        UserError: As `load_config`.
+    """
+    source = "config"
+    if isinstance(config, str | Path):
+        tree, source = _read(Path(config), ()), str(config)
+    elif isinstance(config, Config):
+        tree = config.model_dump(mode="json")
+    else:
+        tree = copy.deepcopy(dict(config))
+    if isinstance(overrides, Mapping):
+        for path in sorted(overrides, key=lambda path: not _chooses(path)):
+            _set(tree, path, overrides[path], f"override {path!r}")
+    else:
+        apply_overrides(tree, overrides)
+    return parse_config(tree, source)
 
 
 def parse_config(tree: dict[str, Any], source: str) -> Config:
@@ -92,19 +121,30 @@ def _chooses(override: str) -> bool:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    *sections, key = path.split(".")
-    if not equals or path.startswith("-") or not (sections or key == "plugins"):
+    if not equals or path.startswith("-") or not ("." in path or path == "plugins"):
         raise UserError(f"override {override!r}: expected section.key=value{_form(path)}")
     try:
         value = parse_yaml(text)
     except YamlError as error:
         raise UserError(f"override {override!r}: {text!r} is not a YAML value: {error}") from None
+    _set(tree, path, value, f"override {override!r}")
+
+
+def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:  # noqa: ANN401
+    """Set the value of a dotted key in a tree of plain values.
+
+    Args:
+        named: The override, for messages.
+    """
+    *sections, key = path.split(".")
+    if not (sections or key == "plugins"):
+        raise UserError(f"{named}: expected section.key{_form(path)}")
     place, union = tree, ""
     for name in sections:
         union = f"{union}.{name}" if union else name
         inner = _expanded(union, place.get(name, {}))
         if not isinstance(inner, dict):
-            raise UserError(f"override {override!r}: {union!r} is a value, not a section")
+            raise UserError(f"{named}: {union!r} is a value, not a section")
         place[name] = inner
         place = inner
     if not _same_choice(union, place, {key: value}):

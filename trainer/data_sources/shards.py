@@ -69,6 +69,19 @@ class ShardData:
             self._config, self.manifest, self.tasks, rank=rank, world_size=world_size
         )
 
+    def label_batches(self, limit: int) -> Iterable[Batch]:
+        """See `trainer.run_data.LabelledData`; a stream has only the evaluation split."""
+        data = self._config.data
+        return build_eval_loader(
+            self._config,
+            self.manifest,
+            self.tasks,
+            rank=0,
+            world_size=1,
+            split=data.train_split if data.tar_urls is None else data.eval_split,
+            limit=limit,
+        )
+
 
 def _describe(config: Config, manifest: Manifest) -> str:
     names = [config.data.eval_split]

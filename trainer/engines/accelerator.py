@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -58,7 +59,9 @@ def make_accelerator(config: Config) -> Accelerator:
         backend = "gloo" if on_cpu else None
         handlers.append(InitProcessGroupKwargs(backend, rendezvous.URL, timeout))
     if on_cpu and with_deepspeed:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
         _use_plain_gloo()
+    _ignore_warnings()
     shards()  # raises before anything starts
     with hidden_from_accelerate():
         accelerator = Accelerator(
@@ -78,6 +81,20 @@ def make_accelerator(config: Config) -> Accelerator:
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _configure_deepspeed(accelerator, config, micro_batch)
     return accelerator
+
+
+def _ignore_warnings() -> None:
+    """Ignore warnings of libraries that do not apply here, or are about another library."""
+    for message in (
+        # `forward_sync_buffers`, which torch 2.13 prefers, sends the buffers at every start.
+        r"`broadcast_buffers` is deprecated",
+        # DeepSpeed 0.19 calls functions that torch 2.13 has renamed.
+        r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message, FutureWarning)
+    # The stride of a dimension of size 1 means nothing, as in kernels of one pixel or channel.
+    strides = r"(?s)Grad strides do not match bucket view strides.*grad\.sizes\(\) = [^\]]*\b1\b"
+    warnings.filterwarnings("ignore", strides, UserWarning)
 
 
 def _limit_waiting(timeout: timedelta) -> None:

@@ -145,7 +145,8 @@ def _write_error(message: str) -> str:
     if several:
         message = f"{place()}: {message}"
     with suppress(OSError):  # it is closed, or on a full disk
-        sys.stderr.write(f"error: {message}\n")
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may be in this line
+        sys.stderr.write(f"{clear}error: {message}\n")
         sys.stderr.flush()
     return message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,9 @@ from torch import Tensor
 from trainer.health.stop_signals import SIGNALS, received
 
 _TIME_LIMIT = "run.max_minutes"
-_CAUSES = (*(number.name for number in SIGNALS), _TIME_LIMIT)  # a vote is an index plus one
+_CALLBACK = "a callback"
+_SIGNALS = tuple(number.name for number in SIGNALS)
+_CAUSES = (*_SIGNALS, _TIME_LIMIT, _CALLBACK)  # a vote is an index plus one
 
 _loaded = time.monotonic()
 
@@ -25,11 +28,18 @@ class StopVote:
     Args:
         accelerator: Of the run.
         max_minutes: Since the program was loaded; None for no limit.
+        asked: Returns whether a callback of this process has asked to stop.
     """
 
-    def __init__(self, accelerator: Accelerator, max_minutes: float | None) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        max_minutes: float | None,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._device = accelerator.device
         self._alone = accelerator.num_processes == 1
+        self._asked = asked
         self._deadline = None if max_minutes is None else _loaded + 60.0 * max_minutes
         self._vote = torch.zeros(())
         self._read: torch.cuda.Event | None = None
@@ -53,8 +63,9 @@ class StopVote:
         return _CAUSES[vote - 1] if vote else None
 
     def _local_vote(self) -> int:
-        for index, cause in enumerate(_CAUSES):
-            if cause in received:
-                return index + 1
-        overdue = self._deadline is not None and time.monotonic() >= self._deadline
-        return len(_CAUSES) if overdue else 0
+        cause = next((name for name in _SIGNALS if name in received), None)
+        if cause is None and self._deadline is not None and time.monotonic() >= self._deadline:
+            cause = _TIME_LIMIT
+        if cause is None and self._asked():
+            cause = _CALLBACK
+        return 0 if cause is None else _CAUSES.index(cause) + 1

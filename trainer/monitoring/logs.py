@@ -7,19 +7,20 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from data_pipelines.reading.collate import Batch
 from dmtg.terminal import ShownFormatter, protect_output
 from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.json_file import to_json
+from trainer.monitoring.progress import AboveBar, ProgressBar
 from trainer.monitoring.trackers import Kind, Trackers
 from trainer.run_folder import RunFolder
 
@@ -45,10 +46,11 @@ def setup_logging(rank: int, world_size: int) -> None:
     """
     protect_output()
     who = f" [rank {rank}]" if world_size > 1 else ""
-    shown = logging.StreamHandler()
+    shown = AboveBar()
     shown.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     shown.setFormatter(ShownFormatter(f"%(asctime)s %(levelname)s{who} %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[shown, _Early()], force=True)
+    logging.captureWarnings(True)  # a line of the log, above the progress bar
     # Both log every collective and kernel build at INFO.
     for name in ("DeepSpeed", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -128,9 +130,7 @@ class RunLog:
             self._opened.callback(self._trackers.close)
             self._file.truncate(metrics_bytes)
             self._file.seek(0, os.SEEK_END)
-            self._bar = tqdm(
-                total=num_steps, initial=start_step, unit="step", disable=not section.progress
-            )
+            self._bar = ProgressBar(num_steps, start_step, enabled=section.progress)
             self._opened.callback(self._bar.close)
         except BaseException as error:
             self.close(error)
@@ -169,16 +169,24 @@ class RunLog:
             image = np.kron(cells, np.full((side, side), 255, np.float32))
             self._trackers.log_image(step, "grouping/probabilities", image.astype(np.uint8))
 
-    def advance(self, step: int, shown: dict[str, Any]) -> None:
+    def advance(self, step: int, shown: Mapping[str, str]) -> None:
         """Move the bar to the step of a log record, and show values."""
         if self._main:
-            self._bar.set_postfix(shown, refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.advance(step, shown)
 
     def expect(self, num_steps: int) -> None:
         """Set the last step of the bar."""
         if self._main:
-            self._bar.total = num_steps
+            self._bar.expect(num_steps)
+
+    def track(self, batches: Iterable[Batch], samples: int, processes: int) -> Iterable[Batch]:
+        """Yield the batches of an evaluation, and show how far it is.
+
+        Args:
+            samples: Number that all processes evaluate.
+            processes: Their number.
+        """
+        return self._bar.track(batches, samples, processes) if self._main else batches
 
     def close(self, error: BaseException | None = None) -> None:
         """Close all files and finish the tracker runs.

@@ -106,6 +106,11 @@ class Monitor:
             reached = {"step": step, "num_steps": num_steps, "progress": step / num_steps}
             self._status.write("running", **reached, **self.progress(step))
 
+    def note_groups(self, grouping: dict[str, Any]) -> None:
+        """Write the groups that the run ends with: the last step may have decided them."""
+        if self._timing is not None:
+            self._status.write("running", grouping=grouping)
+
     def progress(self, step: int) -> dict[str, int | float]:
         """Return the samples and epochs of `step` steps, the same at every start of the run."""
         progress: dict[str, int | float] = {"samples": step * self._global_batch}

@@ -181,6 +181,7 @@ def read_status(out: Path) -> dict[str, Any]:
         search = _load(out / "search" / _NAME)
         if search is not None and search["state"] not in ENDED:
             status = search
+            status.pop("grouping", None)  # all tasks share the branch of the search
     if status is None:
         raise UserError(f"{out} has no {_NAME}: no run has been started in this folder")
     updated = datetime.fromisoformat(status["updated"])

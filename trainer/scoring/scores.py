@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,11 +15,11 @@ from data_pipelines.shards.manifest import Manifest, check_shards
 from data_pipelines.shards.sources import Location, open_folder
 from model.bundle import PrunedModel, load_pruned
 from model.metrics import metric_for
+from model.tasks.spec import TaskSpec
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
+from trainer.run_data import LABELLED_SAMPLES
 from trainer.scoring.summary import Summary, check_reference, summarise
 from trainer.tasks import label_requests
-
-_TRAINING_SAMPLES = 2048  # enough for a stable median, mean or most frequent class
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def score_model(
         )
 
     metrics = evaluate_pruned(model.network, batches(split))
-    training = batches(train_split, limit=_TRAINING_SAMPLES)
+    training = batches(train_split, limit=LABELLED_SAMPLES)
     constants = evaluate_constants(model.network, training, batches(split))
     summary = summarise(model.tasks, metrics, reference)
     return Evaluation(_scores(model, metrics, constants, summary), metrics, summary)
@@ -122,8 +123,27 @@ def _scores(
     model: PrunedModel, metrics: Metrics, constants: Metrics, summary: Summary
 ) -> list[Score]:
     group_of = {name: number for number, names in enumerate(model.groups) for name in names}
+    return make_scores(model.tasks, group_of, metrics, constants, summary.gains)
+
+
+def make_scores(
+    tasks: Sequence[TaskSpec],
+    group_of: Mapping[str, int],
+    metrics: Metrics,
+    constants: Metrics,
+    gains: Mapping[str, float] | None = None,
+) -> list[Score]:
+    """Return the scores of all tasks, by group and then by name.
+
+    Args:
+        tasks: The tasks.
+        group_of: Number of each task's group.
+        metrics: Of the model, by task and name; a task without labels has none.
+        constants: Of the best constant predictions.
+        gains: Over a reference, by task.
+    """
     scores = []
-    for task in model.tasks:
+    for task in tasks:
         metric = metric_for(task)
         values, constant = metrics.get(task.name, {}), constants.get(task.name, {})
         scores.append(
@@ -134,7 +154,7 @@ def _scores(
                 values.get(metric.primary, math.nan),
                 constant.get(metric.primary, math.nan),
                 metric.higher_is_better,
-                summary.gains.get(task.name),
+                (gains or {}).get(task.name),
             )
         )
     return sorted(scores, key=lambda score: (score.group, score.task))

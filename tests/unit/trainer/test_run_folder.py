@@ -75,17 +75,38 @@ def test_checkpoints_to_keep_must_be_made(tmp_path):
         {"eval__batch_size": 3},
         {"eval__every": 9},
         {"log__every": 1, "log__progress": False},
+        {"run__steps": 11},
+        {"run__steps": None, "run__epochs": 2},
+        {"optim__lr": 1, "optim__heads_lr": 2},
+        {"optim__schedule": "constant"},
+        {"optim__schedule": {"name": "multistep", "milestones": [0.5]}},
+        {"optim__warmup_steps": 3, "optim__weight_decay": 0.1, "optim__max_grad_norm": 1},
+        {"data__eval_split": "test"},
     ],
     ids=lambda changes: ",".join(changes),
 )
 def test_what_may_change(changes, folder):
     folder.check(config(folder.out, **changes))
+    named = {path.replace("__", ".") for path in changes}
+    assert named <= {text.split(" was ")[0].removesuffix(".name") for text in folder.changes}
+
+
+def test_where_to_and_whether_to_resume_are_no_changes_of_a_run(folder):
+    folder.check(config(folder.out, log__every=3))
+    assert folder.changes == ["log.every was 10, is 3"]
+    folder.check(config(folder.out))
+    assert folder.changes == []
+
+
+def test_a_comparison_may_not_change_what_is_learned(folder):
+    folder.check(config(folder.out, log__every=3), may_change=False)
+    with pytest.raises(UserError, match=r"run\.steps was 10, is 11\nname another folder"):
+        folder.check(config(folder.out, run__steps=11), may_change=False)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run__steps": 11}, "run.steps was 10, is 11"),
         ({"run__seed": 1}, "run.seed was 0, is 1"),
         ({"run__precision": "bf16"}, "run.precision was None, is 'bf16'"),
         ({"data__global_batch": 16}, "data.global_batch was 8, is 16"),
@@ -95,22 +116,25 @@ def test_what_may_change(changes, folder):
         ({"model__encoder__name": "mlp"}, "model.encoder.name was 'residual64', is 'mlp'"),
         ({"grouping__loss_decay": 0.9}, "grouping.loss_decay was 0.98, is 0.9"),
         ({"grouping__recipe": "published"}, "grouping.recipe was 'affinity', is 'published'"),
-        ({"optim__schedule": "constant"}, "optim.schedule.name was 'cosine', is 'constant'"),
+        ({"optim__name": "adam"}, "optim.name was 'adamw', is 'adam'"),
         ({"pruning__every": 1}, "pruning.every was 50, is 1"),
-        ({"optim__lr": 1}, "optim.lr was 0.001, is 1.0"),
+        ({"optim__betas": [0.5, 0.9]}, "optim.betas was (0.9, 0.999), is (0.5, 0.9)"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
 def test_what_may_not_change(changes, message, folder):
     with pytest.raises(UserError, match=re.escape(message)) as error:
         folder.check(config(folder.out, **changes))
-    assert "holds another run" in str(error.value)
+    text = str(error.value)
+    assert "holds another run" in text
+    assert "a resume may change run.steps, run.epochs, optim.lr" in text
+    assert text.endswith("model.init_from=[model.safetensors]")
 
 
 def test_all_changes_are_listed(folder):
     with pytest.raises(UserError) as error:
-        folder.check(config(folder.out, run__seed=4, optim__lr=2, data__workers=9))
-    assert len(str(error.value).splitlines()) == 3
+        folder.check(config(folder.out, run__seed=4, data__flip=True, optim__lr=2))
+    assert len(str(error.value).splitlines()) == 4
 
 
 def test_a_folder_that_is_not_a_run(tmp_path):

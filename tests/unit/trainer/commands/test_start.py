@@ -70,7 +70,8 @@ def test_every_command_has_help(help_texts):
     shown = help_texts[0]
     assert shown.keys() >= {
         "dmtg", "dmtg export", "dmtg eval", "dmtg predict", "dmtg report", "dmtg doctor",
-        "dmtg status", "dmtg plan", "dmtg compare", "dmtg slurm", "dmtg launch-files",
+        "dmtg train", "dmtg groups", "dmtg status", "dmtg plan", "dmtg compare",
+        "dmtg slurm", "dmtg launch-files",
         "dmtg shards", "dmtg shards rooms", "dmtg bench", "dmtg bench step",
     }  # fmt: skip
     for path, text in shown.items():

@@ -163,6 +163,15 @@ def test_command(tmp_path):
     assert "flattened" in result.stdout and "20 of 20 samples of train read: error" in result.stdout
 
 
+def test_nothing_is_written_unless_it_is_asked_for(tmp_path, monkeypatch):
+    good = written(tmp_path / "good")
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    result = run(good, "--samples", 7)
+    assert result.exit_code == 0 and "sheet" not in result.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @needs_views
 def test_real_views(tmp_path):
     """Three of them count depth in other units, beyond the release's limit; nothing else is odd."""

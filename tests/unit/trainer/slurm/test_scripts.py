@@ -208,11 +208,11 @@ def job(commands, tmp_path):
     }  # fmt: skip
     (tmp_path / "run").mkdir()
 
-    def start(template, launch, **more):
+    def start(template, launch, *arguments, **more):
         command = "accelerate" if template == "train" else "dmtg"
         commands(command, f'echo "{command} $*" >> {calls}; echo $$ > {step}\n{launch}')
         process = subprocess.Popen(
-            ["bash", str(TEMPLATES / f"{template}.sbatch")],
+            ["bash", str(TEMPLATES / f"{template}.sbatch"), *arguments],
             env={**os.environ, **settings, **more},
             stdout=subprocess.PIPE,
             text=True,
@@ -300,6 +300,40 @@ def test_what_is_launched(job, commands, tmp_path):
         f"--deepspeed_multinode_launcher standard {ROOT}/trainer/main.py --config x.yaml "
         f"run.steps=2 tasks.names=[a, b] run.out={tmp_path}/run run.resume=auto"
     )
+
+
+def launched(calls):
+    """The arguments of the training script in the launch."""
+    line = next(line for line in calls.read_text().splitlines() if line.startswith("accelerate"))
+    return line.partition("trainer/main.py ")[2].split()
+
+
+@pytest.mark.parametrize("form", ["--config mine.yaml", "--config=mine.yaml", "mine.yaml"])
+def test_arguments_after_the_script_are_used(form, job, tmp_path):
+    arguments = (*form.split(), "run.steps=7", f"run.out={tmp_path}/other")
+    more = {"CONFIG": "x.yaml", "OVERRIDES": "run.steps=2 optim.lr=1"}
+    process, calls, _ = job("train", says("finished"), *arguments, **more)
+    (tmp_path / "other").mkdir()
+    ended(process)
+    assert launched(calls) == [
+        "--config", "mine.yaml", "run.steps=2", "optim.lr=1", "run.steps=7",
+        f"run.out={tmp_path}/other", "run.resume=auto",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("template", ["train", "compare"])
+@pytest.mark.parametrize("argument", ["--configs", "run.steps", "--nodes=4", ""])
+def test_other_arguments_are_refused(argument, template, job):
+    process, calls, _ = job(template, says("finished"), argument, "run.steps=2")
+    code, lines = ended(process)
+    assert code == 2 and len(lines) == 1 and f"argument '{argument}' is not known" in lines[0]
+    assert not calls.exists()
+
+
+def test_a_config_without_its_file_is_refused(job):
+    process, calls, _ = job("train", says("finished"), "--config")
+    assert ended(process) == (2, ["job 7: --config needs a file"])
+    assert not calls.exists()
 
 
 def test_a_job_with_less_than_a_core_for_a_process_is_refused(job):

@@ -1,0 +1,157 @@
+"""The grouping of a run: of a session, in `status.json`, and in a checkpoint.
+
+Legend: N tasks, K branches.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.grouping.grouping import Grouping
+
+_STATUS = "status.json"
+
+
+@dataclass(frozen=True)
+class TaskBranch:
+    """The most probable branch of a task.
+
+    Attributes:
+        task: Name of the task.
+        branch: Number of the branch, among those that the network has at that step.
+        probability: Of this branch.
+        choices: Branches on which the task still has a head; 1 once its branch is decided.
+    """
+
+    task: str
+    branch: int
+    probability: float
+    choices: int
+
+    @property
+    def decided(self) -> bool:
+        """Whether the task has one head."""
+        return self.choices == 1
+
+
+@dataclass(frozen=True)
+class RunGroups:
+    """The branches of all tasks after a step.
+
+    Attributes:
+        step: Optimizer steps done.
+        tasks: In the order of the run.
+    """
+
+    step: int
+    tasks: tuple[TaskBranch, ...]
+
+    @property
+    def branches(self) -> dict[int, list[TaskBranch]]:
+        """The tasks of every branch that has one, by its number."""
+        members: dict[int, list[TaskBranch]] = {}
+        for task in sorted(self.tasks, key=lambda each: each.branch):
+            members.setdefault(task.branch, []).append(task)
+        return members
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """The names of the tasks of every branch that has one."""
+        return [[task.task for task in tasks] for tasks in self.branches.values()]
+
+    @property
+    def num_decided(self) -> int:
+        """Tasks whose branch is decided."""
+        return sum(task.decided for task in self.tasks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, of which `from_json` makes the same again."""
+        tasks = {
+            each.task: [each.branch, round(each.probability, 4), each.choices]
+            for each in self.tasks
+        }
+        return {"step": self.step, "tasks": tasks}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunGroups:
+        """Return the groups of JSON values.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: They are not those of `to_json`.
+        """
+        tasks = [
+            TaskBranch(str(name), int(branch), float(probability), int(choices))
+            for name, (branch, probability, choices) in values["tasks"].items()
+        ]
+        return cls(int(values["step"]), tuple(tasks))
+
+
+def groups_of(step: int, names: Sequence[str], grouping: Grouping) -> RunGroups:
+    """Return the groups of a session's grouping after a step."""
+    return _groups(step, names, grouping.probabilities().detach(), grouping.alive)
+
+
+def read_groups(run: Path) -> RunGroups:
+    """Return the newest groups of a run, which may be running, stopped or finished.
+
+    Raises:
+        UserError: The folder holds no run, or the run has no groups yet.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} holds no run (config.yaml is missing)")
+    logged, saved = _logged(run), _newest_step(run)
+    # The record of a step is from before its pruning, the checkpoint from after it.
+    if logged is not None and (saved is None or saved[0] < logged.step):
+        return logged
+    if saved is None:
+        raise UserError(f"{run}: no groups yet; they are known from the first log record on")
+    return _saved(saved[1])
+
+
+def _logged(run: Path) -> RunGroups | None:
+    """Return the groups in the status; None if it has none, as that of an older version."""
+    try:
+        status = json.loads((run / _STATUS).read_text(encoding="utf-8"))
+        return RunGroups.from_json(status["grouping"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _newest_step(run: Path) -> tuple[int, Path] | None:
+    """Return step and folder of the newest checkpoint."""
+    from trainer.checkpoints.files import checkpoints, step_of
+
+    found = checkpoints(run / "checkpoints")
+    return (step_of(found[-1]), found[-1]) if found else None
+
+
+def _saved(checkpoint: Path) -> RunGroups:
+    import torch
+
+    from trainer.checkpoints.checkpoint import load_grouping
+
+    progress, tensors = load_grouping(checkpoint)
+    alive = tensors["alive"]
+    probabilities = tensors["logits"].masked_fill(~alive, -torch.inf).softmax(dim=1)
+    names = [str(task["name"]) for task in progress.network["tasks"]]
+    return _groups(progress.step, names, probabilities, alive)
+
+
+def _groups(step: int, names: Sequence[str], probabilities: Tensor, alive: Tensor) -> RunGroups:
+    """Return the groups of probabilities and live heads [N,K]."""
+    from model.grouping.pruning import harden
+
+    branches = harden(probabilities, alive).nonzero()[:, 1:]
+    best = probabilities.gather(1, branches)[:, 0]
+    columns = (branches[:, 0].tolist(), best.tolist(), alive.sum(dim=1).tolist())
+    tasks = (TaskBranch(*values) for values in zip(names, *columns, strict=True))
+    return RunGroups(step, tuple(tasks))
