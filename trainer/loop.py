@@ -89,6 +89,9 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
         session.step += 1
+        affinity = session.learner.take_affinity()
+        if affinity is not None:
+            session.log.affinity(session.step, affinity)
         defer_signals()  # there is something to save now
         cause = vote.result()
         due = _Due.after_step(session, cause)
@@ -175,7 +178,8 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
     progress = session.monitor.progress(step)
     session.log.write(step, "train", **progress, **values, losses=per_task)
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
-    session.log.probabilities(step, grouping.probabilities())
+    learned = not session.learner.groups_given
+    session.log.probabilities(step, grouping.probabilities(), learned=learned)
     shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
     shown["heads"] = f"{values['heads']}/{len(session.tasks) * session.config.model.branches}"
     if pace is not None:

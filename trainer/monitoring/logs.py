@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from dmtg.terminal import ShownFormatter, protect_output
 from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.json_file import to_json
+from trainer.monitoring.grouping_file import GroupingFile
 from trainer.monitoring.trackers import Kind, Trackers
 from trainer.run_folder import RunFolder
 
@@ -128,6 +130,7 @@ class RunLog:
             self._opened.callback(self._trackers.close)
             self._file.truncate(metrics_bytes)
             self._file.seek(0, os.SEEK_END)
+            self._grouping = GroupingFile(folder.grouping, start_step, section.every)
             self._bar = tqdm(
                 total=num_steps, initial=start_step, unit="step", disable=not section.progress
             )
@@ -161,13 +164,24 @@ class RunLog:
         if self._trackers is not None:
             self._trackers.log(step, values, kind)
 
-    def probabilities(self, step: int, probabilities: Tensor) -> None:
-        """Log the probabilities [N,K] as an image, a bright cell for a likely branch."""
+    def probabilities(self, step: int, probabilities: Tensor, *, learned: bool = True) -> None:
+        """Log the probabilities [N,K] as an image, a bright cell for a likely branch.
+
+        Args:
+            learned: Whether they change; then `grouping.jsonl` gets them, too.
+        """
+        if self._main and learned:
+            self._grouping.probabilities(step, probabilities)
         if self._trackers is not None:
             cells = probabilities.float().cpu().numpy()
             side = max(1, min(16, 1024 // max(cells.shape)))
             image = np.kron(cells, np.full((side, side), 255, np.float32))
             self._trackers.log_image(step, "grouping/probabilities", image.astype(np.uint8))
+
+    def affinity(self, step: int, affinity: NDArray[np.float64]) -> None:
+        """Write the affinities [N,N] of the tasks to `grouping.jsonl`."""
+        if self._main:
+            self._grouping.affinity(step, affinity)
 
     def advance(self, step: int, shown: dict[str, Any]) -> None:
         """Move the bar to the step of a log record, and show values."""
