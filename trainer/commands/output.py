@@ -33,7 +33,7 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
         print_json(values)
         return
     for name, value in values.items():
-        echo(f"{name}: {value}")
+        echo(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -41,7 +41,7 @@ def print_json(values: dict[str, Any]) -> None:
     _write(to_json(without_secrets_in(values)))
 
 
-def table_console(width: int, *, highlight: bool = True) -> Console:
+def table_console(width: int = 80, *, highlight: bool = True) -> Console:
     """Return the console for tables: as wide as the terminal, `width` columns without one.
 
     Text is printed as it may be shown. A name in it still needs `rich.markup.escape`.

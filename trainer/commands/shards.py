@@ -289,5 +289,5 @@ def _summarise(as_json: bool, out: Path, manifest: Manifest) -> None:
     for name, counts in labelled.items():
         reasons = ", ".join(f"{count} {why}" for why, count in missing.get(name, {}).items())
         table.add_row(escape(name), *(str(count) for count in counts.values()), escape(reasons))
-    table_console(100).print(table)
+    table_console().print(table)
     finish(False, values)

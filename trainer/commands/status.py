@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +23,7 @@ def status(
         print_json(values)
     else:
         for line in describe(values):
-            echo(line)
+            echo(fill(line, 80, subsequent_indent="  ", break_long_words=False))
     if values["state"] == "failed" or values["stale"] is not None:
         raise typer.Exit(1)
 
@@ -37,9 +38,8 @@ def describe(status: dict[str, Any]) -> list[str]:
     if status.get("cause") is not None:
         lines.append(f"stopped by: {status['cause']}")
     if "loss" in status:
-        lines.append(
-            f"loss: {status['loss']}, {status['heads']} heads on {status['branches']} branches"
-        )
+        heads = f"{status['heads']} heads on {status['branches']} branches"
+        lines.append(f"loss: {_number(status['loss'])}, {heads}")
     if "samples_per_second" in status:
         lines.append(_speed(status))
     slowest = status.get("slowest")
@@ -53,6 +53,10 @@ def describe(status: dict[str, Any]) -> list[str]:
     lines.append(f"process: {status['pid']} on {status['host']}{job}")
     lines.append(f"updated: {status['updated']}, {status['age_seconds']:.0f} s ago")
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"
 
 
 def _position(status: dict[str, Any]) -> str:

@@ -15,10 +15,16 @@ from data_pipelines.shards.sources import Location, open_folder
 from model.bundle import PrunedModel, load_pruned
 from model.metrics import metric_for
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
-from trainer.scoring.summary import Summary, check_reference, summarise
+from trainer.scoring.summary import (
+    RelativeChange,
+    Summary,
+    check_reference,
+    relative_change,
+    summarise,
+)
 from trainer.tasks import label_requests
 
-_TRAINING_SAMPLES = 2048  # enough for a stable median, mean or most frequent class
+TRAINING_SAMPLES = 2048  # enough for a stable median, mean or most frequent class
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score for each task, all metrics of the model, and their summary."""
+    """A score for each task, all metrics of the model, and their summaries.
+
+    Attributes:
+        scores: Of each task.
+        metrics: All metrics of the model.
+        summary: Against the reference, if there is one.
+        against_constant: Against the best constant predictions.
+    """
 
     scores: list[Score]
     metrics: Metrics
     summary: Summary
+    against_constant: RelativeChange
 
 
 def score_model(
@@ -112,10 +126,12 @@ def score_model(
         )
 
     metrics = evaluate_pruned(model.network, batches(split))
-    training = batches(train_split, limit=_TRAINING_SAMPLES)
+    training = batches(train_split, limit=TRAINING_SAMPLES)
     constants = evaluate_constants(model.network, training, batches(split))
     summary = summarise(model.tasks, metrics, reference)
-    return Evaluation(_scores(model, metrics, constants, summary), metrics, summary)
+    scores = _scores(model, metrics, constants, summary)
+    against_constant = relative_change(model.tasks, metrics, constants)
+    return Evaluation(scores, metrics, summary, against_constant)
 
 
 def _scores(
