@@ -76,8 +76,7 @@ def _draw_label(
         pen.text((left + _CELL // 2, top + _CELL // 2), "missing", fill="grey", anchor="mm")
         return
     label = sample.labels[task.name][0].numpy()  # [C,H,W]
-    mask = rule_of(task).valid_pixels(label)
-    picture, caption = _picture(task, label, mask)
+    picture, caption = label_picture(task, label)
     _paste(sheet, picture, column, top)
     _caption(pen, left, top, caption)
 
@@ -88,8 +87,9 @@ def _caption(pen: ImageDraw.ImageDraw, left: int, top: int, text: str) -> None:
     pen.text((left, top + _CELL + 3), text[:length], fill="black")
 
 
-def _picture(task: TaskSpec, label: np.ndarray, mask: np.ndarray) -> tuple[Picture, str]:
-    """Return the label in colour, invalid pixels black, and its caption."""
+def label_picture(task: TaskSpec, label: np.ndarray) -> tuple[Picture, str]:
+    """Return a stored label [C,H,W] in colour, invalid pixels black, and its caption."""
+    mask = rule_of(task).valid_pixels(label)
     if not mask.any():
         return np.zeros((*mask.shape, 3), np.uint8), "all invalid"
     picture, caption = get_kind(task.kind).draw_label(task, label, mask)
