@@ -128,11 +128,10 @@ def _table(stage: Stage, machine: Machine) -> tuple[list[str], list[list[str]]]:
         "on host": (memory.host for memory in memories),
     }
     rows = [
-        [f"{name}, GiB", *(f"{value / _GIB:.2f}" for value in values)]
-        for name, values in numbers.items()
+        [name, *(f"{value / _GIB:.2f}" for value in values)] for name, values in numbers.items()
     ]
     rows.append(["fits", *("yes" if m.total <= machine.usable else "no" for m in memories)])
     rows.append(["ms a step", *(f"{1e3 * time.total:.4g}" for time in times)])
     epochs = stage.epoch.values()
     rows.append(["h an epoch", *("?" if e is None else f"{e / 3600:.3g}" for e in epochs)])
-    return ["of a process", *stage.memory], rows
+    return ["GiB of a process", *stage.memory], rows

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from textwrap import fill
 from typing import Annotated, Any
 
 import typer
 
-from trainer.commands.output import AsJson, echo, print_json
+from trainer.commands.output import AsJson, echo, print_json, wrapped
 
 
 def status(
@@ -23,7 +22,7 @@ def status(
         print_json(values)
     else:
         for line in describe(values):
-            echo(fill(line, 80, subsequent_indent="  ", break_long_words=False))
+            echo(wrapped(line))
     if values["state"] == "failed" or values["stale"] is not None:
         raise typer.Exit(1)
 

@@ -33,7 +33,7 @@ def draw_comparison(
     with figure_file(path, 1, panels, size=size) as axes:
         score = "training loss"
         if reference is not None:
-            score = f"mean change against {reference}, % (higher is better)"
+            score = f"mean change against {reference}, %\n(higher is better)"
         _draw_scores(axes[0, 0], results, score)
         _draw_cost(axes[0, 1], results, score)
         if tasks:
@@ -62,8 +62,8 @@ def _draw_cost(axis: Axes, results: Sequence[RecipeResult], name: str) -> None:
     for result, marker in zip(results, _markers(len(results)), strict=True):
         score, seconds = _score(result), result.seconds
         assert seconds is not None, "a finished cell has taken time"
-        errors = {"xerr": seconds.std, "yerr": score.std}
-        axis.errorbar(seconds.mean, score.mean, **errors, fmt=marker, label=result.recipe)
+        place, deviation = (seconds.mean, score.mean), (score.std, seconds.std)
+        axis.errorbar(*place, *deviation, fmt=marker, label=result.recipe)
     axis.axhline(0, color="grey", linewidth=0.8)
     axis.set(xlabel="seconds, search included", ylabel=name, title="cost", xlim=(0, None))
     axis.margins(x=0.1)

@@ -90,7 +90,7 @@ def recipe_rows(results: Sequence[RecipeResult], reference: str | None = None) -
     columns = {
         "recipe": [result.recipe for result in results],
         "seeds": [_seeds(result) for result in results],
-        f"mean change against {reference}, %": [shown(result.gain, 3) for result in results],
+        f"mean change against {reference}, %": [_change(result.gain) for result in results],
         "training loss": [shown(result.train_loss) for result in results],
         "seconds": [shown(result.seconds, 3) for result in results],
         "parameters": [_count(result.parameters) for result in results],
@@ -112,6 +112,13 @@ def task_rows(results: Sequence[RecipeResult], specs: Sequence[TaskSpec]) -> Row
         values = [shown(result.tasks.get(spec.name), 3) for result in results]
         rows.append([spec.name, name, *values])
     return rows
+
+
+def _change(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    mean = f"{round(spread.mean, 1) + 0.0:+.1f}"  # no minus sign before a zero
+    return mean if spread.std is None else f"{mean} ± {spread.std:.1f}"
 
 
 def _seeds(result: RecipeResult) -> str:

@@ -141,14 +141,14 @@ def _paired(
             mean, half = interval(known)
             tasks[spec.name] = {"mean": rounded(mean), "half": rounded(half), "seeds": len(known)}
     changes = [relative_change(specs, own[s].metrics, other[s].metrics) for s in seeds]
-    means = [change.mean for change in changes if change.mean is not None]
-    mean, half = interval(means) if means else (None, None)
+    means = [each.mean for each in changes if each.mean is not None]
+    change: tuple[float | None, float | None] = interval(means) if means else (None, None)
     return {
         "seeds": seeds,
         "tasks": tasks,
-        "change": rounded(mean),
-        "change_half": rounded(half),
-        "change_tasks": min((len(change.by_task) for change in changes), default=0),
+        "change": rounded(change[0]),
+        "change_half": rounded(change[1]),
+        "change_tasks": min((len(each.by_task) for each in changes), default=0),
     }
 
 

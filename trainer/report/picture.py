@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _draw_grouping(
     if not labelled:
         axis.set(title="grouping (darker: lived longer)", xlabel="branch", ylabel="task, by branch")
         return
-    style = {"ha": "center", "va": "center", "color": "white", "fontsize": 8}
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "fontsize": 8}
     for row, task in enumerate(order):
         axis.text(int(switched_off[task].argmax()), row, "●", **style)
     axis.set_yticks(range(len(names)), [names[task] for task in order], fontsize=8)

@@ -49,11 +49,13 @@ def _damage(records: Sequence[Record]) -> Iterable[Problem]:
     for kind, split in (("train", "training"), ("eval", "evaluation")):
         counts = [record.get("replaced", 0) for record in records if record["kind"] == kind]
         if counts and counts[-1]:
-            yield _warning(f"{counts[-1]} damaged samples were replaced in {split}.")
+            yield _warning(f"Damaged samples that were replaced in {split}: {counts[-1]}.")
     skipped = [record for record in records if record["kind"] == "skip"]
     if skipped:
         steps = ", ".join(str(record["step"]) for record in skipped[:_NAMED])
-        yield _warning(f"{len(skipped)} steps were left out, their loss was not finite: {steps}.")
+        yield _warning(
+            f"Steps left out because of a loss that is not finite: {len(skipped)} ({steps})."
+        )
 
 
 def _labels(
@@ -107,7 +109,7 @@ def _not_better(
 
 def _conversion(facts: DataFacts) -> Iterable[Problem]:
     for reason, count in facts.skipped.items():
-        yield _note(f"The conversion left out {count} samples: {reason}.")
+        yield _note(f"Samples that the conversion left out: {count} ({reason}).")
     for name, reasons in list(facts.lost.items())[:_NAMED]:
         listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
         yield _note(f"The conversion left out labels of {name}: {listed}.")

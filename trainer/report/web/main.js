@@ -2,6 +2,7 @@
 
 const SECTIONS = [
   ["summary", "Summary"],
+  ["comparison", "Comparison"],
   ["groups", "Groups"],
   ["affinity", "Affinities"],
   ["training", "Training"],
@@ -9,7 +10,6 @@ const SECTIONS = [
   ["speed", "Speed and memory"],
   ["data", "Data problems"],
   ["samples", "Samples"],
-  ["comparison", "Comparison"],
   ["config", "Configuration"],
 ];
 

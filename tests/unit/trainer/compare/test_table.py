@@ -149,7 +149,7 @@ def test_tables_of_tasks_and_markdown():
 def test_files_of_a_comparison(tmp_path):
     save_comparison(RECORDS, tmp_path, "Two recipes.")
     text = (tmp_path / "compare.md").read_text()
-    assert "Two recipes." in text and "| tag | 2 | 26.7 ± 2.4 |" in text
+    assert "Two recipes." in text and "| tag | 2 | +26.7 ± 2.4 |" in text
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["cells"] == RECORDS
     assert saved["recipes"][0]["total_error"]["mean"] == pytest.approx(36.0)
