@@ -178,8 +178,7 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
     progress = session.monitor.progress(step)
     session.log.write(step, "train", **progress, **values, losses=per_task)
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
-    learned = not session.learner.groups_given
-    session.log.probabilities(step, grouping.probabilities(), learned=learned)
+    session.log.probabilities(step, grouping.probabilities())
     shown = {"loss": f"{values['loss']:.4f}", "tau": f"{values['temperature']:.2f}"}
     shown["heads"] = f"{values['heads']}/{len(session.tasks) * session.config.model.branches}"
     if pace is not None:

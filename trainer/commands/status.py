@@ -37,8 +37,10 @@ def describe(status: dict[str, Any]) -> list[str]:
     if status.get("cause") is not None:
         lines.append(f"stopped by: {status['cause']}")
     if "loss" in status:
-        heads = f"{status['heads']} heads on {status['branches']} branches"
-        lines.append(f"loss: {_number(status['loss'])}, {heads}")
+        lines.append(
+            f"loss: {_number(status['loss'])}, {status['heads']} heads on "
+            f"{status['branches']} branches"
+        )
     if "samples_per_second" in status:
         lines.append(_speed(status))
     slowest = status.get("slowest")
@@ -54,10 +56,6 @@ def describe(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.4g}"
-
-
 def _position(status: dict[str, Any]) -> str:
     if "step" not in status:
         return "no step yet"
@@ -67,6 +65,10 @@ def _position(status: dict[str, Any]) -> str:
     if status.get("eta_seconds") is not None and status["state"] in ("running", "evaluating"):
         text += f", {timedelta(seconds=round(status['eta_seconds']))} left"
     return text
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
 
 
 def _speed(status: dict[str, Any]) -> str:

@@ -44,9 +44,14 @@ class GroupingFile:
             self._warn(error)
 
     def probabilities(self, step: int, probabilities: Tensor) -> None:
-        """Write the probabilities [N,K] of the branches that the network has, if they are due."""
-        if is_due(step, self._log_every):
-            rounded = probabilities.detach().double().cpu().numpy().round(_DIGITS)
+        """Write the probabilities [N,K] of the branches that the network has, if they are due.
+
+        Nothing is written while each task is certain of its branch: `metrics.jsonl` has the heads.
+        """
+        if not is_due(step, self._log_every):
+            return
+        rounded = probabilities.detach().double().cpu().numpy().round(_DIGITS)
+        if rounded.max(axis=1).min() < 1.0:
             self._append(step, "probabilities", rounded.tolist())
 
     def affinity(self, step: int, affinity: NDArray[np.float64]) -> None:

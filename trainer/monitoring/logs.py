@@ -119,6 +119,7 @@ class RunLog:
                     f"{metrics_bytes}"
                 )
             logged = _last_steps(folder.metrics, metrics_bytes, start_step)
+            self._grouping = GroupingFile(folder.grouping, start_step, section.every)
             self._trackers = Trackers(
                 section,
                 folder.out,
@@ -130,7 +131,6 @@ class RunLog:
             self._opened.callback(self._trackers.close)
             self._file.truncate(metrics_bytes)
             self._file.seek(0, os.SEEK_END)
-            self._grouping = GroupingFile(folder.grouping, start_step, section.every)
             self._bar = tqdm(
                 total=num_steps, initial=start_step, unit="step", disable=not section.progress
             )
@@ -164,13 +164,12 @@ class RunLog:
         if self._trackers is not None:
             self._trackers.log(step, values, kind)
 
-    def probabilities(self, step: int, probabilities: Tensor, *, learned: bool = True) -> None:
-        """Log the probabilities [N,K] as an image, a bright cell for a likely branch.
+    def probabilities(self, step: int, probabilities: Tensor) -> None:
+        """Log the probabilities [N,K]: to `grouping.jsonl`, and as an image to the trackers.
 
-        Args:
-            learned: Whether they change; then `grouping.jsonl` gets them, too.
+        A bright cell of the image is a likely branch.
         """
-        if self._main and learned:
+        if self._main:
             self._grouping.probabilities(step, probabilities)
         if self._trackers is not None:
             cells = probabilities.float().cpu().numpy()

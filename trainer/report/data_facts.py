@@ -54,41 +54,51 @@ class DataFacts:
 
 
 def read_data_facts(
-    config: Config, checkpoint: Checkpoint, *, max_picture_bytes: int, progress: bool
+    config: Config,
+    checkpoint: Checkpoint,
+    constants: Metrics,
+    *,
+    max_picture_bytes: int,
+    progress: bool,
 ) -> DataFacts:
     """Read the evaluation split of a run and predict some of its samples.
 
     Args:
         config: Of the run.
         checkpoint: The checkpoint that predicts.
+        constants: Those that the run has kept; without any they are computed.
         max_picture_bytes: See `predicted_samples`.
         progress: Whether to show a progress bar.
     """
     try:
-        return _read(config, checkpoint, max_picture_bytes, progress)
+        return _read(config, checkpoint, constants, max_picture_bytes, progress)
     except (UserError, DataError, PluginError, OSError) as error:
-        return DataFacts(missing=f"The data of this run could not be read: {error}")
+        missing = f"The data of this run could not be read: {error}"
+        return DataFacts(missing=missing, constants=constants)
 
 
 def _read(
-    config: Config, checkpoint: Checkpoint, max_picture_bytes: int, progress: bool
+    config: Config,
+    checkpoint: Checkpoint,
+    constants: Metrics,
+    max_picture_bytes: int,
+    progress: bool,
 ) -> DataFacts:
     network = MultiTaskNetwork.from_config(checkpoint.progress.network).eval()
     load_weights(network, checkpoint.state)
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
     network = subset(network, heads).eval()
     manifest = open_manifest(config) if config.data.shards is not None else None
-    training, batches = _batches(config, manifest, network)
-    facts = DataFacts(
-        constants=evaluate_constants(
+    if not constants:
+        training, batches = _batches(config, manifest, network)
+        constants = evaluate_constants(
             network,
             _shown(training, "constants", progress),
             _shown(batches, "evaluation split", progress),
-        ),
-        samples=predicted_samples(
-            network, _sample_batch(config, manifest, network), max_picture_bytes
-        ),
-    )
+        )
+    batch = _sample_batch(config, manifest, network)
+    samples = predicted_samples(network, batch, max_picture_bytes)
+    facts = DataFacts(constants=constants, samples=samples)
     return facts if manifest is None else _with_counts(facts, config, manifest)
 
 

@@ -89,22 +89,21 @@ def read_history(
         switched_off: From `switched_off_steps`.
         max_records: Most records to return; they are thinned evenly.
     """
-    num_branches = switched_off.shape[1]
     last = max((record["step"] for record in records), default=0)
-    recorded = {
-        record["step"]: _row(record, records, num_branches)
-        for record in grouping_records
-        if record["kind"] == "probabilities"
-    }
-    live = np.unique(switched_off[np.isfinite(switched_off)]).astype(int).tolist()
-    steps = sorted(recorded) if recorded else sorted({0, *live, last})
-    if recorded and steps[-1] < last:
-        # Pruning follows the record of its step, and the end may be between two records.
-        recorded[last] = _pruned(recorded[steps[-1]], switched_off > last)
-        steps.append(last)
+    pruned = np.unique(switched_off[np.isfinite(switched_off)]).astype(int).tolist()
+    recorded = {r["step"]: r for r in grouping_records if r["kind"] == "probabilities"}
+    final = max(recorded, default=0)  # nothing is recorded once each task has one head
+    ends = {step for step in (max(pruned, default=0), last) if step > final} | {last}
+    steps = sorted({*recorded, *ends}) if recorded else sorted({0, *pruned, last})
+
+    def row(step: int) -> NDArray[np.float64]:
+        if step in recorded and step not in ends:
+            return _row(recorded[step], records, switched_off.shape[1])
+        known = _row(recorded[final], records, switched_off.shape[1]) if recorded else None
+        return _pruned(known, switched_off > step)
+
     kept = [steps[i] for i in thinned(len(steps), max_records)]
-    rows = [recorded[s] if recorded else _pruned(None, switched_off > s) for s in kept]
-    return History(kept, np.stack(rows), bool(recorded))
+    return History(kept, np.stack([row(step) for step in kept]), bool(recorded))
 
 
 def thinned(length: int, most: int) -> list[int]:

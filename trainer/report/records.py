@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.json_file import to_number
 from trainer.run_folder import RunFolder
 
 Record = dict[str, Any]
@@ -40,6 +41,26 @@ def read_timing(run: Path) -> list[Record]:
         with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
+
+
+def read_constants(run: Path, step: int) -> dict[str, dict[str, float]]:
+    """Return the metrics of the constant predictions that a run has kept in `result.json`.
+
+    Args:
+        run: Its folder.
+        step: Of the evaluation that they belong to.
+
+    Returns:
+        Metrics by task and name; empty if there are none of this step.
+    """
+    try:
+        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        if result["step"] != step:
+            return {}
+        constants = result["constants"].items()
+        return {task: {n: to_number(v) for n, v in values.items()} for task, values in constants}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def expand_comparisons(folders: Sequence[Path]) -> list[Path]:

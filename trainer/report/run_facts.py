@@ -29,7 +29,7 @@ from trainer.report.affinities import block_order, read_affinities
 from trainer.report.data_facts import DataFacts, read_data_facts
 from trainer.report.history import History, given_heads, read_history, switched_off_steps, thinned
 from trainer.report.problems import list_problems
-from trainer.report.records import Record, of_kind, read_metrics, read_timing
+from trainer.report.records import Record, of_kind, read_constants, read_metrics, read_timing
 from trainer.run_folder import RunFolder
 from trainer.scoring.summary import relative_change
 
@@ -109,10 +109,16 @@ def read_run(run: Path, name: str, budget: Budget, *, use_data: bool, progress: 
     groups = history.probabilities[-1].argmax(axis=1).tolist()
     evaluations = of_kind(records, "eval")
     metrics = _numbers(evaluations[-1]["metrics"]) if evaluations else {}
-    facts = DataFacts(missing="The data of this run were not read (--no-data).")
+    constants = read_constants(run, evaluations[-1]["step"]) if evaluations else {}
+    missing = "The data of this run were not read (--no-data)."
+    facts = DataFacts(missing=missing, constants=constants)
     if use_data:
         facts = read_data_facts(
-            config, checkpoint, max_picture_bytes=budget.picture_bytes, progress=progress
+            config,
+            checkpoint,
+            constants,
+            max_picture_bytes=budget.picture_bytes,
+            progress=progress,
         )
     timing = read_timing(run)
     page = {

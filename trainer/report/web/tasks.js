@@ -46,7 +46,7 @@ function showTasksOfRun() {
 function tasksNote(run) {
   const constant = run.constants.some((value) => value !== null)
     ? "“Constant” is the best constant prediction, on the same samples. "
-    : `${run.no_data ?? ""} Without the data there is no constant prediction to compare with. `;
+    : `${run.no_data ?? ""} There is no constant prediction to compare with. `;
   const reference = run.reference.some((value) => value !== null)
     ? `“Reference” is ${content.reference_name}. `
     : "";

@@ -19,6 +19,7 @@ def test_probabilities_and_affinities_are_written_with_three_digits(tmp_path):
     file = GroupingFile(path, 0, log_every=5)
     file.probabilities(5, PROBABILITIES)
     file.probabilities(7, PROBABILITIES)  # the last step of a run, between two records
+    file.probabilities(10, torch.eye(3)[:2])  # each task is certain
     file.affinity(8, np.array([[1.0, 0.12345], [0.12345, 1.0]]))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 5, "kind": "probabilities", "probabilities": [[0.333, 0.667, 0.0]]},
@@ -32,7 +33,7 @@ def test_a_resumed_run_writes_the_same_bytes(tmp_path):
         for start, end in starts:
             file = GroupingFile(path, start, log_every=1)
             for step in range(start + 1, end + 1):
-                file.probabilities(step, PROBABILITIES * step)
+                file.probabilities(step, PROBABILITIES / step)
     assert resumed.read_bytes() == whole.read_bytes()
 
 

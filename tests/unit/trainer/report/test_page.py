@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from trainer.errors import UserError
 from trainer.report.page import MAX_RUNS, write_page
 from trainer.report.records import expand_comparisons
 
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "version1"
 TASKS = [TaskSpec("a", "binary"), TaskSpec("b", "regression", unit="m")]
 
 
@@ -44,6 +46,18 @@ def test_a_run_of_an_earlier_version(tmp_path):
     (run,) = content_of(tmp_path / "page.html")["runs"]
     assert run["history"]["steps"] == [0, 40, 60] and not run["history"]["recorded"]
     assert "has recorded no affinities" in run["affinity"]["missing"]
+
+
+def test_constants_that_the_run_has_kept_need_no_data(tmp_path):
+    write_run(tmp_path / "run", TASKS, 2, errors=(0.25, 3.0))
+    result = {"step": 60, "constants": {"a": {"error": 0.5}, "b": {"mae": 2.0, "rmse": None}}}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+    write_page([tmp_path / "run"], tmp_path / "page.html")
+    (run,) = content_of(tmp_path / "page.html")["runs"]
+    assert run["constants"] == [0.5, 2.0] and run["change_constant"]["mean"] == 0.0
+    (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "step": 40}))
+    write_page([tmp_path / "run"], tmp_path / "page.html", use_data=False)
+    assert content_of(tmp_path / "page.html")["runs"][0]["constants"] == [None, None]
 
 
 def test_data_that_cannot_be_read_are_named(tmp_path):
@@ -105,3 +119,15 @@ def test_a_comparison_stands_for_its_finished_runs(tmp_path):
 def test_a_picture_is_of_one_run():
     with pytest.raises(UserError, match="--png: found 2 runs; allowed: one"):
         report([Path("a"), Path("b")], png=True)
+
+
+@pytest.mark.parametrize("name", ["affinity", "published"])
+def test_a_run_of_version_1(name, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURES / name, run)
+    write_page([run], tmp_path / "page.html", use_data=False)
+    found = content_of(tmp_path / "page.html")
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = [task["name"] for task in found["task_sets"][0]]
+    trained = next(record for record in records if record["kind"] == "train")
+    assert set(names) == set(trained["losses"]) and found["runs"][0]["step"] == 4
