@@ -100,11 +100,13 @@ def _timing(step: int) -> dict:
 
 
 def _write_checkpoint(out: Path, config: Config, tasks: tuple[TaskSpec, ...]) -> None:
-    network = build_network(config, tasks).config()
+    network = build_network(config, tasks)
     own = torch.arange(len(tasks)) % config.model.branches
     alive = torch.nn.functional.one_hot(own, config.model.branches).bool()
-    progress = Progress(STEPS, STEPS, 0, network, "digest", 0, {}, dataset="none (0 samples)")
-    state = NamedState({}, {"exp_avg": {}, "exp_avg_sq": {}}, STEPS)
+    progress = Progress(
+        STEPS, STEPS, 0, network.config(), "digest", 0, {}, dataset="none (0 samples)"
+    )
+    state = NamedState(network.state_dict(), {"exp_avg": {}, "exp_avg_sq": {}}, STEPS)
     grouping = {"logits": torch.zeros(alive.shape), "alive": alive}
     save_checkpoint(out / "checkpoints", Checkpoint(progress, state, grouping), keep_last=1)
 

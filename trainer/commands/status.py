@@ -75,7 +75,7 @@ def _speed(status: dict[str, Any]) -> str:
     text = (
         f"speed: {status['samples_per_second']:.4g} samples/s, "
         f"{status['step_seconds']:.3g} s a step, "
-        f"{status['data_seconds']['max']:.3g} s of it waiting for data"
+        f"{status['data_seconds']['max']:.3g} s waiting for data"
     )
     if status["share_of_peak"] is not None:
         text += f", {100 * status['share_of_peak']:.1f}% of peak"

@@ -84,11 +84,11 @@ def _read(
     max_picture_bytes: int,
     progress: bool,
 ) -> DataFacts:
+    manifest = open_manifest(config) if config.data.shards is not None else None
     network = MultiTaskNetwork.from_config(checkpoint.progress.network).eval()
     load_weights(network, checkpoint.state)
     heads = hard_heads(checkpoint.grouping["logits"], checkpoint.grouping["alive"])
     network = subset(network, heads).eval()
-    manifest = open_manifest(config) if config.data.shards is not None else None
     if not constants:
         training, batches = _batches(config, manifest, network)
         constants = evaluate_constants(

@@ -141,7 +141,7 @@ def _paired(
             mean, half = interval(known)
             tasks[spec.name] = {"mean": rounded(mean), "half": rounded(half), "seeds": len(known)}
     changes = [relative_change(specs, own[s].metrics, other[s].metrics) for s in seeds]
-    means = [each.mean for each in changes if each.mean is not None]
+    means = [c.mean for c in changes if c.mean is not None and math.isfinite(c.mean)]
     change: tuple[float | None, float | None] = interval(means) if means else (None, None)
     return {
         "seeds": seeds,
