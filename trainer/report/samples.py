@@ -40,7 +40,8 @@ def predicted_samples(
     Returns:
         `samples`: for each its `key`, the `image` as a data URL, and by task `values`
         [prediction, label or null, whether they agree or null] and `pictures`
-        [prediction, label or null, caption]. `left_out`: tasks whose pictures are left out.
+        [prediction, label or null, caption]. `left_out`: tasks whose pictures are too large, or
+        whose kind cannot be shown.
     """
     outputs = network(batch.images, network.select(network.heads))["predictions"]
     predictions = {spec.name: natural(spec, outputs[spec.name]) for spec in network.tasks}
@@ -56,20 +57,20 @@ def predicted_samples(
     ]
     left_out, used = [], 0
     for spec in network.tasks:
-        if not spec.dense:
-            for row, n in enumerate(kept):
-                samples[row]["values"][spec.name] = _values(
-                    spec, predictions[spec.name][n], batch, n
-                )
-            continue
-        drawn = [_pictures(spec, predictions[spec.name][n], batch, n) for n in kept]
-        size = sum(len(url) for entry in drawn for url in entry[:2] if url)
-        if used + size > max_picture_bytes:
+        describe = _pictures if spec.dense else _values
+        try:
+            entries = [describe(spec, predictions[spec.name][n], batch, n) for n in kept]
+        except NotImplementedError:  # a kind of a plug-in that says nothing about display
             left_out.append(spec.name)
             continue
-        used += size
-        for row, entry in enumerate(drawn):
-            samples[row]["pictures"][spec.name] = entry
+        if spec.dense:
+            size = sum(len(url) for entry in entries for url in entry[:2] if url)
+            if used + size > max_picture_bytes:
+                left_out.append(spec.name)
+                continue
+            used += size
+        for sample, entry in zip(samples, entries, strict=True):
+            sample["pictures" if spec.dense else "values"][spec.name] = entry
     return {"samples": samples, "left_out": left_out}
 
 

@@ -12,7 +12,7 @@ function showSamples() {
     return;
   }
   const left = samples.left_out.length
-    ? ` Pictures of ${counted(samples.left_out.length, "task")} are left out to keep the page small: ` +
+    ? " Left out, because their pictures would make the page too large or their kind cannot be drawn: " +
       `${samples.left_out.join(", ")}.`
     : "";
   byId("samples-note").textContent =
