@@ -37,7 +37,8 @@ demo: setup $(DEMO)/shards/manifest.json
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml trainer/main.py \
 		--config experiments/demo.yaml run.resume=auto
 	$(BIN)/dmtg export $(DEMO)/train --out $(DEMO)/model.safetensors
-	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/grouping.png
+	$(BIN)/dmtg report $(DEMO)/train --png --out $(DEMO)/grouping.png
+	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/report.html
 	$(BIN)/dmtg shards images $(DEMO)/shards --split val --limit 6 --out $(DEMO)/images --overwrite
 	$(BIN)/dmtg predict $(DEMO)/model.safetensors $(DEMO)/images/* --out $(DEMO)/predictions --overwrite
 	$(BIN)/dmtg eval $(DEMO)/model.safetensors --shards $(DEMO)/shards --check

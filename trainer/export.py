@@ -97,7 +97,7 @@ def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
     """
     progress = checkpoint.progress
     return {
-        "trainer_version": _version(),
+        "trainer_version": program_version(),
         "recipe": config.grouping.recipe,
         "seed": config.run.seed,
         "step": progress.step,
@@ -112,7 +112,7 @@ def _metadata(config: Config, checkpoint: Checkpoint) -> dict[str, object]:
     }
 
 
-def _version() -> str | None:
+def program_version() -> str | None:
     """Return the version of the installed program; None where it runs without installation."""
     try:
         return version("dmtg")

@@ -92,6 +92,9 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
         session.step += 1
+        affinity = session.learner.take_affinity()
+        if affinity is not None:
+            session.log.affinity(session.step, affinity)
         defer_signals()  # there is something to save now
         cause = vote.result()
         due = _Due.after_step(session, cause)

@@ -80,6 +80,7 @@ class RunFolder:
         self.out = out
         self.config = out / "config.yaml"
         self.metrics = out / "metrics.jsonl"
+        self.grouping = out / "grouping.jsonl"
         self.checkpoints = out / "checkpoints"
         self.logs = out / "logs"
         self.changes: list[str] = []

@@ -25,8 +25,8 @@ def cells(engine=None):
     return [cell(None), *([cell(engine)] if engine else [])]
 
 
-def records(folder, kind):
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+def records(folder, kind, file="metrics.jsonl"):
+    lines = (folder / file).read_text().splitlines()
     return [record for line in lines if (record := json.loads(line))["kind"] == kind]
 
 
@@ -40,6 +40,16 @@ def test_one_process_finds_groups(trained):
     assert heads[:6] == [24] * 6 and heads[-1] == 6
     assert len({branch for _, branch in of_rank(run, 0)["heads"]}) > 1
     assert records(run, "prune")
+
+
+def test_one_process_records_how_it_found_them(trained):
+    run = trained(cell(None))
+    (affinity,) = records(run, "affinity", "grouping.jsonl")
+    assert affinity["step"] == 6 and [len(row) for row in affinity["affinity"]] == [*range(1, 7)]
+    probabilities = records(run, "probabilities", "grouping.jsonl")
+    assert [record["step"] for record in probabilities[:6]] == [*range(1, 7)]
+    assert probabilities[0]["probabilities"] == [[0.25] * 4] * 6
+    assert max(map(max, probabilities[6]["probabilities"])) > 0.5, "groups start together"
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ def test_a_run_on_shards(dmtg, rooms_yaml):
             assert memory["total"] > stage["cost"]["peak"] > 0
             assert stage["time"][engine]["total"] > 0 and stage["epoch"][engine] > 0
     assert found["cheapest"] in found["fits"] and found["machine"]["gpus"] == 2
-    text = "\n".join(shown)
+    text = " ".join(" ".join(shown).split())  # sentences are wrapped
     assert f"Take accelerate_configs/{found['cheapest']}.yaml" in text
     assert "measured" in text and "10% of a GPU" in text
     for part in ("cuDNN workspaces", "NCCL buffers"):

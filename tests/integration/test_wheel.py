@@ -50,6 +50,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(archives):
         names = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = set().union(*(sources(package, ".py") for package in PACKAGES))
     expected |= sources("accelerate_configs", ".yaml") | sources("accelerate_configs", ".sbatch")
+    expected |= sources("trainer/report/web", "")
     assert names == expected
     assert {f"accelerate_configs/{name}.yaml" for name in LAUNCHERS} <= names
 
@@ -170,6 +171,8 @@ def test_a_training_by_an_installed_launch_file(installed, short_run):
         listed["files"]["cpu"]["path"], listed["script"], "--config", *short_run, "run.out=run",
     )  # fmt: skip
     assert installed.dmtg("status", "run")["state"] == "finished"
+    assert installed.dmtg("report", "run") == {"report": "run/report.html"}
+    assert "</html>" in (installed.folder / "run" / "report.html").read_text()
     exported = installed.dmtg("export", "run", "--out", "model.safetensors")
     assert exported and (installed.folder / "model.safetensors").is_file()
 

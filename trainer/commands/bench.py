@@ -146,10 +146,11 @@ def step(
 
 
 def _print_table(measured: dict[str, Any]) -> None:
-    from rich.table import Table
+    from trainer.tables import print_table
 
     columns = ("seed", "error", "true_error", "ratio", "ari", "branches", "seconds")
-    table = Table(*columns)
-    for row in (*measured["seeds"], {"seed": "mean", **measured["mean"]}):
-        table.add_row(*(f"{row[c]:.4g}" if c != "seed" else str(row[c]) for c in columns))
-    table_console(120).print(table)
+    rows = [
+        [f"{row[c]:.4g}" if c != "seed" else str(row[c]) for c in columns]
+        for row in (*measured["seeds"], {"seed": "mean", **measured["mean"]})
+    ]
+    print_table(table_console(), columns, rows)

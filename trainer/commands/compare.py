@@ -35,6 +35,10 @@ def compare(
     launch: Annotated[
         Path | None, typer.Option(help="Launch file (`dmtg launch-files`); else one process.")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Recipe to compare with; else single_task, multitask or the first."),
+    ] = None,
     only: Annotated[int | None, typer.Option(min=0, help="Train this cell and stop.")] = None,
     show: Annotated[bool, typer.Option("--list", help="Show the cells and stop.")] = False,
     keep_going: Annotated[
@@ -58,6 +62,8 @@ def compare(
         raise UserError(f"--launch {launch}: no such file")
     if only is not None and only >= len(cells):
         raise UserError(f"--only: found {only}; allowed: 0 to {len(cells) - 1}")
+    if reference is not None and reference not in names:
+        raise UserError(f"--reference: found {reference!r}; allowed: {', '.join(names)}")
     if show:
         _list(cells, as_json)
         return
@@ -69,7 +75,8 @@ def compare(
         finish(as_json, {key: records[0][key] for key in ("recipe", "seed", "status", "seconds")})
     elif len(records) == len(cells):
         shared = without_secrets(shlex.join([str(config), *(overrides or [])]))
-        _report(records, out, f"Runs of `{shared}`, seeds {numbers[0]} to {numbers[-1]}.", as_json)
+        about = f"Runs of `{shared}`, seeds {numbers[0]} to {numbers[-1]}."
+        _report(records, out, about, reference, as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -116,11 +123,15 @@ def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list
     return records
 
 
-def _report(records: list[dict[str, Any]], out: Path, about: str, as_json: bool) -> None:
+def _report(
+    records: list[dict[str, Any]], out: Path, about: str, reference: str | None, as_json: bool
+) -> None:
     from trainer.compare.report import print_tables, save_comparison
 
-    results, tables = save_comparison(records, out, about)
-    print_tables(tables, table_console(160))
+    results, tables, defined = save_comparison(records, out, about, reference)
+    console = table_console()
+    print_tables(tables, console)
+    console.print(defined, markup=False)
     files = [str(out / f"compare.{kind}") for kind in ("md", "json", "png")]
     if as_json:
         print_json({"files": files, "recipes": [asdict(result) for result in results]})

@@ -24,7 +24,7 @@ def doctor(
     from trainer.doctor.table import print_report
 
     report = examine(root, samples, split, out)
-    print_report(report, table_console(140))
+    print_report(report, table_console())
     sheet = {} if out is None else {"sheet": str(out)}
     finish(as_json, {**sheet, **(report.to_json() if as_json else {})})
     if report.level == "error":

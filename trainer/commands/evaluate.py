@@ -45,7 +45,7 @@ def evaluate(
         split=split,
         train_split=train_split,
     )
-    print_scores(evaluation, table_console(120))
+    print_scores(evaluation, table_console(), None if reference is None else reference.name)
     if out is not None:
         write_reference(out, evaluation.metrics)
     if as_json:
@@ -54,6 +54,7 @@ def evaluate(
                 "scores": scores_json(evaluation.scores),
                 "metrics": evaluation.metrics,
                 "summary": asdict(evaluation.summary),
+                "change_against_constant": evaluation.against_constant.mean,
             }
         )
     if check and not all(score.beats_constant for score in evaluation.scores):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.commands.output import AsJson, echo, print_json
+from trainer.commands.output import AsJson, echo, print_json, wrapped
 
 
 def launch_files(as_json: AsJson = False) -> None:
@@ -19,7 +19,7 @@ def launch_files(as_json: AsJson = False) -> None:
         }
         print_json({"script": str(TRAIN_SCRIPT), "files": listed})
         return
-    width = max(map(len, files))
-    for name, path in files.items():
-        echo(f"{name:{width}}  {path}  {describe(path)}")
-    echo(f"{'script':{width}}  {TRAIN_SCRIPT}")
+    described = {path: describe(path) for path in files.values()}
+    for path, description in {**described, TRAIN_SCRIPT: "The training script."}.items():
+        echo(str(path))
+        echo(wrapped(description, "    ", "    "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,8 @@ from trainer.json_file import to_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_WIDTH = 80  # columns without a terminal
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -33,7 +36,34 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
         print_json(values)
         return
     for name, value in values.items():
-        echo(f"{name}: {value}")
+        echo(wrapped(f"{name}: {_short(value)}"))
+
+
+def wrapped(text: str, first: str = "", others: str = "  ") -> str:
+    """Return a line of text in lines of 80 columns, broken between words only.
+
+    Args:
+        text: The line.
+        first: Indentation of the first line.
+        others: Indentation of the other lines.
+    """
+    return fill(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _short(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold
+    """Return a value whose floats have six digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(part) for key, part in value.items()}
+    return [_short(part) for part in value] if isinstance(value, list) else value
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -41,7 +71,7 @@ def print_json(values: dict[str, Any]) -> None:
     _write(to_json(without_secrets_in(values)))
 
 
-def table_console(width: int, *, highlight: bool = True) -> Console:
+def table_console(width: int = _WIDTH, *, highlight: bool = True) -> Console:
     """Return the console for tables: as wide as the terminal, `width` columns without one.
 
     Text is printed as it may be shown. A name in it still needs `rich.markup.escape`.

@@ -13,8 +13,6 @@ from trainer.commands.output import AsJson, print_json, table_console
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trainer.planning.forecast import Forecast
     from trainer.planning.stages import Machine, Stage
 
@@ -75,10 +73,12 @@ def _as_record(forecast: Forecast, machine: Machine) -> dict[str, Any]:
 
 
 def _print(forecast: Forecast, machine: Machine) -> None:
-    console = table_console(120, highlight=False)
+    from trainer.tables import print_table
+
+    console = table_console(highlight=False)
 
     def write(line: str) -> None:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, markup=False)
 
     write(
         f"{machine.gpus} processes with {forecast.micro_batch} samples each in a pass, "
@@ -86,7 +86,7 @@ def _print(forecast: Forecast, machine: Machine) -> None:
     )
     for name, stage in forecast.stages.items():
         write(f"\n{_describe(name, stage, forecast.micro_batch)}")
-        console.print(_table(stage, machine))
+        print_table(console, *_table(stage, machine))
     write("")
     if forecast.cheapest is None:
         write("No launch file fits.")
@@ -113,11 +113,10 @@ def _describe(name: str, stage: Stage, micro_batch: int) -> str:
     )
 
 
-def _table(stage: Stage, machine: Machine) -> Table:
-    from rich.table import Table
-
+def _table(stage: Stage, machine: Machine) -> tuple[list[str], list[list[str]]]:
+    """Return the engines as titles and what they need as rows."""
     memories, times = stage.memory.values(), stage.time.values()
-    rows: dict[str, Iterable[int]] = {
+    numbers: dict[str, Iterable[int]] = {
         "weights": (memory.weights for memory in memories),
         "moments": (memory.moments for memory in memories),
         "gradients": (memory.gradients for memory in memories),
@@ -128,11 +127,11 @@ def _table(stage: Stage, machine: Machine) -> Table:
         "sum": (memory.total for memory in memories),
         "on host": (memory.host for memory in memories),
     }
-    table = Table("", *stage.memory)
-    for name, values in rows.items():
-        table.add_row(name, *(f"{value / _GIB:.2f}" for value in values))
-    table.add_row("fits", *("yes" if m.total <= machine.usable else "no" for m in memories))
-    table.add_row("ms a step", *(f"{1e3 * time.total:.4g}" for time in times))
+    rows = [
+        [name, *(f"{value / _GIB:.2f}" for value in values)] for name, values in numbers.items()
+    ]
+    rows.append(["fits", *("yes" if m.total <= machine.usable else "no" for m in memories)])
+    rows.append(["ms a step", *(f"{1e3 * time.total:.4g}" for time in times)])
     epochs = stage.epoch.values()
-    table.add_row("h an epoch", *("?" if e is None else f"{e / 3600:.3g}" for e in epochs))
-    return table
+    rows.append(["h an epoch", *("?" if e is None else f"{e / 3600:.3g}" for e in epochs)])
+    return ["GiB of a process", *stage.memory], rows

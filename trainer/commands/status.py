@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.commands.output import AsJson, echo, print_json
+from trainer.commands.output import AsJson, echo, print_json, wrapped
 
 
 def status(
@@ -22,7 +22,7 @@ def status(
         print_json(values)
     else:
         for line in describe(values):
-            echo(line)
+            echo(wrapped(line))
     if values["state"] == "failed" or values["stale"] is not None:
         raise typer.Exit(1)
 
@@ -89,7 +89,7 @@ def _speed(status: dict[str, Any]) -> str:
     text = (
         f"speed: {status['samples_per_second']:.4g} samples/s, "
         f"{status['step_seconds']:.3g} s a step, "
-        f"{status['data_seconds']['max']:.3g} s of it waiting for data"
+        f"{status['data_seconds']['max']:.3g} s waiting for data"
     )
     if status["share_of_peak"] is not None:
         text += f", {100 * status['share_of_peak']:.1f}% of peak"

@@ -8,54 +8,73 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from dmtg.files import atomic_write
 from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from trainer.compare.plot import draw_comparison
-from trainer.compare.table import REFERENCE, RecipeResult, Spread, specs_of, tabulate
+from trainer.compare.table import RecipeResult, Spread, choose_reference, specs_of, tabulate
 from trainer.json_file import write_json
+from trainer.scoring.summary import CHANGE
+from trainer.tables import print_table
 
 Rows = list[list[str]]  # the first row is the header
 
 _NOTES = (
-    "Mean ± sample standard deviation over the seeds. A gain is relative to the mean of the runs "
-    f"of `{REFERENCE}`; seconds are those of the whole process, a search included; parameters are "
-    "those of the pruned model; agreement is the mean adjusted Rand index of two seeds' groupings."
+    "Mean ± sample standard deviation over the seeds. Seconds are those of the whole process, a "
+    "search included; parameters are those of the pruned model; agreement is the mean adjusted "
+    "Rand index of two seeds' groupings."
 )
 
 
+def notes(results: Sequence[RecipeResult], num_tasks: int, reference: str | None) -> str:
+    """Return the sentences that define the columns of the tables."""
+    if reference is None:
+        return _NOTES
+    compared = max(len(result.gains) for result in results)
+    return (
+        f"{_NOTES} The mean change is that of {compared} of {num_tasks} tasks against the mean of "
+        f"the runs of {reference}. {CHANGE} A task whose reference is 0 has no change."
+    )
+
+
 def save_comparison(
-    records: Sequence[Mapping[str, Any]], out: Path, about: str
-) -> tuple[list[RecipeResult], list[Rows]]:
+    records: Sequence[Mapping[str, Any]], out: Path, about: str, reference: str | None = None
+) -> tuple[list[RecipeResult], list[Rows], str]:
     """Write `compare.json`, `compare.md` and, if any cell is finished, `compare.png`.
 
     Args:
         records: Records of the cells.
         out: Folder of the comparison.
         about: Sentence that describes the comparison.
+        reference: The recipe to compare with, see `choose_reference`.
 
     Returns:
-        The results by recipe, and their tables.
+        The results by recipe, their tables, and the sentences that define their columns.
     """
-    results, specs = tabulate(records), specs_of(records)
-    tables = [recipe_rows(results)]
+    reference = choose_reference(records, reference)
+    results, specs = tabulate(records, reference), specs_of(records)
+    tables = [recipe_rows(results, reference)]
+    defined = notes(results, len(specs), reference)
     picture = ""
     if specs:
         tables.append(task_rows(results, specs))
-        draw_comparison(results, out / "compare.png")
+        draw_comparison(results, out / "compare.png", reference)
         picture = "\n\n![comparison](compare.png)"
     write_json(
         out / "compare.json",
-        {"about": about, "recipes": [asdict(r) for r in results], "cells": list(records)},
+        {
+            "about": about,
+            "reference": reference,
+            "recipes": [asdict(r) for r in results],
+            "cells": list(records),
+        },
         indent=1,
     )
-    text = f"# Comparison of grouping recipes\n\n{about} {_NOTES}{picture}"
+    text = f"# Comparison of grouping recipes\n\n{about} {defined}{picture}"
     with atomic_write(out / "compare.md") as file:
         file.write(to_markdown(tables, text))
-    return results, tables
+    return results, tables, defined
 
 
 def shown(spread: Spread | None, digits: int = 4) -> str:
@@ -66,13 +85,12 @@ def shown(spread: Spread | None, digits: int = 4) -> str:
     return mean if spread.std is None else f"{mean} ± {spread.std:.2g}"
 
 
-def recipe_rows(results: Sequence[RecipeResult]) -> Rows:
+def recipe_rows(results: Sequence[RecipeResult], reference: str | None = None) -> Rows:
     """Return one row for every recipe, without columns that have no value."""
     columns = {
         "recipe": [result.recipe for result in results],
         "seeds": [_seeds(result) for result in results],
-        "total error": [shown(result.total_error) for result in results],
-        f"gain over {REFERENCE}, %": [shown(result.gain, 3) for result in results],
+        f"mean change against {reference}, %": [_change(result.gain) for result in results],
         "training loss": [shown(result.train_loss) for result in results],
         "seconds": [shown(result.seconds, 3) for result in results],
         "parameters": [_count(result.parameters) for result in results],
@@ -96,6 +114,13 @@ def task_rows(results: Sequence[RecipeResult], specs: Sequence[TaskSpec]) -> Row
     return rows
 
 
+def _change(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    mean = f"{round(spread.mean, 1) + 0.0:+.1f}"  # no minus sign before a zero
+    return mean if spread.std is None else f"{mean} ± {spread.std:.1f}"
+
+
 def _seeds(result: RecipeResult) -> str:
     return f"{result.done} ({result.failed} failed)" if result.failed else str(result.done)
 
@@ -112,10 +137,7 @@ def _count(spread: Spread | None) -> str:
 def print_tables(tables: Sequence[Rows], console: Console) -> None:
     """Print the tables to the console."""
     for header, *rows in tables:
-        table = Table(*(escape(cell) for cell in header))
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        console.print(table)
+        print_table(console, header, rows)
 
 
 def to_markdown(tables: Sequence[Rows], introduction: str) -> str:

@@ -13,7 +13,7 @@ from trainer.checkpoints.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.errors import UserError
 from trainer.json_file import to_number
 from trainer.recipes.learner import hard_heads
-from trainer.report.picture import read_metrics
+from trainer.report.records import read_metrics
 from trainer.run_folder import RunFolder
 
 _LAST = 0.1  # fraction of the training records, at the end, whose loss is averaged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -14,9 +13,9 @@ from sklearn.metrics import adjusted_rand_score
 from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from trainer.json_file import to_number
-from trainer.scoring.summary import summarise
+from trainer.scoring.summary import relative_change, summarise
 
-REFERENCE = "single_task"  # gains are relative to this recipe
+_REFERENCES = ("single_task", "multitask")  # the first one with a finished run
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,17 @@ class RecipeResult:
         recipe: Name of the recipe.
         done: Number of finished cells.
         failed: Number of cells that failed.
-        total_error: 100 times the sum of the error rates of the tasks that have one.
+        total_error: 100 times the sum of the error rates of the tasks that have one; no summary
+            of other tasks.
         train_loss: Mean loss at the end of training.
-        gain: Mean over the tasks of the gain over `REFERENCE`, in percent.
+        gain: Mean over the tasks of the change against the reference, see `CHANGE`; None without a
+            reference.
         seconds: Wall time of the processes, a search included.
         parameters: Number of parameters of the model with one head per task.
         groups: Number of branches of that model.
         agreement: Mean adjusted Rand index of the groupings of two seeds; None for one seed.
         tasks: Primary metric of each task.
-        gains: Gain of each task over `REFERENCE`, in percent.
+        gains: Change of each task against the reference, in percent.
     """
 
     recipe: str
@@ -75,11 +76,33 @@ class RecipeResult:
     gains: dict[str, Spread]
 
 
-def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
+def choose_reference(records: Sequence[Mapping[str, Any]], wanted: str | None = None) -> str | None:
+    """Return the recipe that the others are compared with.
+
+    Args:
+        records: Records of the cells.
+        wanted: The recipe that the user asks for. Else it is `single_task`, `multitask` or the
+            first recipe, whichever has a finished run.
+
+    Returns:
+        Its name; None if it has no finished run, or if no other recipe has one.
+    """
+    finished = list(dict.fromkeys(r["recipe"] for r in records if r["status"] == "done"))
+    if len(finished) < 2:
+        return None
+    candidates = (*_REFERENCES, *finished) if wanted is None else (wanted,)
+    return next((recipe for recipe in candidates if recipe in finished), None)
+
+
+def tabulate(
+    records: Sequence[Mapping[str, Any]], reference: str | None = None
+) -> list[RecipeResult]:
     """Summarise the records of the cells by recipe, in the order of the recipes' first records.
 
-    Gains are relative to the mean over the seeds of `REFERENCE`, if it is among the recipes; a task
-    whose reference is zero or missing has no gain.
+    Args:
+        records: Records of the cells.
+        reference: From `choose_reference`. Changes are relative to the mean over its seeds; a task
+            whose mean is zero or missing has none.
     """
     records = [_with_numbers(record) for record in records]
     recipes = list(dict.fromkeys(record["recipe"] for record in records))
@@ -87,13 +110,13 @@ def tabulate(records: Sequence[Mapping[str, Any]]) -> list[RecipeResult]:
         recipe: [r for r in records if r["recipe"] == recipe and r["status"] == "done"]
         for recipe in recipes
     }
-    reference = _mean_metrics(done.get(REFERENCE, []))
+    metrics = _mean_metrics([] if reference is None else done[reference])
     return [
         _of_recipe(
             recipe,
             done[recipe],
             sum(r["recipe"] == recipe and r["status"] == "failed" for r in records),
-            reference,
+            metrics,
         )
         for recipe in recipes
     ]
@@ -117,13 +140,13 @@ def specs_of(records: Sequence[Mapping[str, Any]]) -> list[TaskSpec]:
 
 
 def _mean_metrics(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return the mean primary metric of each task for which it is finite and positive."""
+    """Return the mean primary metric of each task that has one in a cell."""
     reference: dict[str, dict[str, float]] = {}
     for spec in specs_of(cells):
         primary = metric_for(spec).primary
         values = [cell["metrics"].get(spec.name, {}).get(primary) for cell in cells]
         spread = Spread.of(values)
-        if spread is not None and math.isfinite(spread.mean) and spread.mean > 0:
+        if spread is not None:
             reference[spec.name] = {primary: spread.mean}
     return reference
 
@@ -135,15 +158,14 @@ def _of_recipe(
     reference: Mapping[str, Mapping[str, float]],
 ) -> RecipeResult:
     specs = specs_of(cells)
-    compared = [spec for spec in specs if spec.name in reference]
     totals = [summarise(specs, cell["metrics"]).total_error for cell in cells]
-    summaries = [summarise(compared, cell["metrics"], reference) for cell in cells]
+    changes = [relative_change(specs, cell["metrics"], reference) for cell in cells]
     tasks: dict[str, Spread] = {}
     gains: dict[str, Spread] = {}
     for spec in specs:
         primary = metric_for(spec).primary
         metric = Spread.of([c["metrics"].get(spec.name, {}).get(primary) for c in cells])
-        gain = Spread.of([summary.gains.get(spec.name) for summary in summaries])
+        gain = Spread.of([change.by_task.get(spec.name) for change in changes])
         if metric is not None:
             tasks[spec.name] = metric
         if gain is not None:
@@ -154,7 +176,7 @@ def _of_recipe(
         failed=failed,
         total_error=Spread.of(totals),
         train_loss=Spread.of([cell["train_loss"] for cell in cells]),
-        gain=Spread.of([summary.normalized_gain for summary in summaries]),
+        gain=Spread.of([change.mean for change in changes]),
         seconds=Spread.of([cell["seconds"] for cell in cells]),
         parameters=Spread.of([cell["parameters"] for cell in cells]),
         groups=Spread.of([len(cell["groups"]) for cell in cells]),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
@@ -20,6 +21,7 @@ from dmtg.terminal import ShownFormatter, protect_output
 from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.json_file import to_json
+from trainer.monitoring.grouping_file import GroupingFile
 from trainer.monitoring.progress import AboveBar, ProgressBar
 from trainer.monitoring.trackers import Kind, Trackers
 from trainer.run_folder import RunFolder
@@ -119,6 +121,7 @@ class RunLog:
                     f"{metrics_bytes}"
                 )
             logged = _last_steps(folder.metrics, metrics_bytes, start_step)
+            self._grouping = GroupingFile(folder.grouping, start_step, section.every)
             self._trackers = Trackers(
                 section,
                 folder.out,
@@ -162,12 +165,22 @@ class RunLog:
             self._trackers.log(step, values, kind)
 
     def probabilities(self, step: int, probabilities: Tensor) -> None:
-        """Log the probabilities [N,K] as an image, a bright cell for a likely branch."""
+        """Log the probabilities [N,K]: to `grouping.jsonl`, and as an image to the trackers.
+
+        A bright cell of the image is a likely branch.
+        """
+        if self._main:
+            self._grouping.probabilities(step, probabilities)
         if self._trackers is not None:
             cells = probabilities.float().cpu().numpy()
             side = max(1, min(16, 1024 // max(cells.shape)))
             image = np.kron(cells, np.full((side, side), 255, np.float32))
             self._trackers.log_image(step, "grouping/probabilities", image.astype(np.uint8))
+
+    def affinity(self, step: int, affinity: NDArray[np.float64]) -> None:
+        """Write the affinities [N,N] of the tasks to `grouping.jsonl`."""
+        if self._main:
+            self._grouping.affinity(step, affinity)
 
     def advance(self, step: int, shown: Mapping[str, str]) -> None:
         """Move the bar to the step of a log record, and show values."""

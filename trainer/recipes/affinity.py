@@ -150,7 +150,7 @@ class AffinityGroups(GroupLearner):
         from accelerate.utils import broadcast_object_list
 
         num_tasks, num_branches = self.grouping.logits.shape
-        affinity = task_affinity(self._statistics, self._tasks, num_tasks)
+        affinity = self._affinity = task_affinity(self._statistics, self._tasks, num_tasks)
         estimate = self._section.num_groups == "estimate"
         decided = [group_tasks(affinity, num_branches, estimate=estimate)]
         # Broadcast rank 0's labels: eigenvectors are not bitwise portable.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dmtg.plugins import RECIPES
+from model.grouping.affinity import Affinity
 from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample, HeadSampler
@@ -91,6 +92,7 @@ class GroupLearner(ABC):
     ) -> None:
         self.grouping = grouping.to(device)
         self.updates = 0
+        self._affinity: Affinity | None = None
         self._config = config
         self._rank = rank
         self._device = device
@@ -147,6 +149,11 @@ class GroupLearner(ABC):
     def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
         """Add the statistics of a step, summed over ranks, with the task of every residual."""
         raise NotImplementedError
+
+    def take_affinity(self) -> Affinity | None:
+        """Return the affinities [N,N] once after the step that computed them, otherwise None."""
+        affinity, self._affinity = self._affinity, None
+        return affinity
 
     def prunes_at(self, step: int) -> bool:
         """Return whether heads may be switched off after `step` steps."""

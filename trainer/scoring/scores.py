@@ -18,7 +18,13 @@ from model.metrics import metric_for
 from model.tasks.spec import TaskSpec
 from trainer.evaluation import Metrics, evaluate_constants, evaluate_pruned
 from trainer.run_data import LABELLED_SAMPLES
-from trainer.scoring.summary import Summary, check_reference, summarise
+from trainer.scoring.summary import (
+    RelativeChange,
+    Summary,
+    check_reference,
+    relative_change,
+    summarise,
+)
 from trainer.tasks import label_requests
 
 
@@ -59,11 +65,19 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A score for each task, all metrics of the model, and their summary."""
+    """A score for each task, all metrics of the model, and their summaries.
+
+    Attributes:
+        scores: Of each task.
+        metrics: All metrics of the model.
+        summary: Against the reference, if there is one.
+        against_constant: Against the best constant predictions.
+    """
 
     scores: list[Score]
     metrics: Metrics
     summary: Summary
+    against_constant: RelativeChange
 
 
 def score_model(
@@ -116,7 +130,9 @@ def score_model(
     training = batches(train_split, limit=LABELLED_SAMPLES)
     constants = evaluate_constants(model.network, training, batches(split))
     summary = summarise(model.tasks, metrics, reference)
-    return Evaluation(_scores(model, metrics, constants, summary), metrics, summary)
+    scores = _scores(model, metrics, constants, summary)
+    against_constant = relative_change(model.tasks, metrics, constants)
+    return Evaluation(scores, metrics, summary, against_constant)
 
 
 def _scores(

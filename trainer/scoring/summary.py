@@ -1,4 +1,4 @@
-"""Summarise the metrics of all tasks: total error, and gain over a reference."""
+"""Summarise the metrics of all tasks: relative change against a reference, and total error."""
 
 from __future__ import annotations
 
@@ -13,20 +13,65 @@ from trainer.errors import UserError
 
 Metrics = Mapping[str, Mapping[str, float]]
 
+CHANGE = (
+    "The change of a task is that of its primary metric, relative to the reference, in percent: "
+    "(reference - value) / reference where lower is better, (value - reference) / reference where "
+    "higher is better. Positive is better."
+)
+
+
+@dataclass(frozen=True)
+class RelativeChange:
+    """The result of `relative_change`.
+
+    Attributes:
+        by_task: Change of each task in percent, positive where the task is better; see `CHANGE`.
+        left_out: Tasks without a change.
+    """
+
+    by_task: dict[str, float]
+    left_out: tuple[str, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over the tasks; None without any."""
+        return fmean(self.by_task.values()) if self.by_task else None
+
+
+def relative_change(
+    tasks: Sequence[TaskSpec], metrics: Metrics, reference: Metrics
+) -> RelativeChange:
+    """Return the change of every task; one whose reference is not finite and positive has none.
+
+    Args:
+        tasks: Tasks to compare.
+        metrics: Metrics to judge, by task and name.
+        reference: Metrics to compare with.
+    """
+    by_task = {}
+    for task in tasks:
+        metric = metric_for(task)
+        value, baseline = (
+            values.get(task.name, {}).get(metric.primary, math.nan)
+            for values in (metrics, reference)
+        )
+        if task.name in metrics and math.isfinite(baseline) and baseline > 0:
+            change = 100 * (value - baseline) / baseline
+            by_task[task.name] = change if metric.higher_is_better else -change
+    return RelativeChange(by_task, tuple(t.name for t in tasks if t.name not in by_task))
+
 
 @dataclass(frozen=True)
 class Summary:
     """The result of `summarise`.
 
     Attributes:
-        total_error: Sum of the tasks' error rates in percent, 100 * sum(1 - accuracy); None
-            without such tasks.
+        total_error: Sum of the error rates in percent of the tasks that have one, as in the
+            paper: 100 * sum(1 - accuracy); None without such tasks. It says nothing of others.
         primary: Mean primary metric by task kind, for kinds whose tasks have the same primary
             metric and unit.
         normalized_gain: Mean of `gains`; None without gains.
-        gains: Relative improvement of the primary metric over the reference by task, in percent:
-            (reference - value) / reference, or (value - reference) / reference if higher is
-            better.
+        gains: Change against the reference by task, see `CHANGE`.
     """
 
     total_error: float | None
@@ -48,7 +93,6 @@ def summarise(
     Raises:
         UserError: The reference lacks a primary metric, or has one that is not finite and positive.
     """
-    gains: dict[str, float] = {}
     errors: list[float] = []
     by_kind: dict[str, dict[tuple[str, str], list[float]]] = {}
     for task in tasks:
@@ -61,9 +105,8 @@ def summarise(
         by_metric = by_kind.setdefault(task.kind, {})
         by_metric.setdefault((metric.primary, task.unit), []).append(value)
         if reference is not None:
-            baseline = _reference_value(task, reference)
-            change = (value - baseline) / baseline
-            gains[task.name] = 100 * (change if metric.higher_is_better else -change)
+            _reference_value(task, reference)
+    change = relative_change(tasks, metrics, reference or {})
     return Summary(
         total_error=100 * sum(errors) if errors else None,
         primary={
@@ -71,8 +114,8 @@ def summarise(
             for kind, values in by_kind.items()
             if len(values) == 1
         },
-        normalized_gain=fmean(gains.values()) if gains else None,
-        gains=gains,
+        normalized_gain=change.mean,
+        gains=change.by_task,
     )
 
 

@@ -3,8 +3,15 @@ import json
 import pytest
 
 from model.tasks.spec import TaskSpec
-from trainer.compare.report import recipe_rows, save_comparison, shown, task_rows, to_markdown
-from trainer.compare.table import Spread, specs_of, tabulate
+from trainer.compare.report import (
+    notes,
+    recipe_rows,
+    save_comparison,
+    shown,
+    task_rows,
+    to_markdown,
+)
+from trainer.compare.table import Spread, choose_reference, specs_of, tabulate
 
 TASKS = [
     TaskSpec("sphere", "binary"),
@@ -42,7 +49,8 @@ RECORDS = [
 
 
 def test_numbers_by_recipe():
-    tag, single = tabulate(RECORDS)
+    assert choose_reference(RECORDS) == "single_task"
+    tag, single = tabulate(RECORDS, "single_task")
     assert (tag.recipe, tag.done, tag.failed) == ("tag", 2, 0)
     assert tag.total_error.values == pytest.approx((30.0, 42.0))  # error + 2 error, in percent
     assert tag.total_error.mean == pytest.approx(36.0)
@@ -58,15 +66,49 @@ def test_numbers_by_recipe():
 
 
 def test_without_the_reference_there_are_no_gains():
+    assert choose_reference(RECORDS[:2]) is None, "there is nothing to compare"
     (tag,) = tabulate(RECORDS[:2])
     assert tag.gain is None and tag.gains == {}
     header = recipe_rows([tag])[0]
-    assert "total error" in header and not any("gain" in name for name in header)
+    assert not any("change" in name or "error" in name for name in header)
+
+
+def test_the_reference_is_a_finished_recipe():
+    other = [record("random", 0, 0.3, 0.4)]
+    multitask = record("multitask", 0, 0.2, 0.4)
+    assert choose_reference([*RECORDS[:2], *other]) == "tag"
+    assert choose_reference([*RECORDS[:2], *other, multitask]) == "multitask"
+    assert choose_reference([*RECORDS, multitask], "random") is None, "it has no run"
+    assert choose_reference([*RECORDS, *other], "random") == "random"
+    failed = record("single_task", 0, 0, 0, status="failed")
+    assert choose_reference([*RECORDS[:2], *other, failed]) == "tag"
+
+
+def test_a_recipe_that_is_worse_ranks_lower_whatever_its_kind_of_task():
+    """The total error puts `worse` first, because it does not see the overlap."""
+    records = [
+        record("multitask", 0, 0.20, 0.6),
+        record("worse", 0, 0.19, 0.1),
+        record("better", 0, 0.21, 0.7),
+    ]
+    worse, better = (r for r in tabulate(records, "multitask") if r.recipe != "multitask")
+    assert worse.total_error.mean < better.total_error.mean
+    # 5, 5 and -83.3; -5, -5 and 16.7.
+    assert worse.gain.mean == pytest.approx((5 + 5 - 250 / 3) / 3)
+    assert better.gain.mean == pytest.approx((-5 - 5 + 50 / 3) / 3)
+
+
+def test_the_definition_is_beside_the_table():
+    text = notes(tabulate(RECORDS, "single_task"), 3, "single_task")
+    assert "3 of 3 tasks against the mean of the runs of single_task" in text
+    assert "(reference - value) / reference where lower is better" in text
+    header = recipe_rows(tabulate(RECORDS, "single_task"), "single_task")[0]
+    assert "mean change against single_task, %" in header
 
 
 def test_a_reference_of_zero_is_left_out():
     records = [*RECORDS[:2], record("single_task", 0, 0.0, 0.4)]
-    tag, _ = tabulate(records)
+    tag, _ = tabulate(records, "single_task")
     assert set(tag.gains) == {"segments"}
     assert tag.gain.values == pytest.approx((-25.0, 25.0))
 
@@ -77,7 +119,7 @@ def test_failed_and_single_cells():
     assert (tag.done, tag.failed, tag.agreement) == (1, 1, None)
     assert tag.total_error == Spread(pytest.approx(30.0), None, (pytest.approx(30.0),))
     row = dict(zip(*recipe_rows(results), strict=True))
-    assert row["seeds"] == "1 (1 failed)" and row["total error"] == "30"
+    assert row["seeds"] == "1 (1 failed)" and row["training loss"] == "0.5"
     nothing = tabulate([record("tag", 0, 0, 0, status="failed")])
     assert recipe_rows(nothing) == [["recipe", "seeds"], ["tag", "0 (1 failed)"]]
 
@@ -107,7 +149,7 @@ def test_tables_of_tasks_and_markdown():
 def test_files_of_a_comparison(tmp_path):
     save_comparison(RECORDS, tmp_path, "Two recipes.")
     text = (tmp_path / "compare.md").read_text()
-    assert "Two recipes." in text and "| tag | 2 | 36 ± 8.5 |" in text
+    assert "Two recipes." in text and "| tag | 2 | +26.7 ± 2.4 |" in text
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["cells"] == RECORDS
     assert saved["recipes"][0]["total_error"]["mean"] == pytest.approx(36.0)
