@@ -25,8 +25,13 @@ from trainer.errors import UserError
 from trainer.evaluation import Metrics, evaluate_constants
 from trainer.recipes.learner import hard_heads
 from trainer.report.samples import predicted_samples
-from trainer.run_data import build_eval_loader, open_data, open_manifest, open_shards
-from trainer.scoring.scores import TRAINING_SAMPLES
+from trainer.run_data import (
+    LABELLED_SAMPLES,
+    build_eval_loader,
+    open_data,
+    open_manifest,
+    open_shards,
+)
 from trainer.tasks import label_requests
 
 _SAMPLES = 6  # whose predictions are shown
@@ -125,12 +130,12 @@ def _batches(
     """Return training batches for the constants, and those of the evaluation split."""
     if manifest is None or config.data.tar_urls is not None:
         data = open_data(config)
-        count = -(-TRAINING_SAMPLES // config.data.global_batch)
+        count = -(-LABELLED_SAMPLES // config.data.global_batch)
         training = data.train_batches(0, count, rank=0, world_size=1)
         return training, data.eval_batches(rank=0, world_size=1)
     split, batch_size = config.data.train_split, config.eval.batch_size
     return (
-        _even_samples(config, manifest, network, split, TRAINING_SAMPLES, batch_size),
+        _even_samples(config, manifest, network, split, LABELLED_SAMPLES, batch_size),
         build_eval_loader(config, manifest, network.tasks, rank=0, world_size=1, workers=0),
     )
 
