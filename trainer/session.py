@@ -21,6 +21,7 @@ from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
 from trainer.checkpoints.state import NamedState
 from trainer.checkpoints.writer import CheckpointWriter
+from trainer.class_balance import balanced_tasks
 from trainer.config.config import Config
 from trainer.engines.agreement import first_message
 from trainer.engines.engine import Engine
@@ -191,6 +192,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         folder = claim_folder(config, accelerator)
         stack.callback(folder.release)
         data = data or open_data(config)
+        data.tasks = balanced_tasks(config, data)
         check_trackers(config.log)
         checkpoint = resume_checkpoint(config, folder, data, accelerator)
         _check_loaders(config, accelerator, data)

@@ -71,6 +71,11 @@ class Field(Frozen):
         """Whether a sample has one value rather than a picture of values."""
         return self.kind in SCALAR_KINDS
 
+    @property
+    def num_classes(self) -> int:
+        """Number of class ids: 2 of a binary field, 0 of a regression or an image."""
+        return 2 if self.kind == "binary" else len(self.classes)
+
     @field_validator("classes")
     @classmethod
     def _printable(cls, classes: tuple[str, ...]) -> tuple[str, ...]:

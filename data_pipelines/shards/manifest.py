@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     FailFast,
     NonNegativeInt,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic import Field as Bound
@@ -63,16 +65,34 @@ class Shard(Frozen):
     index: IndexFile | None = None
 
 
+ClassCounts = dict[str, Annotated[tuple[NonNegativeInt, ...], FailFast()]]
+
+
 class Split(Frozen):
-    """The shards of one split and, per field, the number of its samples that have a value."""
+    """The shards of one split and the counts of its labels.
+
+    Attributes:
+        shards: The tar files.
+        labelled: Number of samples that have a value, by field.
+        class_counts: Number of samples of each class id, by binary or multiclass field; of a
+            binary field those with 0 and with 1. Empty where they were not counted.
+    """
 
     shards: Annotated[tuple[Shard, ...], FailFast()]
     labelled: dict[str, NonNegativeInt]
+    class_counts: ClassCounts = Bound(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
         """Number of samples of all shards."""
         return sum(shard.samples for shard in self.shards)
+
+    @model_serializer(mode="wrap")
+    def _without_empty_counts(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        if not self.class_counts:
+            content.pop("class_counts", None)
+        return content
 
     @model_validator(mode="after")
     def _consistent(self) -> Split:
@@ -87,6 +107,11 @@ class Split(Frozen):
             f"labelled.{name} {count}: the split has {total} samples"
             for name, count in self.labelled.items()
             if count > total
+        ]
+        errors += [
+            f"class_counts.{name}: sum {sum(counts)}, labelled.{name} is {self.labelled.get(name)}"
+            for name, counts in self.class_counts.items()
+            if sum(counts) != self.labelled.get(name)
         ]
         if errors:
             raise ValueError("; ".join(errors))
@@ -125,6 +150,12 @@ class Manifest(Frozen):
             unknown = sorted(set(split.labelled) - set(self.fields))
             if unknown:
                 errors.append(f"splits.{split_name}.labelled {unknown}: no such fields")
+            errors += [
+                f"splits.{split_name}.class_counts.{name}: {len(counts)} counts, the field has "
+                f"{self.fields[name].num_classes} classes"
+                for name, counts in split.class_counts.items()
+                if name in self.fields and len(counts) != self.fields[name].num_classes
+            ]
         if errors:
             raise ValueError("; ".join(errors))
         return self
@@ -180,8 +211,15 @@ class Manifest(Frozen):
         return self.splits[name]
 
     def digest(self) -> str:
-        """Return the hex sha256 of all entries but `conversion`, independent of formatting."""
-        content = self.model_dump(mode="json", exclude={"conversion", "checksum"})
+        """Return the hex sha256 of all entries but those below, independent of formatting.
+
+        Without `conversion`, and without the counts of classes, which follow from the shards: data
+        sets that an earlier version converted have the same digest without them.
+        """
+        counts = {"__all__": {"class_counts"}}
+        content = self.model_dump(
+            mode="json", exclude={"conversion": True, "checksum": True, "splits": counts}
+        )
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
