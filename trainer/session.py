@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from typing_extensions import Self
@@ -15,7 +14,13 @@ from model.grouping.head_sampling import HeadSample
 from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.builders import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.builders import (
+    build_engine,
+    build_learner,
+    build_loss_weighting,
+    build_plateau,
+    prepare_engine,
+)
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
@@ -31,6 +36,7 @@ from trainer.errors import Preempted, UserError, explain
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.health.stop_signals import stop_at_once
+from trainer.loss_weights.weighting import LossWeighting
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
@@ -42,7 +48,8 @@ from trainer.run_data import RunData, finetune_steps, num_steps, open_data
 from trainer.run_folder import RunFolder
 from trainer.run_lock import WAIT_SECONDS
 
-OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
+# Prefixes of the names of tensors in a checkpoint: of an observer, of the loss weights.
+OBSERVED, LOSS_WEIGHTS = "observed.", "loss_weights."
 
 
 @dataclass(kw_only=True)
@@ -68,6 +75,7 @@ class Session:
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
         plateau: The learning rate's factor in the schedule `plateau`; None in others.
+        loss_weighting: Weights the losses of the tasks in this phase.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
         selection: The heads that a step computes: all live heads of the phase or, where heads are
@@ -92,6 +100,7 @@ class Session:
     phases: tuple[Phase, ...]
     phase: Phase
     plateau: Plateau | None
+    loss_weighting: LossWeighting
     observed: dict[str, Tensor] = field(default_factory=dict)
     selection: HeadSelection = field(init=False)
     _all_heads: HeadSample = field(init=False)
@@ -135,9 +144,17 @@ class Session:
             factor *= self.plateau.factor
         return factor * phase_lr(self.config, phase) / optim.lr
 
-    def update_plateau(self, objective: Tensor) -> None:
-        """Pass the objective [N] of the last step to the schedule `plateau`."""
+    def update_plateau(self, objective: Tensor, loss_weights: Tensor) -> None:
+        """Pass the objective [N] of the last step to the schedule `plateau`.
+
+        Args:
+            objective: Without the loss weights.
+            loss_weights: [N]. Those that change would make the objectives of two epochs different
+                quantities.
+        """
         if self.plateau is not None:
+            if self.loss_weighting.constant:
+                objective = objective * loss_weights
             self.plateau.update(self.step - self.phase.start, objective)
 
     def select_heads(self) -> HeadSample:
@@ -205,6 +222,13 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         phase = phase_before(phases, step)
         engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
         plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
+        loss_weighting = build_loss_weighting(
+            config,
+            data,
+            phase.heads(learner.grouping.heads()),
+            accelerator.device,
+            _named(checkpoint, LOSS_WEIGHTS),
+        )
         damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
         profile = ProfileWindow(config.run, accelerator.process_index, phases[-1].end)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
@@ -228,7 +252,11 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             phases=phases,
             phase=phase,
             plateau=plateau,
-            observed=_observed(checkpoint, accelerator.device) if checkpoint else {},
+            loss_weighting=loss_weighting,
+            observed={
+                name: value.to(accelerator.device)
+                for name, value in _named(checkpoint, OBSERVED).items()
+            },
         )
         stack.pop_all()  # from here on the session closes what was opened
     return session
@@ -312,11 +340,13 @@ def _begin_monitor(
     return monitor
 
 
-def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
+def _named(checkpoint: Checkpoint | None, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint whose names have a prefix, without it."""
+    grouping = {} if checkpoint is None else checkpoint.grouping
     return {
-        name.removeprefix(OBSERVED): value.to(device)
-        for name, value in checkpoint.grouping.items()
-        if name.startswith(OBSERVED)
+        name.removeprefix(prefix): value
+        for name, value in grouping.items()
+        if name.startswith(prefix)
     }
 
 

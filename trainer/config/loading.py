@@ -16,6 +16,9 @@ from trainer.config.messages import error_lines
 from trainer.config.unions import CHOICES
 from trainer.errors import UserError
 
+_VALUES = ("plugins", "loss_weights")  # keys outside of a section that may have a value
+_NAMES = ("optim.schedule", "loss_weights")  # unions for which the name of a choice may stand
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and validate everything.
@@ -91,7 +94,7 @@ def _chooses(override: str) -> bool:
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     *sections, key = path.split(".")
-    if not equals or not (sections or key == "plugins"):
+    if not equals or not (sections or key in _VALUES):
         raise UserError(f"override {override!r}: expected section.key=value")
     try:
         value = parse_yaml(text)
@@ -147,8 +150,8 @@ def _merged(under: dict[str, Any], over: dict[str, Any], prefix: str = "") -> di
 
 
 def _expanded(path: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
-    """Return a schedule's section in place of the name that stands for it."""
-    return {"name": value} if path == "optim.schedule" and isinstance(value, str) else value
+    """Return a section in place of the name that stands for it."""
+    return {CHOICES[path][0]: value} if path in _NAMES and isinstance(value, str) else value
 
 
 def _same_choice(path: str, under: dict[str, Any], over: dict[str, Any]) -> bool:

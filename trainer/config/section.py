@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter
 
 # Larger numbers are mistakes, and overflow the integers and timers that they are converted to.
 MAX_COUNT = 10**12  # of steps, samples, bytes or anything else
@@ -47,3 +48,29 @@ class Section(BaseModel):
 
     noun: ClassVar[str | None] = None
     discriminator: ClassVar[str] = "name"
+
+
+def validate_choice(sections: Mapping[str, type[Section]], tree: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return the section that a tree of values chooses by their discriminator.
+
+    The union is built here and not with a class, because plug-ins register sections.
+
+    Args:
+        sections: Those that can be chosen, by the value that chooses them.
+        tree: The values, with the discriminator.
+
+    Raises:
+        ValidationError: The choice is unknown, or a key or value is not allowed.
+    """
+    return _union(tuple(sections.items())).validate_python(tree)
+
+
+@lru_cache(maxsize=8)
+def _union(sections: tuple[tuple[str, type[Section]], ...]) -> TypeAdapter[Any]:
+    key = sections[0][1].discriminator
+    tagged = tuple(Annotated[section, Tag(name)] for name, section in sections)
+    union: Any = Annotated[  # of a tuple
+        Union[tagged],  # noqa: UP007
+        Discriminator(lambda value: str(value[key])),
+    ]
+    return TypeAdapter(union)
