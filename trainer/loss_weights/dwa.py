@@ -52,10 +52,10 @@ class DwaWeights(LossWeighting):
             )
         self._every = every
         self._period = 0
-        zeros = torch.zeros_like(trained, dtype=torch.float32)
-        self._sums, self._counts = zeros, zeros
-        self._previous = zeros.fill_(torch.nan).clone()
-        self._ratios = torch.ones_like(zeros)
+        self._sums = torch.zeros_like(trained, dtype=torch.float32)
+        self._counts = torch.zeros_like(self._sums)
+        self._previous = torch.full_like(self._sums, torch.nan)
+        self._ratios = torch.ones_like(self._sums)
 
     @override
     def weights(self, step: int, losses: Tensor | None, labelled: Tensor) -> Tensor:

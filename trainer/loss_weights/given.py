@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
+from dmtg.names import shortened
 from dmtg.plugins import register_loss_weighting
 from model.tasks.spec import TaskSpec
 from model.transfer import copy_to_device
@@ -20,6 +21,8 @@ from trainer.config.config import Config
 from trainer.config.loss_weights import LossWeightsSection
 from trainer.errors import UserError
 from trainer.loss_weights.weighting import LossWeighting
+
+_LONGEST = 200  # characters of the names in a message
 
 
 class GivenWeightsSection(LossWeightsSection):
@@ -44,8 +47,8 @@ class GivenWeights(LossWeighting):
         unknown = sorted(named.keys() - set(names))
         if unknown:
             raise UserError(
-                f"loss_weights.weights: {', '.join(unknown)} is not among the tasks of the run: "
-                f"{', '.join(names)}"
+                f"loss_weights.weights: {shortened(', '.join(unknown))} is not among the tasks of "
+                f"the run: {shortened(', '.join(names), _LONGEST)}"
             )
         if not any(named.get(name, 1.0) for name in names):
             raise UserError("loss_weights.weights: all are 0; one at least must be above 0")
