@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from dmtg.names import shortened
 from dmtg.plugins import LOSSES
 from model.kinds.kind import get_kind
 from model.losses.options import AUTO
@@ -33,13 +34,14 @@ def balanced_tasks(config: Config, data: RunData) -> tuple[TaskSpec, ...]:
         )
     counts = data.class_counts(waiting)
     for task in waiting:
-        names = get_kind(task.kind).class_names(task)
-        empty = [name for name, count in zip(names, counts[task.name], strict=True) if not count]
+        names = enumerate(get_kind(task.kind).class_names(task))
+        found = counts[task.name]
+        empty = [name for n, name in names if not found[n] and n != task.ignore_index]
         if empty:
-            logger.warning(
+            logger.info(
                 "task %s: no training label of class %s: its weight is 1",
                 task.name,
-                ", ".join(empty),
+                shortened(", ".join(empty)),
             )
     return tuple(_with_counts(task, counts.get(task.name, ())) for task in data.tasks)
 
