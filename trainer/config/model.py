@@ -60,8 +60,10 @@ class EncoderSection(Section):
 
     @field_validator("pretrained")
     @classmethod
-    def _false_is_none(cls, value: str | bool | None) -> str | bool | None:
-        return None if value is False else value
+    def _written_one_way(cls, value: str | bool | None) -> str | bool | None:
+        if isinstance(value, str):
+            return str(Path(value))
+        return value or None
 
 
 # ResNet-18 with random weights: it needs no network, and takes images of any size from 32 pixels.
