@@ -104,9 +104,9 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         f"{platform.machine()}, torch {torch.__version__}. Memory is what the forward pass keeps "
         "for the backward",
         "pass; time is processor time of both passes. All but the parameters are for one image.",
-        "*Alone* is the encoder with one branch, *all branched* K = 4 branches without a trunk, *last "
-        "part branched*",
-        "K = 4 branches of the last stage or the last 3 blocks behind a trunk of the others.",
+        "*Alone* is the encoder with one branch, *all branched* K = 4 branches without a trunk,",
+        "*last part branched* K = 4 branches of the last stage or the last 3 blocks behind a trunk "
+        "of the others.",
         "",
         "| encoder | alone: M parameters | MB | ms | all branched: M | MB | ms | last part "
         "branched: M | MB | ms |",

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import yaml
+from PIL import Image
 
 from tests.processes import ROOT, SETTINGS
 
@@ -100,6 +101,7 @@ RESNET = {
 def test_commands_work_beside_broken_packages(stubbed, digits, tmp_path):
     train = training(digits, tmp_path / "a", **RESIDUAL)
     run, model = tmp_path / "a" / "run", tmp_path / "model.safetensors"
+    Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
     commands = [
         ["dmtg", "shards", "digits", "--out", tmp_path / "digits"],
         ["dmtg", "doctor", digits, "--samples", "4"],
@@ -109,7 +111,7 @@ def test_commands_work_beside_broken_packages(stubbed, digits, tmp_path):
         ["dmtg", "export", run, "--out", model],
         ["dmtg", "eval", model, "--shards", digits],
         ["dmtg", "shards", "images", digits, "--limit", "1", "--out", tmp_path / "images"],
-        ["dmtg", "predict", model, tmp_path / "images", "--out", tmp_path / "predicted"],
+        ["dmtg", "predict", model, tmp_path / "photo.png", "--out", tmp_path / "predicted"],
         ["dmtg", "plan", tmp_path / "a" / "config.yaml"],
         ["dmtg", "launch-files"],
         training(digits, tmp_path / "b", **RESNET),
