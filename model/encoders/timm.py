@@ -32,13 +32,17 @@ from model.encoders.timm_stages import LastMap, divided, families
 
 _MODEL = "model.encoder.options.model"
 _NAME = re.compile(r"\w+(\.[\w-]+)?", re.ASCII)  # a name and a tag, never a path or a repository
-# Keywords of constructors that are no options: the encoder sets them, or they are no plain data.
+# Keywords that are no options: the encoder sets them, or they select what is loaded and built.
 _NOT_OPTIONS = frozenset(
     {
-        "self", "cfg", "device", "dtype", "features_only", "global_pool", "img_size", "in_chans",
-        "kwargs", "num_classes", "pretrained", "pretrained_cfg", "weight_init",
+        "cfg", "checkpoint_path", "device", "dtype", "feature_cls", "features_only", "global_pool",
+        "img_size", "in_chans", "num_classes", "out_indices", "pretrained", "pretrained_cfg",
+        "pruned", "weight_init",
     }
 )  # fmt: skip
+# Of an unused part. An exported model holds none, and what is built from it is bounded by its size
+# (`model.skeleton.BYTES_BESIDES`).
+_MAX_UNUSED_BYTES = 2**26
 
 
 @register_encoder("timm")
@@ -75,7 +79,7 @@ class Timm(EncoderFamily):
         name = chosen.pop("model", None)
         for option, value in chosen.items():
             if option in _NOT_OPTIONS:
-                raise ValueError(f"model.encoder.options has {option!r}, which cannot be chosen")
+                raise _refused(option)
             check_value(f"model.encoder.options.{option}", value)
         self._name = _checked_name(name)
         self._keywords = chosen
@@ -101,17 +105,12 @@ class Timm(EncoderFamily):
         self.image_mean, self.image_std = found.mean, found.std
 
     def _check_keywords(self) -> None:
-        """Check that the class of the model has the keywords."""
-        if not self._keywords:
-            return
-        with torch.device("meta"):
-            allowed = set(inspect.signature(type(self._build({}))).parameters) - _NOT_OPTIONS
-        for option in self._keywords:
-            if option not in allowed:
-                listed = ", ".join(sorted(allowed))
-                raise ValueError(
-                    f"model.encoder.options has {option!r}, {self._name} knows only {listed}"
-                )
+        """Check that no keyword is one of the functions by which timm loads and builds a model."""
+        timm = import_timm()
+        for function in (timm.create_model, timm.models.build_model_with_cfg):
+            for name in inspect.signature(function).parameters:
+                if name in self._keywords:
+                    raise _refused(name)
 
     def _check_size(self) -> None:
         smallest = getattr(self._described, "min_input_size", None)
@@ -132,9 +131,12 @@ class Timm(EncoderFamily):
             ValueError: If the model cannot be built, loaded or split there.
         """
         model = self._loaded() if self._loads else self._build(self._keywords)
+        weights = list(model.parameters())
         stages = divided(model, self.image_size)
         if stages is not None:
-            return split_stages(stages, trunk_depth, self._name)
+            parts = split_stages(stages, trunk_depth, self._name)
+            self._check_unused(weights, parts)
+            return parts
         family = type(model).__name__
         if trunk_depth != 0:
             raise ValueError(
@@ -145,12 +147,22 @@ class Timm(EncoderFamily):
             raise ValueError(f"{_MODEL} is {self._name!r}, which has no feature maps to use")
         return Parts(nn.Identity(), LastMap(model))
 
+    def _check_unused(self, weights: list[nn.Parameter], parts: Parts) -> None:
+        used = {id(weight) for part in parts for weight in part.parameters()}
+        unused = max((w.nbytes for w in weights if id(w) not in used), default=0)
+        if unused > _MAX_UNUSED_BYTES:
+            raise ValueError(
+                f"{_MODEL} is {self._name!r}, whose classifier has a part of {unused} bytes that "
+                f"would be built and not used, allowed are {_MAX_UNUSED_BYTES}"
+            )
+
     def finish(self, parts: Parts) -> None:
         """Remove classifiers, mask tokens and the like.
 
         Raises:
             ValueError: If the model cannot take images of this size.
         """
+        weights = list(nn.ModuleList(parts).parameters())
         try:
             drop_unused(parts, self.image_size, self._name)
         except (AssertionError, IndexError, RuntimeError, TypeError) as error:
@@ -160,6 +172,7 @@ class Timm(EncoderFamily):
                 f"{_MODEL} is {self._name!r}, which cannot compute images of "
                 f"{tuple(self.image_size)} (data.image_size): {_cause(error)}"
             ) from error
+        self._check_unused(weights, parts)
 
     @property
     def _loads(self) -> bool:
@@ -246,6 +259,10 @@ def _with_described(
         raise ValueError(f"{_MODEL} is {name!r}, must be {architecture!r}, as in {pretrained}")
     kept = {key: value for key, value in keywords.items() if key not in _NOT_OPTIONS}
     return {**kept, **options, "model": architecture}
+
+
+def _refused(option: str) -> ValueError:
+    return ValueError(f"model.encoder.options has {option!r}, which cannot be chosen")
 
 
 def _checked_name(name: object) -> str:

@@ -64,7 +64,6 @@ _CHAINS = {
     "SwinTransformer": _Chain(_PATCHES, ("layers",), ("norm",)),
     "SwinTransformerV2": _Chain(_PATCHES, ("layers",), ("norm",)),
     "TinyVit": _Chain(_PATCHES, ("stages",)),
-    "VGG": _Chain((), ("features",)),
     "VovNet": _Chain(_STEM, ("stages",)),
 }
 

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import json
+import re
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.sync_batch_norm import SyncBatchNorm, synchronise
 from model.tasks.spec import TaskSpec
+from tests.processes import ROOT
 from tests.unit.model.encoders.hub_cache import cached_repository
 
 if importlib.util.find_spec("timm") is None:
@@ -78,7 +80,6 @@ MODELS = {
         "num_heads": (1, 2, 2, 2),
         "window_sizes": (4, 4, 4, 2),
     },
-    "vgg11": {},
     "vit_small_patch14_reg4_dinov2": {"depth": 2, "embed_dim": 32, "num_heads": 2},
     "vit_small_patch16_dinov3": {"depth": 2, "embed_dim": 32, "num_heads": 2},
 }
@@ -92,7 +93,6 @@ SLOW = (
     "poolformerv2_s12",
     "rdnet_tiny",
     "resnetv2_18",
-    "vgg11",
 )
 WHOLE = pytest.param("tnt_s_legacy_patch16_224", marks=pytest.mark.slow)  # is not divided
 
@@ -128,6 +128,18 @@ def test_the_stages_compute_what_the_model_computes(name):
     stages = divided(model, SIZE)
     assert len(stages) > 2
     torch.testing.assert_close(nn.Sequential(*stages)(images), expected)
+
+
+def test_the_classes_in_the_documentation_are_those_that_are_divided():
+    text = (ROOT / "docs" / "encoders.md").read_text()
+    (listed,) = re.findall(r"In timm these are the classes (.*?)\.\n", text, re.DOTALL)
+    assert sorted(re.findall(r"`(\w+)`", listed)) == families()
+
+
+def test_a_model_with_a_large_part_that_is_not_used_is_refused():
+    """An exported model of it could not be read."""
+    with torch.device("meta"), pytest.raises(ValueError, match="a part of 411041792 bytes"):
+        build("vgg11")
 
 
 @pytest.mark.slow
@@ -279,8 +291,13 @@ def test_weights_of_another_model_are_refused(tmp_path):
         ({"name": "hf-hub:a/b"}, r"options\.model is 'hf-hub:a/b', must be a name of timm"),
         ({"name": "test_vitt"}, r"'test_vitt', which timm .* does not know; close are test_vit,"),
         ({"name": "test_vit.no"}, r"'test_vit\.no', test_vit has the tags r160_in1k$"),
-        ({"name": "test_vit", "checkpoint_path": "x"}, "has 'checkpoint_path', test_vit knows"),
+        (
+            {"name": "test_vit", "checkpoint_path": "x"},
+            "has 'checkpoint_path', which cannot be chosen",
+        ),
         ({"name": "test_vit", "features_only": True}, "'features_only', which cannot be chosen"),
+        ({"name": "test_vit", "pretrained_strict": False}, "'pretrained_strict', which cannot be"),
+        ({"name": "test_vit", "nonsense": 1}, "unexpected keyword argument 'nonsense'"),
         ({"name": "test_vit", "depth": 10**6}, r"options\.depth is 1000000, must be at most 65536"),
         ({"name": "test_vit", "act_layer": "a/b"}, r"options\.act_layer is 'a/b', must be a word"),
         ({"name": "test_vit", "num_heads": 7}, r"cannot build it for images of \(64, 64\): "),
