@@ -25,7 +25,7 @@ from model.encoders import Encoder, build_encoder
 from trainer.config.model import DEFAULT_ENCODER
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "results"
-SIZE, BATCH, BRANCHES, REPEATS = (128, 128), 4, 4, 3
+SIZE, BATCH, BRANCHES, REPEATS = (128, 128), 2, 4, 2
 # Name and options of an encoder, and the trunk depth at which its last stages are the branches.
 ENCODERS: tuple[tuple[str, str, Mapping[str, Any], int], ...] = (
     ("ResNet-18 (default)", DEFAULT_ENCODER.name, DEFAULT_ENCODER.options, 4),

@@ -5,7 +5,10 @@ Legend: B batch, T tokens, C channels, h, w feature size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -31,6 +34,8 @@ from model.encoders.stages import drop_unused, split_stages
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _VIT = "vit"  # has no backbone class: its plain model is used
 
@@ -183,14 +188,17 @@ def build_parts(
         if pretrained is None:
             model = backbone_class(config, **arguments)
         else:
-            model = backbone_class.from_pretrained(
-                pretrained,
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                **arguments,
-            )
+            with _quiet():
+                model, found = backbone_class.from_pretrained(
+                    pretrained,
+                    config=config,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **arguments,
+                )
+            _check_found(pretrained, model, sorted(found["missing_keys"]))
     except OSError as error:
         raise ValueError(
             f"model.encoder.pretrained is {pretrained!r}, no weights can be read from it: "
@@ -218,6 +226,46 @@ def build_parts(
             module._forward_hooks.clear()
         return split_stages(SPLITTERS[family](model, image_size), trunk_depth, family)
     return Parts(nn.Identity(), _LastMap(model))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from a table and a bar for the weights of each branch."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _check_found(pretrained: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Check that a checkpoint has weights of the model; log once which it has not.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if missing and len(missing) >= len(list(model.parameters())):
+        raise ValueError(
+            f"model.encoder.pretrained is {pretrained!r}, which has no weights of this "
+            f"{model.config.model_type}"
+        )
+    if missing:
+        _log_missing(pretrained, tuple(missing))
+
+
+@functools.cache
+def _log_missing(pretrained: str, missing: tuple[str, ...]) -> None:
+    logger.warning(
+        "model.encoder.pretrained: %s has no weights for %s, which start fresh",
+        pretrained,
+        shortened(", ".join(missing), 300),
+    )
 
 
 def _cause(error: Exception) -> str:

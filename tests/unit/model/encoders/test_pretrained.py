@@ -163,6 +163,22 @@ def test_weights_that_are_not_safetensors_are_refused(tmp_path):
     assert "safetensors" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_what_a_checkpoint_lacks_is_logged_once(tmp_path, caplog, capfd):
+    """The library's own tables and bars, one for each branch, are not shown."""
+    write_checkpoint(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "encoder.stages.0.layers.0.layer.0.normalization.weight"
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    capfd.readouterr()
+    build(tmp_path, 3)
+    assert [record.getMessage().count(name) for record in caplog.records] == [1]
+    assert capfd.readouterr().err == ""
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="which has no weights of this resnet"):
+        build(tmp_path)
+
+
 def test_code_beside_a_checkpoint_is_not_run(tmp_path):
     write_checkpoint(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
