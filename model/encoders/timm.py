@@ -180,7 +180,7 @@ class Timm(EncoderFamily):
         return self.pretrained is not None and torch.get_default_device().type != "meta"
 
     def _build(self, keywords: Mapping[str, Any], **loading: Any) -> Any:  # noqa: ANN401
-        arguments = {"num_classes": 0, **keywords, **loading}
+        arguments = {"num_classes": 0, "in_chans": 3, **keywords, **loading}
         if getattr(self._described, "fixed_input_size", False):
             arguments["img_size"] = tuple(self.image_size)
         try:
