@@ -98,7 +98,8 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
         "",
         f"`python benchmarks/encoders.py`, {SIZE[0]} x {SIZE[1]} pixels, fp32, one thread of "
         f"{platform.machine()}, torch {torch.__version__}.",
-        "Memory is what the forward pass keeps for the backward pass; time is processor time of both.",
+        "Memory is what the forward pass keeps for the backward pass; time is processor time of "
+        "both.",
         "All but the parameters are for one image. *Alone* is the encoder with one branch, *all "
         "branched* K = 4 branches",
         "without a trunk, *last part branched* K = 4 branches of the last stage (mobilenetv3, "
