@@ -5,11 +5,13 @@ Only JSON and safetensors are read or fetched; no code of a repository is.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,11 @@ def checkpoint_folder(pretrained: str, optional: Sequence[str] = ()) -> Path:
         )
     config = hub_file(pretrained, CONFIG)
     assert config is not None, "it is required"
+    # The other files are those of the same commit, in the same folder.
+    commit = f"{pretrained.partition('@')[0]}@{config.parent.name}"
     for name in optional:
-        hub_file(pretrained, name, required=False)
-    _fetch_weights(pretrained)
+        hub_file(commit, name, required=False)
+    _fetch_weights(commit)
     return config.parent
 
 
@@ -84,7 +88,7 @@ def _fetch_weights(repository: str) -> None:
 def hub_file(
     repository: str, name: str, *, required: bool = True, quiet: bool = False
 ) -> Path | None:
-    """Return a file of a repository of the hub, from its cache or fetched into it.
+    """Return a file of a repository of the hub, from its cache or else fetched into it.
 
     Args:
         repository: `OWNER/NAME` or `OWNER/NAME@REVISION`.
@@ -103,8 +107,14 @@ def hub_file(
 
     parts = _REPOSITORY.fullmatch(repository)
     assert parts is not None, "the caller has checked it"
+    fetch = functools.partial(hf_hub_download, parts["id"], name, revision=parts["revision"])
+    with suppress(LocalEntryNotFoundError):
+        return Path(fetch(local_files_only=True))
+    requests = logging.getLogger("huggingface_hub.utils._http")  # warns of each attempt
+    level = requests.level
     try:
-        return Path(hf_hub_download(parts["id"], name, revision=parts["revision"]))
+        requests.setLevel(logging.ERROR)
+        return Path(fetch())
     except Exception as error:  # of the library, of its HTTP client, of the disk
         if isinstance(error, EntryNotFoundError) and not required:
             if isinstance(error, LocalEntryNotFoundError) and not quiet:
@@ -119,6 +129,8 @@ def hub_file(
             f"{_KEY} is {repository!r}, which is no folder here, and {name} of a repository of "
             f"this name cannot be had from the hub or its cache: {_reason(error, name)}"
         ) from error
+    finally:
+        requests.setLevel(level)
 
 
 def _reason(error: Exception, name: str) -> str:

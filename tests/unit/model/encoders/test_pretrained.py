@@ -221,6 +221,9 @@ for name in sys.argv[1:]:
 """
 
 
+NAMES = ("someone/tiny", "nobody/none", "pickled/only", "someone/tiny")
+
+
 def test_only_json_and_safetensors_are_fetched(tmp_path):
     """From a server that answers as the hub does."""
     files = tmp_path / "files"
@@ -271,7 +274,7 @@ def test_only_json_and_safetensors_are_fetched(tmp_path):
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-c", FETCH, "someone/tiny", "nobody/none", "pickled/only"],
+            [sys.executable, "-c", FETCH, *NAMES],
             env=environment,
             capture_output=True,
             text=True,
@@ -281,7 +284,9 @@ def test_only_json_and_safetensors_are_fetched(tmp_path):
         server.shutdown()
         server.server_close()
     lines = done.stdout.splitlines()
-    assert len(lines) == 3, done.stdout
+    assert len(lines) == len(NAMES), done.stdout
+    # What is in the cache is taken without asking: one request for the size, one for the content.
+    assert lines[3] == lines[0] and asked.count(("someone", "config.json")) <= 2
     folder = lines[0].removeprefix("folder ")
     assert sorted(os.listdir(folder)) == [
         "config.json",
