@@ -39,7 +39,7 @@ def build_network(
         UserError: The encoder or the decoder cannot be built as configured.
     """
     torch.manual_seed(config.run.seed)
-    section, pretrained = config.model, config.model.encoder.pretrained
+    section = config.model
     try:
         encoder = build_encoder(
             section.encoder.name,
@@ -48,7 +48,7 @@ def build_network(
             trunk_depth=section.trunk_depth,
             init=section.branch_init,
             options=section.encoder.options,
-            pretrained=None if pretrained is None else str(pretrained),
+            pretrained=section.encoder.pretrained,
         )
         return MultiTaskNetwork(
             tasks,
@@ -61,6 +61,8 @@ def build_network(
             gradient_scale=gradient_factors(
                 section.gradient_scale, len(encoder.branches), len(tasks)
             ),
+            image_mean=section.image_mean,
+            image_std=section.image_std,
         )
     except ValueError as error:
         raise UserError(str(error)) from None

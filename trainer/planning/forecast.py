@@ -69,7 +69,7 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
     precision = config.run.precision or "bf16"
     groups = given_groups(config, [task.name for task in tasks])
     # The device `meta` allocates no storage; weights from a file need storage.
-    with torch.device("meta" if config.model.encoder.pretrained is None else "cpu"):
+    with torch.device("cpu" if isinstance(config.model.encoder.pretrained, str) else "meta"):
         network = build_network(config, tasks, groups)
         network.activation_checkpointing = config.model.activation_checkpointing
         # One head for each task, and tasks on every branch: the largest network after pruning.
