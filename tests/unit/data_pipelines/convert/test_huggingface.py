@@ -255,7 +255,11 @@ def test_maps_that_do_not_fit_are_refused(folder, tmp_path):
         return MAP.model_copy(update={"fields": {"rgb": MAP.fields["rgb"], **fields}})
 
     cases = [
-        (with_fields(x={"kind": "binary"}), {}, r"fields\.x\.column 'x': allowed are age, depth"),
+        (
+            with_fields(x={"kind": "binary"}),
+            {},
+            r"fields\.x\.column 'x': no such column; allowed: age, depth",
+        ),
         (with_fields(mood={"kind": "multiclass"}), {}, r"fields\.mood.*needs at least two names"),
         (with_fields(age={"kind": "number"}), {}, r"fields\.age: kind: Input should be"),
         (MAP, {"tasks": ("depth", "hat")}, "tasks hat: the map has age, depth"),
