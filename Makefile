@@ -30,7 +30,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -c constraints.txt torch
 	@echo "Installing dmtg, its other dependencies and the tools of its tests"
 	@$(PIP_INSTALL) -c constraints.txt --editable '.[dev]'
-	@$(PIP_INSTALL) -c constraints.txt --no-deps timm  # without torchvision: docs/encoders.md
+	@# For tests: where torchvision is missing, timm must not be among the packages (docs/encoders.md).
+	@$(PIP_INSTALL) -c constraints.txt --no-deps --upgrade --target $(VENV)/timm timm
 	@touch $@
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.
