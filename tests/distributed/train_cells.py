@@ -156,7 +156,7 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
 def main(config_file: str, jobs: str) -> None:
     remember_operations()
     for job in json.loads(Path(jobs).read_text()):
-        # Every run collects garbage several times: not among the million objects of imported modules.
+        # Every run collects garbage several times: without the million objects of modules.
         gc.collect()
         gc.freeze()
         setup_logging(0, 1)
