@@ -48,14 +48,18 @@ demo: setup $(DEMO)/shards/manifest.json
 $(DEMO)/shards/manifest.json: | setup
 	$(BIN)/dmtg shards rooms --out $(DEMO)/shards --samples 3000 --size 64 --seed 0 --workers 2
 
-# Two processes for the unit tests; the others start two processes themselves.
+# Two workers, but not for tests/distributed, whose tests start two processes themselves.
+IN_WORKERS := -n 2 --dist loadfile
 test test-slow: export OMP_NUM_THREADS := 1
 test: setup lint
-	$(BIN)/python -m pytest tests/unit tests/security -m "not slow and not gpu" -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/distributed tests/integration -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(IN_WORKERS) tests/unit tests/security tests/integration
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests/distributed
 
+# In order of collection, which has no long file at its end: the workers end at about the same time.
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" $(IN_WORKERS) --no-loadscope-reorder \
+		tests/integration tests/unit tests/security
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/distributed
 
 # Skipped with a sentence where there is no GPU; DMTG_TEST_DEVICE=cpu tries the tests on the CPU.
 # Most of the time processes start, so several modules run at once. Every result is also written to
