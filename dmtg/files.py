@@ -118,8 +118,8 @@ def check_outputs(
             raise ValueError(f"{path}: is an input and would be replaced by {what}")
         if not overwrite:
             raise ValueError(
-                f"{path}: exists and would be replaced by {what}; name another folder, or add "
-                "--overwrite"
+                f"{path}: exists and would be replaced by {what}; name another place "
+                "with --out, or add --overwrite"
             )
 
 

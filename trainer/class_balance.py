@@ -43,7 +43,19 @@ def balanced_tasks(config: Config, data: RunData) -> tuple[TaskSpec, ...]:
                 task.name,
                 shortened(", ".join(empty)),
             )
-    return tuple(_with_counts(task, counts.get(task.name, ())) for task in data.tasks)
+    tasks = tuple(_with_counts(task, counts.get(task.name, ())) for task in data.tasks)
+    for task in tasks:
+        if task.name in counts:
+            logger.info("task %s: loss options from the labels: %s", task.name, _shown(task))
+    return tasks
+
+
+def _shown(task: TaskSpec) -> str:
+    """Return the options of a task's loss as text."""
+    return ", ".join(
+        f"{name} " + " ".join(f"{v:.3g}" for v in (value if isinstance(value, tuple) else [value]))
+        for name, value in get_kind(task.kind).loss_options(task).items()
+    )
 
 
 def equally_frequent(tasks: Sequence[TaskSpec]) -> tuple[TaskSpec, ...]:

@@ -26,6 +26,15 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:  # 
         file.write(to_json(content, indent))
 
 
+def with_digits(value: Any, digits: int) -> Any:  # noqa: ANN401 - anything that JSON can hold
+    """Return a value whose floats are rounded to so many digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: with_digits(part, digits) for key, part in value.items()}
+    return [with_digits(part, digits) for part in value] if isinstance(value, list) else value
+
+
 def to_number(value: float | None) -> float:
     """Return a number that was read from JSON; NaN where `to_json` wrote null."""
     return math.nan if value is None else value

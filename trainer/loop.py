@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.transfer import on_device
+from model.metrics import metric_for
+from model.tasks.spec import TaskSpec
 from trainer.compaction import compact, should_compact
 from trainer.config.loss_weights import DEFAULT_METHOD
 from trainer.errors import Preempted
@@ -27,6 +29,8 @@ from trainer.snapshot import save_session
 from trainer.step import StepResult, train_step
 
 logger = logging.getLogger(__name__)
+
+_SHOWN_TASKS = 6  # in the log line of an evaluation
 
 Observer = Callable[[Session, list[Batch]], None]
 
@@ -260,7 +264,18 @@ def _evaluate(session: Session, with_constants: bool = False) -> Metrics:
         )
     damaged.check(evaluated)
     session.log.write(session.step, "eval", metrics=metrics, **damaged.record())
+    logger.info("step %d: evaluation: %s", session.step, _primary(session.tasks, metrics))
     flat = {f"eval/{t}/{name}": v for t, values in metrics.items() for name, v in values.items()}
     session.log.scalars(session.step, flat, kind="eval")
     session.callbacks.on_evaluate(session, metrics)
     return metrics
+
+
+def _primary(tasks: Sequence[TaskSpec], metrics: Metrics) -> str:
+    """Return the primary metrics of the first tasks as text."""
+    parts = []
+    for task in tasks[:_SHOWN_TASKS]:
+        name = metric_for(task).primary
+        parts.append(f"{task.name} {name} {metrics[task.name][name]:.4g}")
+    more = len(tasks) - len(parts)
+    return ", ".join(parts) + (f" and {more} more tasks" if more > 0 else "")

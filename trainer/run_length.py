@@ -45,7 +45,7 @@ def check_length(
     if new == old:
         return
     key = "run.steps" if config.run.steps is not None else "run.epochs"
-    found = f"{key}: found {new} steps, the run was started with {old}"
+    found = f"{key}: {new} steps in all, the last start of this run had {old}"
     if progress.step > old:
         raise UserError(f"{found}; it is fine-tuned since then; allowed: {old}")
     if progress.step > new:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.convert.mapping import FieldMap, described_field
-from data_pipelines.convert.run import progress_bar
 from data_pipelines.convert.stored_values import StoredValues
 from data_pipelines.convert.tally import (
     STATISTICS_SPLIT,
@@ -28,6 +27,7 @@ from data_pipelines.decode.bounds import RECORDS
 from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError
 from data_pipelines.parallel import add_progress, mapped
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.index_file import write_index
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Shard, Split

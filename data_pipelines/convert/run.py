@@ -29,6 +29,7 @@ from data_pipelines.convert.tally import (
 )
 from data_pipelines.convert.unreadable import NegativeWords, check_readable
 from data_pipelines.errors import DataError
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.conversion import Conversion
 from data_pipelines.shards.manifest import MANIFEST_NAME, Field, Manifest, Split
 from data_pipelines.shards.sources import LocalFolder
@@ -104,11 +105,6 @@ def finished(root: Path, jobs: ConversionJobs) -> Manifest:
     logger.info("%s: already complete", root)
     shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
     return manifest
-
-
-def progress_bar(num_samples: int, progress: bool) -> tqdm:
-    """Return a progress bar that counts images; without a total where `num_samples` is 0."""
-    return tqdm(total=num_samples or None, disable=not progress, unit=" images")
 
 
 def _write_shards(

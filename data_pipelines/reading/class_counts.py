@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from filelock import Timeout
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.parallel import mapped
+from data_pipelines.progress import progress_bar
 from data_pipelines.reading.fields import Label, LabelRequest, resolve_labels
 from data_pipelines.shards.cache import lock_between_processes, make_room, mark_used
 from data_pipelines.shards.manifest import Manifest, Shard
@@ -86,7 +86,7 @@ def class_counts(
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         logger.info("split %s: counting the classes of %s%s", split, names, more)
         totals = [np.zeros(label.request.num_classes or 0, np.int64) for label in missing]
-        bar = tqdm(total=len(store), unit="sample", desc="counting labels", disable=not progress)
+        bar = progress_bar(len(store), progress, " samples")
         with bar, mapped(of_samples, ranges, workers) as results:
             for ids, result in zip(ranges, results, strict=True):
                 totals = [total + part for total, part in zip(totals, result, strict=True)]

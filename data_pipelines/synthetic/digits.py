@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from tqdm import tqdm
 
 from data_pipelines.decode.codecs import encode_json
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
@@ -72,7 +73,7 @@ def write_digits(
         raise ValueError("; ".join(errors))
     storage = Storage(portable)
     writer = DatasetWriter(root, digit_fields(storage), _SAMPLES_PER_SHARD)
-    with tqdm(total=train + val, disable=not progress, unit="pair") as bar:
+    with progress_bar(train + val, progress) as bar:
         for name, count in (("train", train), ("val", val)):
             writer.write_split(name, _pairs(name, count, seed, storage, bar))
     logger.info("wrote %d pairs of digits to %s", train + val, root)

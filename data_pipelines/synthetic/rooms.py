@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_pipelines.parallel import mapped
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.synthetic.attributes import attribute_fields
@@ -68,7 +69,7 @@ def write_rooms(
     )
     with (
         mapped(make_sample, jobs, workers) as made,
-        tqdm(total=samples, disable=not progress) as bar,
+        progress_bar(samples, progress) as bar,
     ):
         for name, count in counts.items():
             writer.write_split(name, _counted(islice(made, count), bar))

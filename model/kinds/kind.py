@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dmtg.plugins import LOSSES, METRICS, TASK_KINDS
+from dmtg.suggestions import did_you_mean
 from model.losses.loss import Loss
 from model.losses.options import OptionValue
 from model.tasks.constant import ConstantPredictor
@@ -168,9 +169,15 @@ class TaskKind(ABC):
             ValueError: The loss has no such option, or does not allow the value.
         """
         options, given = LOSSES[spec.loss].options, spec.loss_options
-        if not isinstance(given, Mapping) or not given.keys() <= options.keys():
-            listed = ", ".join(options) or "none"
+        listed = ", ".join(options) or "none"
+        if not isinstance(given, Mapping):
             raise spec.error("loss_options", f"a mapping from options of {spec.loss}: {listed}")
+        unknown = next((name for name in given if name not in options), None)
+        if unknown is not None:
+            raise ValueError(
+                f"task {spec.name!r}: loss_options has {unknown!r}; options of {spec.loss}: "
+                f"{listed}{did_you_mean(unknown, options)}"
+            )
         place, classes = f"task {spec.name!r}: loss_options", self.class_names(spec)
         return {
             name: options[name].value(f"{place}.{name}", value, classes)

@@ -11,12 +11,13 @@ import typer
 from dmtg.secrets import without_secrets_in
 from dmtg.terminal import discard_output, shown
 from trainer.errors import UserError
-from trainer.json_file import to_json
+from trainer.json_file import to_json, with_digits
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDTH = 80  # columns without a terminal
+_DIGITS = 6  # of numbers that are printed
 _COMMANDS = ("next", "then")  # results that are commands: one line, to be copied
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
@@ -37,7 +38,7 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
         print_json(values)
         return
     for name, value in values.items():
-        line = f"{name}: {_short(value)}"
+        line = f"{name}: {_text(with_digits(value, _DIGITS))}"
         echo(line if name in _COMMANDS else wrapped(line))
 
 
@@ -59,13 +60,10 @@ def wrapped(text: str, first: str = "", others: str = "  ") -> str:
     )
 
 
-def _short(value: Any) -> Any:  # noqa: ANN401 - anything that JSON can hold
-    """Return a value whose floats have six digits."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
+def _text(value: Any) -> str:  # noqa: ANN401 - anything that JSON can hold
     if isinstance(value, dict):
-        return {key: _short(part) for key, part in value.items()}
-    return [_short(part) for part in value] if isinstance(value, list) else value
+        return ", ".join(f"{name} {_text(part)}" for name, part in value.items()) or "none"
+    return str(value)
 
 
 def print_json(values: dict[str, Any]) -> None:

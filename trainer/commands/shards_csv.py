@@ -102,7 +102,9 @@ def csv(
         columns = {"map": str(map_path), "columns": [asdict(column) for column in source.columns]}
         if dry_run:
             sizes = {name: len(rows) for name, rows in source.splits.items()}
-            finish(as_json, {"out": str(out), "samples": sizes} | (columns if as_json else {}))
+            finish(
+                as_json, {"would write": str(out), "samples": sizes} | (columns if as_json else {})
+            )
             return
         manifest = convert_table(source, out, options)
     summarise(as_json, out, manifest, columns)

@@ -15,19 +15,27 @@ from dmtg.suggestions import closest
 from dmtg.yaml_text import YamlError, parse_yaml, read_yaml
 from trainer.config.config import Config
 from trainer.config.messages import error_lines
+from trainer.config.model import DEFAULT_ENCODER
 from trainer.config.suggestions import suggest_key
 from trainer.config.unions import CHOICES, SHORTHANDS
 from trainer.errors import UserError
 
 # Keys outside of a section that may have a value.
 _VALUES = ("plugins", *(path for path in SHORTHANDS if "." not in path))
+# Keys whose value decides which other keys a section has, with their defaults.
+_CHOOSING: dict[str, dict[str, Any]] = {
+    **{path: {key: default} for path, (key, default) in CHOICES.items()},
+    "model.encoder": {"name": DEFAULT_ENCODER.name},
+    "model.encoder.options": {"model": None, "model_type": None},
+}
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and validate everything.
 
     A file may name another one by `base: PATH`, relative to itself, and contain only what differs.
-    What chooses another recipe or schedule than the file below replaces that section as a whole.
+    What chooses another recipe, method, schedule or encoder than the file below replaces that
+    section as a whole, and another `model` or `model_type` all options of the encoder.
 
     Raises:
         UserError: The file cannot be read, a plug-in cannot be imported, or keys or values are not
@@ -107,8 +115,8 @@ def _load_plugins(tree: dict[str, Any], source: str) -> None:
 def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
     """Set in a tree of plain values what each `section.key=value` says.
 
-    The overrides that choose a recipe or a schedule are applied first: another choice than the
-    tree's drops the keys of that section which the tree has, not those of other overrides.
+    The overrides that choose a recipe, an encoder or the like are applied first: another choice
+    than the tree's drops the keys of that section which the tree has, not those of other overrides.
 
     Raises:
         UserError: One does not have that form, or names a value where a section is needed.
@@ -119,7 +127,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
 
 def _chooses(override: str) -> bool:
     path = override.partition("=")[0]
-    return path in CHOICES or path in {f"{union}.{key}" for union, (key, _) in CHOICES.items()}
+    return path in CHOICES or path in {
+        f"{on}.{key}" for on, keys in _CHOOSING.items() for key in keys
+    }
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -225,7 +235,7 @@ def _expanded(path: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
 
 
 def _same_choice(path: str, under: dict[str, Any], over: dict[str, Any]) -> bool:
-    if path not in CHOICES:
-        return True
-    key, default = CHOICES[path]
-    return key not in over or over[key] == under.get(key, default)
+    return all(
+        key not in over or over[key] == under.get(key, default)
+        for key, default in _CHOOSING.get(path, {}).items()
+    )

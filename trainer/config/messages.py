@@ -20,6 +20,7 @@ from trainer.config.suggestions import suggest_key
 from trainer.config.unions import alternatives, section_type
 
 _LONGEST = 200  # characters of a value in a message
+_OF_LIBRARIES = "; models of libraries: {name: timm, options: {model: resnet18}}, docs/encoders.md"
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def _hint(of: Type, value: Any) -> str:  # noqa: ANN401 - any YAML value
 
 def _wrong_name(path: str, value: Any, names: Sequence[str]) -> str:  # noqa: ANN401
     found = shortened(in_yaml(value), _LONGEST)
-    return f"{path}: found {found}; allowed: {listed(names)}{did_you_mean(value, names)}"
+    hint = did_you_mean(value, names) or (_OF_LIBRARIES if path == "model.encoder.name" else "")
+    return f"{path}: found {found}; allowed: {listed(names)}{hint}"
 
 
 def _unknown_choice(error: ErrorDetails, place: _Place) -> str:

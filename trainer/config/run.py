@@ -82,7 +82,9 @@ class RunSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> RunSection:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of run.steps and run.epochs")
+            both = self.steps is not None
+            way = "set the other to null, as in run.epochs=null" if both else "neither is given"
+            raise ValueError(f"give exactly one of run.steps and run.epochs: {way}")
         return self
 
     @model_validator(mode="after")

@@ -20,12 +20,13 @@ from model.kinds.kind import get_kind
 from model.pruned_model import described
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
-from trainer.json_file import to_json
+from trainer.json_file import to_json, with_digits
 from trainer.prediction.overview import draw_overview
 from trainer.prediction.photos import Prepared
 
 FORMATS = ("png", "npy", "jsonl")
 LINES = "predictions.jsonl"
+_DIGITS = 7  # of numbers that were computed in 32 bits
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Outputs:
             for task in self.tasks
             if not task.dense
         }
-        record: dict[str, Any] = {"image": source, "attributes": attributes}
+        record: dict[str, Any] = {"image": source, "attributes": with_digits(attributes, _DIGITS)}
         dense = {task: predictions[task.name] for task in self.tasks if task.dense}
         if dense and set(self.formats) & {"png", "npy"}:
             record["files"] = {
@@ -124,7 +125,7 @@ class Outputs:
                 for task in dense
             }
         if photo.labels:
-            record["labels"] = photo.labels
+            record["labels"] = with_digits(photo.labels, _DIGITS)
         for task, values in dense.items():
             self._write_maps(name, task, values, photo.size)
         self._write_record(record, self._record_file(name), lines)

@@ -100,6 +100,9 @@ def _settings(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
         listed = ", ".join(f"{key}={value}" for key, value in pairs if value is not None)
         name = recipe if by_recipe else shortened(listed, 120)
         settings.setdefault(name, []).append(run)
+    names = [run.name for run in runs]
+    if not by_recipe and len(settings) == len(set(names)) == len(runs):
+        return {run.name: [run] for run in runs}
     return settings
 
 

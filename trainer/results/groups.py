@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from model.grouping.grouping import Grouping
 
 _STATUS = "status.json"
+_EVEN = 1e-3  # relative difference of probabilities that are taken to be equal
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ class RunGroups:
         for task in sorted(self.tasks, key=lambda each: each.branch):
             members.setdefault(task.branch, []).append(task)
         return members
+
+    @property
+    def undecided_evenly(self) -> bool:
+        """Whether every task has equal probabilities on all of several branches."""
+        return bool(self.tasks) and all(
+            task.choices > 1 and abs(task.probability * task.choices - 1) < _EVEN
+            for task in self.tasks
+        )
 
     @property
     def groups(self) -> list[list[str]]:

@@ -29,6 +29,8 @@ def describe_groups(groups: RunGroups, limit: int | None = None) -> list[str]:
         limit: Tasks that are shown of each branch; None shows all.
     """
     branches, num_tasks = groups.branches, len(groups.tasks)
+    if groups.undecided_evenly:
+        return [f"groups: none yet, each of {num_tasks} tasks may still take any branch"]
     lines = [f"groups: {_count(num_tasks, 'task')} on {_count(len(branches), 'branch', 'es')}"]
     if groups.num_decided < num_tasks:
         lines[0] += f", {groups.num_decided} decided (undecided: probability in brackets)"

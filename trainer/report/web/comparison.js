@@ -92,7 +92,8 @@ function differenceTable(place, comparison, pair) {
 }
 
 function verdict({ half, mean }, better) {
-  if (half === null || Math.abs(mean) <= half) return "not distinguishable";
+  if (half === null) return "one seed: unknown";
+  if (Math.abs(mean) <= half) return "not distinguishable";
   return element("span", { class: better > 0 ? "good" : "bad" }, better > 0 ? "better" : "worse");
 }
 

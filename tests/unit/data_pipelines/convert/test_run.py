@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from data_pipelines.convert import run as conversion
 from data_pipelines.convert.jobs import ConversionJobs, shuffled
-from data_pipelines.convert.run import convert, progress_bar
+from data_pipelines.convert.run import convert
 from data_pipelines.convert.tally import (
     OTHER_REASONS,
     bounded_reasons,
@@ -23,6 +23,7 @@ from data_pipelines.convert.tally import (
 from data_pipelines.convert.unreadable import counted
 from data_pipelines.decode.codecs import encode_json, encode_png
 from data_pipelines.errors import DataError, UnreadableColumnsError
+from data_pipelines.progress import progress_bar
 from data_pipelines.shards.encoded import EncodedSample
 from data_pipelines.shards.manifest import Field, Manifest, check_shards
 from data_pipelines.shards.sources import LocalFolder

@@ -256,7 +256,7 @@ def test_a_task_with_options_is_read_again_from_json():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gamma": 2}, "a mapping from options of bce: pos_weight, label_smoothing$"),
+        ({"gamma": 2}, "has 'gamma'; options of bce: pos_weight, label_smoothing$"),
         ([1], r"loss_options is \[1\], must be a mapping"),
         ({"pos_weight": 0}, "pos_weight is 0, must be a number above 0, or auto$"),
         ({"pos_weight": "much"}, "'t': loss_options.pos_weight is 'much', must be"),

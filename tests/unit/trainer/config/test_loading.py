@@ -168,6 +168,29 @@ def test_a_file_over_its_base_in_unions(text, schedule, recipe, file):
     assert schedule.items() <= config.optim.schedule.model_dump().items()
 
 
+@pytest.mark.parametrize(
+    ("over", "expected"),
+    [
+        ("{name: xception}", {}),
+        ("{name: xception, options: {channels: 64}}", {"channels": 64}),
+        ("{options: {model_type: convnextv2}}", {"model_type": "convnextv2"}),
+        ("{name: timm, options: {model: convnext_atto}}", {"model": "convnext_atto"}),
+        ("{options: {depths: [1, 1, 2, 1]}}", {"model_type": "resnet", "depths": [1, 1, 2, 1]}),
+        ("{name: backbone, pretrained: x}", {"model_type": "resnet", "depths": [1, 1, 1, 1]}),
+    ],
+)
+def test_another_encoder_over_that_of_the_base_has_its_own_options(over, expected, file):
+    tree = yaml.safe_load(file.read_text())
+    resnet = {"model_type": "resnet", "depths": [1, 1, 1, 1]}
+    tree["model"]["encoder"] = {"name": "backbone", "options": resnet}
+    file.write_text(yaml.safe_dump(tree))
+    child = file.parent / "child.yaml"
+    child.write_text(f"base: {file.name}\nmodel: {{encoder: {over}}}\n")
+    assert load_config(child).model.encoder.options == expected
+    overrides = ["model.encoder.options.channels=64", "model.encoder.name=xception"]
+    assert load_config(file, overrides).model.encoder.options == {"channels": 64}
+
+
 def test_keys_over_a_schedule_that_the_base_names_in_short(file):
     file.write_text(file.read_text() + "optim: {schedule: plateau}\n")
     (file.parent / "child.yaml").write_text("base: config.yaml\noptim: {schedule: {patience: 7}}\n")

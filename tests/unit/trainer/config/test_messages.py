@@ -111,10 +111,12 @@ WRONG = [
     ("run.resume=yes", "run.resume: found true; allowed: never or auto"),
     ("run.precision=fp8", "run.precision: found 'fp8'; allowed: fp32, tf32, bf16, fp16 or null"),
     ("model.compile=fast", "model.compile: found 'fast'; allowed: true, false or reduce-overhead"),
-    ("model.encoder=resnet18", f"model.encoder.name: found 'resnet18'; allowed: {ENCODERS}"),
+    ("model.encoder=resnet18", f"model.encoder.name: found 'resnet18'; allowed: {ENCODERS}; "
+     "models of libraries: {name: timm, options: {model: resnet18}}, docs/encoders.md"),
     ("model.encoder.name=residual", f"model.encoder.name: found 'residual'; allowed: {ENCODERS}; "
      "did you mean 'residual64'?"),
-    ("model.encoder.name=family", f"model.encoder.name: found 'family'; allowed: {ENCODERS}"),
+    ("model.encoder.name=family", f"model.encoder.name: found 'family'; allowed: {ENCODERS}; "
+     "models of libraries: {name: timm, options: {model: resnet18}}, docs/encoders.md"),
     ("model.decoder=linear", "model.decoder: found 'linear'; allowed: deconv, resize"),
     ("data.source=shard", "data.source: found 'shard'; allowed: shards; did you mean 'shards'?"),
     ("tasks.preset=celeba", "tasks.preset: found 'celeba'; allowed: taskonomy5, taskonomy, "
