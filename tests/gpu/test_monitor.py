@@ -44,9 +44,9 @@ class Stopwatch:
 
 
 def test_times_are_those_of_events(rooms_config, train, monkeypatch):
-    step, forward = Stopwatch(trainer.loop.train_step), Stopwatch(trainer.step._forward)
+    step, forward = Stopwatch(trainer.loop.train_step), Stopwatch(trainer.step.forward)
     monkeypatch.setattr(trainer.loop, "train_step", step)
-    monkeypatch.setattr(trainer.step, "_forward", forward)
+    monkeypatch.setattr(trainer.step, "forward", forward)
     out = train(rooms_config(f"run.steps={NUM_STEPS}", f"log.every={EVERY}", "pruning.begin=1",
                              "pruning.end=1"))  # fmt: skip
     lines = (out / "timing.jsonl").read_text().splitlines()

@@ -1,6 +1,7 @@
 """Every encoder with every decoder, in every precision and with and without recomputation."""
 
 import copy
+import importlib.util
 from operator import lt
 
 import pytest
@@ -29,6 +30,7 @@ BUILT = {
     "mlp": ("mlp", {"widths": [8, 16, 16]}),
     "residual64": ("residual64", {"channels": 8}),
     "resnet": ("backbone", RESNET),
+    "timm": ("timm", {"model": "test_convnext"}),
     "vit": ("backbone", VIT),
     "xception": ("xception", {"sizes": [8, 16, 32, 32], "channels": 16}),
 }
@@ -49,6 +51,8 @@ def size_of(encoder):
 def build(encoder, decoder):
     torch.manual_seed(0)
     name, options = BUILT[encoder]
+    if name == "timm" and importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
     tasks = [TaskSpec("face", "binary"), TaskSpec("age", "regression")]
     if decoder != "linear":
         tasks += [
