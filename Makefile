@@ -30,6 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -c constraints.txt torch
 	@echo "Installing dmtg, its other dependencies and the tools of its tests"
 	@$(PIP_INSTALL) -c constraints.txt --editable '.[dev]'
+	@$(PIP_INSTALL) -c constraints.txt --no-deps timm  # without torchvision: docs/encoders.md
 	@touch $@
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.

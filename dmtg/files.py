@@ -121,3 +121,22 @@ def check_outputs(
                 f"{path}: exists and would be replaced by {what}; name another folder, or add "
                 "--overwrite"
             )
+
+
+def user_cache_folder(name: str) -> Path:
+    """Return the folder `name` for what can be computed again, which need not exist.
+
+    It is in the folder that the environment variable DMTG_CACHE_DIR names, by default in `dmtg` of
+    the user's cache folder.
+
+    Raises:
+        OSError: The user has no home folder.
+    """
+    named = os.environ.get("DMTG_CACHE_DIR")
+    if named:
+        return Path(named) / name
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
+    return caches / "dmtg" / name

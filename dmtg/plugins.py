@@ -20,6 +20,7 @@ ENCODERS: Registry[Any] = Registry("encoder", "model.encoders")
 DENSE_DECODERS: Registry[Any] = Registry("dense decoder", "model.heads")
 SAMPLERS: Registry[Any] = Registry("sampler", "model.grouping.samplers")
 RECIPES: Registry[Any] = Registry("recipe", "trainer.recipes")
+LOSS_WEIGHTINGS: Registry[Any] = Registry("loss weighting", "trainer.loss_weights")
 DATA_SOURCES: Registry[Any] = Registry("data source", "trainer.data_sources")
 CONVERTERS: Registry[Any] = Registry(  # the others take more than a folder, or `datasets`
     "converter", "data_pipelines.convert.celeba", "data_pipelines.convert.taskonomy"
@@ -35,6 +36,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
         DENSE_DECODERS,
         SAMPLERS,
         RECIPES,
+        LOSS_WEIGHTINGS,
         DATA_SOURCES,
         CONVERTERS,
     )
@@ -47,6 +49,7 @@ register_encoder = ENCODERS.register
 register_dense_decoder = DENSE_DECODERS.register
 register_sampler = SAMPLERS.register
 register_recipe = RECIPES.register
+register_loss_weighting = LOSS_WEIGHTINGS.register
 register_data_source = DATA_SOURCES.register
 register_converter = CONVERTERS.register
 

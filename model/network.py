@@ -64,8 +64,8 @@ class MultiTaskNetwork(nn.Module):
         decoder: Of the dense tasks, see `build_stacked_heads`.
         gradient_scale: Factors of the gradients into the trunk and into each branch in training
             mode, see `gradient_factors`; a subset keeps them.
-        image_mean: Per channel of an image scaled to 0..1. None means ImageNet's for images of
-            three channels; other inputs are then used as they are.
+        image_mean: Per channel of an image scaled to 0..1. None means the encoder's, else
+            ImageNet's for images of three channels; other inputs are then used as they are.
         image_std: See `image_mean`.
         decoder_options: Other keywords of the decoder.
 
@@ -103,7 +103,11 @@ class MultiTaskNetwork(nn.Module):
         self.image_size = (image_size[0], image_size[1])
         self.layout = HeadLayout(self.tasks, len(encoder.branches), heads)
         self.labels = TaskLabels(self.tasks, self.layout, self.image_size)
-        mean, std = _normalisation(encoder.in_channels, image_mean, image_std)
+        mean, std = _normalisation(
+            encoder.in_channels,
+            encoder.image_mean if image_mean is None else image_mean,
+            encoder.image_std if image_std is None else image_std,
+        )
         if len(gradient_scale) != 2:
             raise ValueError(
                 f"gradient_scale is {list(gradient_scale)!r}, must be two numbers: into the trunk, "

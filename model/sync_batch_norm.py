@@ -59,14 +59,35 @@ class SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), weight)
 
 
+class SyncBatchNormAct(SyncBatchNorm):
+    """A batch normalisation with dropout and activation after it, as timm's `BatchNormAct2d`.
+
+    Attributes:
+        drop: The dropout.
+        act: The activation.
+    """
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return activations of the normalised maps [B,C,...]; every rank must call it."""
+        return self.act(self.drop(super().forward(input)))
+
+
 def synchronise(network: nn.Module) -> None:
     """Let all batch normalisations of a network have the statistics of all ranks.
 
-    Parameters, buffers and their names stay.
+    Parameters, buffers and their names stay. A layer whose class computes something else besides
+    stays as it is, unless that is an activation.
     """
     for layer in network.modules():
-        if isinstance(layer, _BatchNorm):
+        if not isinstance(layer, _BatchNorm):
+            continue
+        if type(layer).forward is _BatchNorm.forward:
             layer.__class__ = SyncBatchNorm
+        elif isinstance(getattr(layer, "act", None), nn.Module) and hasattr(layer, "drop"):
+            layer.__class__ = SyncBatchNormAct
 
 
 class _Normalise(torch.autograd.Function):

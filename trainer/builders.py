@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors
+from model.heads.layout import Head
 from model.init_from import init_from
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
@@ -20,6 +21,7 @@ from trainer.config.optim import PlateauSchedule
 from trainer.engines.engine import Engine
 from trainer.engines.plateau import Plateau
 from trainer.errors import UserError
+from trainer.loss_weights.weighting import LossWeighting, weighting_of
 from trainer.phases import Phase, freeze, phase_lr
 from trainer.recipes.groups import Groups, grouping_of_groups, heads_of_groups
 from trainer.recipes.learner import GroupLearner, recipe_of
@@ -37,7 +39,7 @@ def build_network(
         UserError: The encoder or the decoder cannot be built as configured.
     """
     torch.manual_seed(config.run.seed)
-    section, pretrained = config.model, config.model.encoder.pretrained
+    section = config.model
     try:
         encoder = build_encoder(
             section.encoder.name,
@@ -46,7 +48,7 @@ def build_network(
             trunk_depth=section.trunk_depth,
             init=section.branch_init,
             options=section.encoder.options,
-            pretrained=None if pretrained is None else str(pretrained),
+            pretrained=section.encoder.pretrained,
         )
         return MultiTaskNetwork(
             tasks,
@@ -59,6 +61,8 @@ def build_network(
             gradient_scale=gradient_factors(
                 section.gradient_scale, len(encoder.branches), len(tasks)
             ),
+            image_mean=section.image_mean,
+            image_std=section.image_std,
         )
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -162,3 +166,29 @@ def build_plateau(
     if checkpoint is not None and checkpoint.progress.plateau:  # else it had another schedule
         plateau.load(checkpoint.progress.plateau)
     return plateau
+
+
+def build_loss_weighting(
+    config: Config,
+    data: RunData,
+    heads: Sequence[Head],
+    device: torch.device,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> LossWeighting:
+    """Return what weights the losses of a phase.
+
+    Args:
+        heads: Those that are alive and trained in the phase.
+        device: Device of the losses.
+        tensors: Its state in a checkpoint of this phase; None or empty for a new one.
+
+    Raises:
+        UserError: `loss_weights` does not fit the tasks or the data.
+    """
+    trained = torch.zeros(len(data.tasks), dtype=torch.bool)
+    trained[[task for task, _ in heads]] = True
+    epoch_steps = None if data.train_samples is None else data.steps_per_epoch()
+    weighting = weighting_of(config)(config, data.tasks, trained.to(device), epoch_steps)
+    if tensors:
+        weighting.load(tensors)
+    return weighting

@@ -11,6 +11,7 @@ from torch import Tensor
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.transfer import on_device
 from trainer.compaction import compact, should_compact
+from trainer.config.loss_weights import DEFAULT_METHOD
 from trainer.errors import Preempted
 from trainer.evaluation import Metrics, evaluate_beside, share_constants
 from trainer.health.damaged_samples import DamagedSampleCounter
@@ -23,7 +24,7 @@ from trainer.results.groups import groups_of
 from trainer.run_data import label_batches
 from trainer.session import Session
 from trainer.snapshot import save_session
-from trainer.step import train_step
+from trainer.step import StepResult, train_step
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +108,8 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             session.log.write(session.step, "skip", **session.guard.record())
         else:
             if due.logs:
-                _log_step(session, result.objective, micro_batches)
-            session.update_plateau(result.objective)
+                _log_step(session, result, micro_batches)
+            session.update_plateau(result.objective, result.loss_weights)
         if due.prunes:
             _prune(session)
         if due.evaluates:
@@ -167,11 +168,10 @@ def _batches(
             report_progress(f"step {session.step}, reading data")
 
 
-def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -> None:
+def _log_step(session: Session, result: StepResult, micro_batches: list[Batch]) -> None:
     grouping, step = session.learner.grouping, session.step
-    objectives = objective.tolist()  # [N]
     trained = sorted({task for task, _ in session.selection.heads})
-    per_task = {session.tasks[task].name: objectives[task] for task in trained}
+    per_task = _by_task(session, result.objective, trained)
     values = {
         "loss": sum(per_task.values()) / len(per_task),
         "temperature": session.learner.temperature(step - 1),
@@ -186,8 +186,9 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
     status = {**values, "losses": per_task, "grouping": groups.to_json()}
     pace = session.monitor.report(step, session.num_steps, network, status)
     progress = session.monitor.progress(step)
-    session.log.write(step, "train", **progress, **values, losses=per_task)
-    session.callbacks.on_log(session, {**progress, **values, "losses": per_task})
+    session.log.write(
+        step, "train", **progress, **values, losses=per_task, **_loss_weights(session, result)
+    )
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
     session.log.probabilities(step, grouping.probabilities())
     shown = {"loss": f"{values['loss']:.4f}", "temperature": f"{values['temperature']:.2f}"}
@@ -196,6 +197,19 @@ def _log_step(session: Session, objective: Tensor, micro_batches: list[Batch]) -
         session.log.scalars(step, pace.scalars())
         shown["samples/s"] = f"{pace.samples_per_second:.0f}"
     session.log.advance(step, shown)
+
+
+def _by_task(session: Session, values: Tensor, tasks: Iterable[int]) -> dict[str, float]:
+    numbers = values.tolist()  # [N]
+    return {session.tasks[task].name: numbers[task] for task in tasks}
+
+
+def _loss_weights(session: Session, result: StepResult) -> dict[str, dict[str, float]]:
+    """Return the loss weights of a step for its record; nothing with the method `equal`."""
+    if session.config.loss_weights.method == DEFAULT_METHOD:
+        return {}
+    trained = sorted({task for task, _ in session.selection.heads})
+    return {"loss_weights": _by_task(session, result.loss_weights, trained)}
 
 
 def _prune(session: Session) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader
@@ -63,6 +63,18 @@ class RunData(Protocol):
 
     def eval_batches(self, *, rank: int, world_size: int) -> Iterable[Batch]:
         """Return batches with every sample of the evaluation split once over all processes."""
+
+
+@runtime_checkable
+class CountsClasses(Protocol):
+    """Data whose training labels are counted: tasks may set options of their losses to `auto`."""
+
+    def class_counts(self, tasks: Sequence[TaskSpec]) -> Mapping[str, Sequence[int]]:
+        """Return the number of training labels of each class, by task; every task has classes.
+
+        Raises:
+            UserError, DataError: They cannot be counted.
+        """
 
 
 @runtime_checkable

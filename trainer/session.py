@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 from typing_extensions import Self
@@ -16,13 +15,20 @@ from model.grouping.head_sampling import HeadSample
 from model.heads.layout import HeadSelection, used_branches
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from trainer.builders import build_engine, build_learner, build_plateau, prepare_engine
+from trainer.builders import (
+    build_engine,
+    build_learner,
+    build_loss_weighting,
+    build_plateau,
+    prepare_engine,
+)
 from trainer.callback import Callbacks
 from trainer.checkpoints.checkpoint import Checkpoint
 from trainer.checkpoints.files import folder_of_step, set_aside_newer
 from trainer.checkpoints.resume import resume_checkpoint
 from trainer.checkpoints.state import NamedState
 from trainer.checkpoints.writer import CheckpointWriter
+from trainer.class_balance import balanced_tasks
 from trainer.config.config import Config
 from trainer.engines.agreement import first_message
 from trainer.engines.engine import Engine
@@ -33,6 +39,7 @@ from trainer.evaluation import Metrics
 from trainer.health.damaged_samples import DamagedSampleCounter
 from trainer.health.loss_guard import LossGuard
 from trainer.health.stop_signals import stop_at_once
+from trainer.loss_weights.weighting import LossWeighting
 from trainer.monitoring.logs import RunLog
 from trainer.monitoring.monitor import Monitor
 from trainer.monitoring.profiling import ProfileWindow
@@ -47,7 +54,8 @@ from trainer.run_lock import WAIT_SECONDS
 
 logger = logging.getLogger(__name__)
 
-OBSERVED = "observed."  # prefix of the names of an observer's tensors in a checkpoint
+# Prefixes of the names of tensors in a checkpoint: of an observer, of the loss weights.
+OBSERVED, LOSS_WEIGHTS = "observed.", "loss_weights."
 
 
 @dataclass(kw_only=True)
@@ -75,6 +83,7 @@ class Session:
         phases: All phases; before the search has ended perhaps more than there will be.
         phase: The one that the engine is made for.
         plateau: The learning rate's factor in the schedule `plateau`; None in others.
+        loss_weighting: Weights the losses of the tasks in this phase.
         observed: What an observer of the training has gathered, the same on every rank; it is
             saved and restored with the run.
         callbacks: Called by the loop.
@@ -104,6 +113,7 @@ class Session:
     phases: tuple[Phase, ...]
     phase: Phase
     plateau: Plateau | None
+    loss_weighting: LossWeighting
     observed: dict[str, Tensor] = field(default_factory=dict)
     callbacks: Callbacks = field(default_factory=Callbacks)
     with_constants: bool = False
@@ -155,9 +165,17 @@ class Session:
             factor *= self.plateau.factor
         return factor * phase_lr(self.config, phase) / optim.lr
 
-    def update_plateau(self, objective: Tensor) -> None:
-        """Pass the objective [N] of the last step to the schedule `plateau`."""
+    def update_plateau(self, objective: Tensor, loss_weights: Tensor) -> None:
+        """Pass the objective [N] of the last step to the schedule `plateau`.
+
+        Args:
+            objective: Without the loss weights.
+            loss_weights: [N]. Those that change would make the objectives of two epochs different
+                quantities.
+        """
         if self.plateau is not None:
+            if self.loss_weighting.constant:
+                objective = objective * loss_weights
             self.plateau.update(self.step - self.phase.start, objective)
 
     def select_heads(self) -> HeadSample:
@@ -212,6 +230,7 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         folder = claim_folder(config, accelerator)
         stack.callback(folder.release)
         data = data or open_data(config)
+        data.tasks = balanced_tasks(config, data)
         check_trackers(config.log)
         checkpoint = resume_checkpoint(config, folder, data, accelerator)
         _check_loaders(config, accelerator, data)
@@ -227,6 +246,13 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
         phase = phase_before(phases, step)
         engine = build_engine(config, accelerator, data.tasks, groups, phase, checkpoint)
         plateau = build_plateau(config, data, phase, accelerator.device, checkpoint)
+        loss_weighting = build_loss_weighting(
+            config,
+            data,
+            phase.heads(learner.grouping.heads()),
+            accelerator.device,
+            _named(checkpoint, LOSS_WEIGHTS),
+        )
         damaged_samples, guard = _build_guards(config, accelerator, data, checkpoint)
         profile = ProfileWindow(config.run, accelerator.process_index, phases[-1].end)
         log = _open_folder(config, accelerator, folder, checkpoint, phases[-1].end)
@@ -251,7 +277,11 @@ def start_session(config: Config, accelerator: Accelerator, data: RunData | None
             phases=phases,
             phase=phase,
             plateau=plateau,
-            observed=_observed(checkpoint, accelerator.device) if checkpoint else {},
+            loss_weighting=loss_weighting,
+            observed={
+                name: value.to(accelerator.device)
+                for name, value in _named(checkpoint, OBSERVED).items()
+            },
         )
         for change in folder.changes:
             logger.info("from step %d on: %s", step, change)
@@ -337,11 +367,13 @@ def _begin_monitor(
     return monitor
 
 
-def _observed(checkpoint: Checkpoint, device: torch.device) -> dict[str, Tensor]:
+def _named(checkpoint: Checkpoint | None, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint whose names have a prefix, without it."""
+    grouping = {} if checkpoint is None else checkpoint.grouping
     return {
-        name.removeprefix(OBSERVED): value.to(device)
-        for name, value in checkpoint.grouping.items()
-        if name.startswith(OBSERVED)
+        name.removeprefix(prefix): value
+        for name, value in grouping.items()
+        if name.startswith(prefix)
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dmtg.secrets import without_secrets
 from trainer.checkpoints.checkpoint import Checkpoint, Progress
 from trainer.checkpoints.state import NamedState, read_state
-from trainer.session import OBSERVED, Session
+from trainer.session import LOSS_WEIGHTS, OBSERVED, Session
 
 
 def save_session(session: Session) -> None:
@@ -42,6 +42,8 @@ def _snapshot(session: Session, state: NamedState) -> Checkpoint:
         grouping_steps=session.grouping_steps,
     )
     observed = {f"{OBSERVED}{name}": value for name, value in session.observed.items()}
-    grouping = session.learner.tensors() | observed
+    weighting = session.loss_weighting.tensors()
+    loss_weights = {f"{LOSS_WEIGHTS}{name}": value for name, value in weighting.items()}
+    grouping = session.learner.tensors() | observed | loss_weights
     copies = {name: value.detach().to("cpu", copy=True) for name, value in grouping.items()}
     return Checkpoint(progress, state, copies)

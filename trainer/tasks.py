@@ -22,8 +22,9 @@ _LONGEST = 500  # characters of the labels in a message
 def resolve_tasks(section: TasksSection, manifest: Manifest) -> tuple[TaskSpec, ...]:
     """Return the tasks of a run.
 
-    A task's description is, in this order: its entry in `tasks.define` over the preset's, over
-    the released Taskonomy domain of that name, over the manifest's description of its field.
+    A task's description is, in this order: its entry in `tasks.define` over that of its kind in
+    `tasks.by_kind`, over the preset's, over the released Taskonomy domain of that name, over the
+    manifest's description of its field.
 
     Raises:
         UserError: An unknown task, or a definition that is not a task's.
@@ -58,12 +59,16 @@ def _resolve(
         spec = replace(known[name], classes=classes or known[name].classes).to_dict()
     elif field is not None and field.kind != "image":
         spec = _spec_of_field(name, str(definition.get("kind", field.kind)), field)
+    kind = str(definition.get("kind", spec.get("kind", "")))
+    for over in (section.by_kind.get(kind, {}), definition):
+        spec = _described_over(spec, over, kind)
     try:
-        return TaskSpec.from_dict({"name": name, **spec, **definition})
+        return TaskSpec.from_dict({"name": name, **spec})
     except (ValueError, TypeError) as error:
         if not spec and not definition:
             raise UserError(_no_label(name, manifest)) from None
-        raise UserError(f"tasks.define.{name}: {error}") from None
+        place = f"define.{name}" if definition or kind not in section.by_kind else f"by_kind.{kind}"
+        raise UserError(f"tasks.{place}: {error}") from None
 
 
 def _no_label(name: str, manifest: Manifest) -> str:
@@ -73,6 +78,22 @@ def _no_label(name: str, manifest: Manifest) -> str:
         f"tasks.names: found {name!r}, which is no label of {manifest.dataset} and not described "
         f"by tasks.define.{name}; labels in {manifest.dataset}: {shown}{did_you_mean(name, labels)}"
     )
+
+
+def _described_over(under: dict[str, Any], over: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Return the attributes of both, where both have one that of `over`.
+
+    Options of the loss are joined, unless `over` names another loss.
+    """
+    joined = {**under, **over}
+    default = TASK_KINDS[kind].default_loss if kind in TASK_KINDS else ""
+    same_loss = joined.get("loss", default) == (under.get("loss") or default)
+    options = [spec.get("loss_options", {}) for spec in ((under, over) if same_loss else (over,))]
+    if all(isinstance(part, dict) for part in options) and any(options):
+        joined["loss_options"] = {name: value for part in options for name, value in part.items()}
+    elif not same_loss and "loss_options" not in over:
+        joined.pop("loss_options", None)
+    return joined
 
 
 def _spec_of_field(name: str, kind: str, field: Field) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 The first process that opens such a shard reads all of it, once: it compares the hash with that in
 the manifest and builds the index with the checksum of every member. The index is kept under the
-shard's hash in `index_folder`. Other workers and ranks of the machine wait for it, and they and
-later runs load it, so that a shard is hashed once. From then on every member is compared with its
-checksum when it is read, as with an index file: a shard that is replaced later is detected whatever
-its size and its times are, so neither has to be remembered.
+shard's hash in `user_cache_folder("indexes")`. Other workers and ranks of the machine wait for it,
+and they and later runs load it, so that a shard is hashed once. From then on every member is
+compared with its checksum when it is read, as with an index file: a shard that is replaced later is
+detected whatever its size and its times are, so neither has to be remembered.
 
 At most `MAX_KEPT_BYTES` of indexes are kept; the least recently used ones are deleted.
 
-Nothing is written to the folder of the shards, which may be read-only. Where `index_folder` cannot
+Nothing is written to the folder of the shards, which may be read-only. Where that folder cannot
 be written, each process builds the index for itself. `dmtg shards index` writes index files, which
 spare both.
 """
@@ -29,7 +29,7 @@ from data_pipelines.shards.index_file import pack_index, read_index
 from data_pipelines.shards.manifest import MAX_INDEX_BYTES
 from data_pipelines.shards.sources import LocalFile
 from data_pipelines.shards.tar_index import TarIndex, index_tar
-from dmtg.files import atomic_write
+from dmtg.files import atomic_write, user_cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,25 +39,6 @@ _LOCK = ".lock"
 _BLOCK_BYTES = 2**20  # read at once
 _REPORT_SECONDS = 10.0  # between two messages about a shard that is read
 _DIGEST_BYTES = hashlib.sha256().digest_size  # at the start of a kept file: the hash of the rest
-
-
-def index_folder() -> Path:
-    """Return the folder of kept indexes.
-
-    It is `indexes` in the folder that the environment variable DMTG_CACHE_DIR names, by default
-    `dmtg` in the user's cache folder.
-
-    Raises:
-        OSError: The user has no home folder.
-    """
-    named = os.environ.get("DMTG_CACHE_DIR")
-    if named:
-        return Path(named) / "indexes"
-    try:
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
-    return caches / "dmtg" / "indexes"
 
 
 def built_index(shard: LocalFile, sha256: str) -> TarIndex:
@@ -71,7 +52,7 @@ def built_index(shard: LocalFile, sha256: str) -> TarIndex:
         DataError: The shard has another hash, or is damaged.
     """
     try:
-        folder = index_folder()
+        folder = user_cache_folder("indexes")
         path = folder / f"{sha256}.index"
         index = _load(path, shard)
         if index is not None:

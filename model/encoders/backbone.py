@@ -5,15 +5,17 @@ Legend: B batch, T tokens, C channels, h, w feature size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from dmtg.memory import is_out_of_memory
 from dmtg.names import one_line, shortened
+from dmtg.optional_packages import hide_if_broken, import_package
 from dmtg.plugins import register_encoder
 from dmtg.suggestions import did_you_mean
 from model.encoders.backbone_options import (
@@ -23,9 +25,18 @@ from model.encoders.backbone_options import (
     to_options,
 )
 from model.encoders.family import EncoderFamily, Option, Parts
+from model.encoders.feature_maps import TokensToMap
+from model.encoders.pretrained import (
+    PREPROCESSOR,
+    checkpoint_folder,
+    preprocessor_normalisation,
+)
+from model.encoders.stages import drop_unused, split_stages
 
 if TYPE_CHECKING:  # the library takes seconds to import, and only this encoder needs it
     from transformers import PretrainedConfig, PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _VIT = "vit"  # has no backbone class: its plain model is used
 
@@ -52,19 +63,6 @@ class _LastMap(nn.Module):
         return self.backbone(images).feature_maps[-1]
 
 
-class _TokensToMap(nn.Module):
-    """The normalised patch tokens of a transformer [B,1+T,C] as a map [B,C,h,w]."""
-
-    def __init__(self, norm: nn.Module, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.norm = norm
-        self.grid = grid
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        patches = self.norm(tokens)[:, 1:]  # the first is the class token
-        return patches.transpose(1, 2).unflatten(2, self.grid)
-
-
 def _resnet_stages(model: PreTrainedModel, _image_size: tuple[int, int]) -> list[nn.Module]:
     return [model.embedder, *model.encoder.stages]
 
@@ -82,13 +80,13 @@ def _patch_grid(model: PreTrainedModel, image_size: tuple[int, int]) -> tuple[in
 
 def _dinov2_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
     norm = model.layernorm if model.config.apply_layernorm else nn.Identity()
-    to_map = _TokensToMap(norm, _patch_grid(model, image_size))
+    to_map = TokensToMap(norm, _patch_grid(model, image_size))
     *first, last = model.encoder.layer
     return [model.embeddings, *first, nn.Sequential(last, to_map)]
 
 
 def _vit_stages(model: PreTrainedModel, image_size: tuple[int, int]) -> list[nn.Module]:
-    to_map = _TokensToMap(model.layernorm, _patch_grid(model, image_size))
+    to_map = TokensToMap(model.layernorm, _patch_grid(model, image_size))
     *first, last = model.layers
     return [_VitEmbeddings(model.embeddings), *first, nn.Sequential(last, to_map)]
 
@@ -101,6 +99,13 @@ SPLITTERS = {
     "dinov2": _dinov2_stages,
     _VIT: _vit_stages,
 }
+
+
+def _import_transformers() -> None:
+    # The library only asks whether torchvision is installed, and fails with a broken one.
+    hide_if_broken("torchvision")
+    advice = "install it with pip install 'transformers>=5.0'"
+    import_package("transformers", "model.encoder.name backbone", advice)
 
 
 def _model_types() -> list[str]:
@@ -118,16 +123,13 @@ def resolve_config(
     Raises:
         ValueError: If the folder, the model type or an option is not usable.
     """
+    _import_transformers()
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     overrides = dict(options)
     model_type = overrides.pop("model_type", None)
     if pretrained is not None:
-        if not (Path(pretrained) / "config.json").is_file():
-            raise ValueError(
-                f"model.encoder.pretrained is {pretrained!r}, must be a folder with a config.json"
-            )
         base = AutoConfig.from_pretrained(
             pretrained, local_files_only=True, trust_remote_code=False
         )
@@ -188,13 +190,17 @@ def build_parts(
         if pretrained is None:
             model = backbone_class(config, **arguments)
         else:
-            model = backbone_class.from_pretrained(
-                pretrained,
-                config=config,
-                local_files_only=True,
-                trust_remote_code=False,
-                **arguments,
-            )
+            with _quiet():
+                model, found = backbone_class.from_pretrained(
+                    pretrained,
+                    config=config,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    **arguments,
+                )
+            _check_found(pretrained, model, sorted(found["missing_keys"]))
     except OSError as error:
         raise ValueError(
             f"model.encoder.pretrained is {pretrained!r}, no weights can be read from it: "
@@ -209,30 +215,59 @@ def build_parts(
             f"transformers cannot build it: {_cause(error)}"
         ) from error
     model.train()
-    trunk: nn.Module = nn.Identity()
-    branch: nn.Module
     if family not in SPLITTERS:
         if trunk_depth != 0:
             raise ValueError(
                 f"model.trunk_depth is {trunk_depth!r}, must be 0 for {family}; "
                 f"only {', '.join(SPLITTERS)} can be split"
             )
-        branch = _LastMap(model)
     else:
         # transformers 5.23 puts hooks on stages that record outputs for the whole backbone, which
         # is never run here; torch.compile cannot trace their `ContextVar`.
         for module in model.modules():
             module._forward_hooks.clear()
-        stages = SPLITTERS[family](model, image_size)
-        if trunk_depth not in range(len(stages)):
-            raise ValueError(
-                f"model.trunk_depth is {trunk_depth!r}, must be from 0 to {len(stages) - 1} "
-                f"for this {family}"
-            )
-        if trunk_depth:
-            trunk = nn.Sequential(*stages[:trunk_depth])
-        branch = nn.Sequential(*stages[trunk_depth:])
-    return Parts(trunk, branch)
+        return split_stages(SPLITTERS[family](model, image_size), trunk_depth, family)
+    return Parts(nn.Identity(), _LastMap(model))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from a table and a bar for the weights of each branch."""
+    from transformers.utils import logging as library
+
+    verbosity, bars = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _check_found(pretrained: str, model: PreTrainedModel, missing: Sequence[str]) -> None:
+    """Check that a checkpoint has weights of the model; log once which it has not.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if missing and len(missing) >= len(list(model.parameters())):
+        raise ValueError(
+            f"model.encoder.pretrained is {pretrained!r}, which has no weights of this "
+            f"{model.config.model_type}"
+        )
+    if missing:
+        _log_missing(pretrained, tuple(missing))
+
+
+@functools.cache
+def _log_missing(pretrained: str, missing: tuple[str, ...]) -> None:
+    logger.warning(
+        "model.encoder.pretrained: %s has no weights for %s, which start fresh",
+        pretrained,
+        shortened(", ".join(missing), 300),
+    )
 
 
 def _cause(error: Exception) -> str:
@@ -248,7 +283,8 @@ class Backbone(EncoderFamily):
     Args:
         options: `model_type` (unless it is pretrained) and options of that family's config.
         image_size: H and W.
-        pretrained: Folder with a `config.json` and weights; these decide the options left out.
+        pretrained: Folder with a `config.json` and weights as safetensors, or a repository of the
+            hub with these; they decide the options left out.
 
     Raises:
         ValueError: If the folder, the model type or an option is not usable.
@@ -271,36 +307,20 @@ class Backbone(EncoderFamily):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(options, image_size, pretrained)
-        self._config = resolve_config(options, pretrained, image_size)
+        self._folder: str | None = None
+        if pretrained is not None:
+            folder = checkpoint_folder(pretrained, [PREPROCESSOR])
+            self._folder = str(folder)
+            normalisation = preprocessor_normalisation(folder)
+            if normalisation is not None:
+                self.image_mean, self.image_std = normalisation.mean, normalisation.std
+        self._config = resolve_config(options, self._folder, image_size)
         self.options = to_options(self._config)
 
     def build_parts(self, trunk_depth: int) -> Parts:
         """Build a trunk and one branch, see the function `build_parts`."""
-        return build_parts(self._config, trunk_depth, self.image_size, self.pretrained)
+        return build_parts(self._config, trunk_depth, self.image_size, self._folder)
 
     def finish(self, parts: Parts) -> None:
         """Remove mask tokens, norms of other outputs and the like."""
-        _drop_unused(nn.ModuleList(parts), self.image_size, self._config.model_type)
-
-
-def _drop_unused(parts: nn.ModuleList, image_size: tuple[int, int], family: str) -> None:
-    """Remove parameters that the output does not depend on (mask tokens, norms of other outputs).
-
-    DDP and ZeRO wait for a gradient of every parameter.
-    """
-    trunk, branch = parts
-    parts.eval()
-    images = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
-    output = branch(trunk(images))
-    parameters = dict(parts.named_parameters())
-    gradients = torch.autograd.grad(output.sum(), list(parameters.values()), allow_unused=True)
-    unused = [name for name, grad in zip(parameters, gradients, strict=True) if grad is None]
-    for name in unused:
-        owner, _, attribute = name.rpartition(".")
-        setattr(parts.get_submodule(owner), attribute, None)
-    if unused and not output.is_meta:
-        with torch.no_grad():
-            same = torch.allclose(branch(trunk(images)), output, rtol=1e-3, atol=1e-5)
-        if not same:
-            raise ValueError(f"model.encoder {family} needs {unused[0]} but does not train it")
-    parts.train()
+        drop_unused(parts, self.image_size, self._config.model_type)

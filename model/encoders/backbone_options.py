@@ -66,7 +66,7 @@ def check_options(base: PretrainedConfig, options: Mapping[str, Any]) -> None:
         if name not in known:
             raise _unknown(base, name)
         if not isinstance(value, Mapping):
-            _check_value(f"model.encoder.options.{name}", value)
+            check_value(f"model.encoder.options.{name}", value)
 
 
 def check_nested(config: PretrainedConfig, options: Mapping[str, Any]) -> None:
@@ -122,7 +122,16 @@ def _differences(config: PretrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_diff_dict().items() if name in allowed}
 
 
-def _check_value(place: str, value: object) -> None:
+def check_value(place: str, value: object) -> None:
+    """Check that an option is a word, a number, a truth value, or lists of these.
+
+    Args:
+        place: Its dotted path, for the message.
+        value: Plain data, see `check_plain_options`.
+
+    Raises:
+        ValueError: It is something else or too large.
+    """
     if isinstance(value, str) and not _WORD.fullmatch(value):
         raise ValueError(f"{place} is {shortened(value)!r}, must be a word")
     if isinstance(value, Mapping):  # inside a list
@@ -136,7 +145,7 @@ def _numbers(place: str, value: object) -> Iterator[int | float]:
     if isinstance(value, (list, tuple)):
         for part in value:
             if isinstance(part, (str, Mapping)):
-                _check_value(place, part)
+                check_value(place, part)
             yield from _numbers(place, part)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value

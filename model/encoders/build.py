@@ -20,21 +20,22 @@ def build_encoder(
     trunk_depth: int = 0,
     init: Init = "independent",
     options: Mapping[str, Any] | None = None,
-    pretrained: str | None = None,
+    pretrained: str | bool | None = None,
     feature_shape: tuple[int, int, int] | None = None,
 ) -> Encoder:
     """Build a trunk and `num_branches` branches.
 
     Args:
-        name: Of a registered `EncoderFamily`; built in are residual64, xception, backbone and mlp
-            (for vectors).
+        name: Of a registered `EncoderFamily`; built in are backbone, timm, residual64, xception
+            and mlp (for vectors).
         num_branches: K.
         image_size: Height and width of the images.
         trunk_depth: Number of leading stages that all branches share.
         init: Whether the branches start different or as copies of one. Pretrained branches are
             equal in either case.
-        options: Of the encoder; backbone needs `model_type` unless it is pretrained.
-        pretrained: Folder with pretrained weights, for an encoder that takes them.
+        options: Of the encoder; backbone needs `model_type` unless it is pretrained, timm `model`.
+        pretrained: Folder, or repository of the hub, with pretrained weights, for an encoder that
+            takes them; True for those that timm names.
         feature_shape: Shape [C,h,w] of a branch's output if it is known. The encoder is then not
             run on an image, and `EncoderFamily.finish` is not called.
 
@@ -85,6 +86,8 @@ def build_encoder(
             "trunk_depth": trunk_depth,
             "options": family.options,
         },
+        image_mean=family.image_mean,
+        image_std=family.image_std,
     )
 
 
@@ -99,7 +102,7 @@ def encoder_family(
     name: str,
     options: Mapping[str, Any],
     image_size: tuple[int, int],
-    pretrained: str | None = None,
+    pretrained: str | bool | None = None,
 ) -> EncoderFamily:
     """Return an encoder's family with its options resolved; nothing is built yet.
 
@@ -110,5 +113,9 @@ def encoder_family(
     entry = ENCODERS[name]
     if pretrained is not None and not entry.takes_pretrained:
         raise ValueError(f"model.encoder.pretrained is {pretrained!r}, must be left out for {name}")
+    if pretrained is True and not entry.has_default_weights:
+        raise ValueError(
+            f"model.encoder.pretrained is true, must be a folder or a repository for {name}"
+        )
     family: EncoderFamily = entry(options, image_size, pretrained)
     return family

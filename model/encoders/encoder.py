@@ -28,6 +28,9 @@ class Encoder:
         init: Whether branches (and the heads of a task) start different or as copies.
         config: Keyword arguments of `build_encoder`, as JSON can hold them, that rebuild the
             architecture with any number of branches and without any other file.
+        image_mean: Per channel of an image scaled to 0..1, as pretrained weights expect it; None
+            where they do not say, or there are none.
+        image_std: See `image_mean`.
     """
 
     trunk: nn.Module
@@ -38,6 +41,8 @@ class Encoder:
     pool: Pool
     init: Init
     config: dict[str, Any]
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
 
 
 @torch.no_grad()

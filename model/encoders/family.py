@@ -48,7 +48,8 @@ class EncoderFamily(ABC):
     Args:
         options: `model.encoder.options`, as the configuration has them.
         image_size: H and W.
-        pretrained: Folder with pretrained weights; None unless `takes_pretrained`.
+        pretrained: Folder or repository with pretrained weights; None unless `takes_pretrained`.
+            True, where the class has `has_default_weights`, for the weights of that name.
 
     Attributes:
         pool: How a feature map becomes the feature vector of a linear head: its mean over the
@@ -56,11 +57,15 @@ class EncoderFamily(ABC):
         takes_pretrained: Whether `model.encoder.pretrained` may be given.
         documented_options: The options by name, for documentation and editors.
         more_options: Whether there are others than the documented ones.
+        has_default_weights: Whether it may be true, for the weights that the options name.
         options: Options that rebuild the architecture without other files, as JSON can hold them.
             An exported model keeps them.
         image_size: See the argument.
         pretrained: See the argument.
         in_channels: Channels C of an image.
+        image_mean: Per channel of an image scaled to 0..1, as the pretrained weights expect it;
+            None for ImageNet's.
+        image_std: See `image_mean`.
 
     Raises:
         ValueError: If an option is unknown or a value not allowed; the message begins with the
@@ -71,12 +76,16 @@ class EncoderFamily(ABC):
     takes_pretrained: ClassVar[bool] = False
     documented_options: ClassVar[Mapping[str, Option]] = {}
     more_options: ClassVar[bool] = False
+    has_default_weights: ClassVar[bool] = False
+
+    image_mean: tuple[float, ...] | None = None
+    image_std: tuple[float, ...] | None = None
 
     def __init__(
         self,
         options: Mapping[str, Any],
         image_size: tuple[int, int],
-        pretrained: str | None = None,
+        pretrained: str | bool | None = None,
     ) -> None:
         self.options = dict(options)
         self.image_size = image_size

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dmtg.plugins import LOSSES, METRICS, TASK_KINDS
 from model.losses.loss import Loss
+from model.losses.options import OptionValue
 from model.tasks.constant import ConstantPredictor
 from model.tasks.display import Picture
 from model.tasks.spec import TaskSpec
@@ -157,6 +158,22 @@ class TaskKind(ABC):
             raise spec.error("loss", f"one of {', '.join(allowed)} for a {spec.kind} task")
         if not issubclass(LOSSES[spec.loss], self.loss_class):
             raise spec.error("loss", f"a {self.loss_class.__name__} for a {spec.kind} task")
+
+    def loss_options(self, spec: TaskSpec) -> dict[str, OptionValue]:
+        """Return the checked options of a task's loss, see `LossOption.value`.
+
+        Raises:
+            ValueError: The loss has no such option, or does not allow the value.
+        """
+        options, given = LOSSES[spec.loss].options, spec.loss_options
+        if not isinstance(given, Mapping) or not given.keys() <= options.keys():
+            listed = ", ".join(options) or "none"
+            raise spec.error("loss_options", f"a mapping from options of {spec.loss}: {listed}")
+        place, classes = f"task {spec.name!r}: loss_options", self.class_names(spec)
+        return {
+            name: options[name].value(f"{place}.{name}", value, classes)
+            for name, value in given.items()
+        }
 
     def _check_metric(self, spec: TaskSpec) -> None:
         if not spec.metric:

@@ -31,7 +31,9 @@ class ValueKind(TaskKind):
         loss = value_loss(spec.loss)
 
         def best(values: ValueSample) -> Tensor:
-            return loss.constant(values) if values.count else torch.zeros(spec.outputs)
+            if not values.count:
+                return torch.zeros(spec.outputs)
+            return loss.constant(values, **spec.loss_options)
 
         return ConstantPredictor(ValueSample(spec.channels), best)
 

@@ -10,6 +10,7 @@ Legend: n tasks (or heads) of one signature, B batch, C channels or classes, O o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cache
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dmtg.plugins import LOSSES
+from model.losses.options import LossOption
 from model.tasks.constant import ClassCounts, ValueSample
 from model.tasks.targets import Targets
 
@@ -28,9 +30,11 @@ class Loss(ABC):
 
     Attributes:
         kinds: Names of the task kinds that may be trained with the loss.
+        options: What a task may set under `loss_options`; `Targets.options` has the values.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[Mapping[str, LossOption]] = {}
 
     @abstractmethod
     def sample_losses(self, prediction: Tensor, targets: Targets) -> Tensor:
@@ -92,7 +96,9 @@ class ClassLoss(Loss):
 class ValueLoss(Loss):
     """A loss of values: the mean of `element_losses` over all elements of the sample.
 
-    Masked pixels count as elements with a loss of zero (the published "simple" form).
+    Masked pixels count as elements with a loss of zero (the published "simple" form). Both methods
+    below get the options that a task of the stack sets as keywords: `element_losses` as tensors
+    that can be broadcast, `constant` as numbers.
 
     Attributes:
         zero_if_equal: Whether `element_losses(x, x)` is exactly zero: masked elements, where both
@@ -122,7 +128,7 @@ class ValueLoss(Loss):
         """Return the mean element loss of every sample, see `Loss.sample_losses`."""
         prediction, target = masked(prediction, targets), targets.target
         target = target if target.ndim == prediction.ndim else target.unsqueeze(2)
-        losses = self.element_losses(prediction, target)
+        losses = self.element_losses(prediction, target, **targets.numbers_like(prediction))
         if not self.zero_if_equal:
             losses = torch.where(targets.mask.unsqueeze(2), losses, 0.0)
         return losses.flatten(2).mean(dim=2)

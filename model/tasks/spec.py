@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from dmtg.names import check_file_name, check_text
@@ -37,7 +38,8 @@ class TaskSpec:
             a keypoint), which adds the metric `f1`.
         display: How a dense prediction is drawn.
         classes: Names of the classes, in order of their ids.
-        metric: Empty means the kind's choice.
+        metric: Name of the metric class; empty means the kind's choice.
+        loss_options: Options of the loss by name, such as class weights; see docs/losses.md.
 
     Raises:
         ValueError: If the attributes contradict each other; the message names the task.
@@ -59,6 +61,7 @@ class TaskSpec:
     display: str = "grey"
     classes: tuple[str, ...] = ()
     metric: str = ""
+    loss_options: Mapping[str, Any] = dataclass_field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -77,6 +80,7 @@ class TaskSpec:
         for name in (self.field, self.unit, *self.classes):
             check_text(f"task {self.name!r}: a field, unit or class", str(name))
         kind.check(self)
+        object.__setattr__(self, "loss_options", kind.loss_options(self))
         if self.display not in tuple(DISPLAYS):
             raise self.error("display", f"one of {', '.join(DISPLAYS)}")
 
@@ -102,11 +106,15 @@ class TaskSpec:
         return (self.kind, self.outputs, self.loss)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as values that JSON can hold; without `metric` if it is empty."""
+        """Return the attributes as values that JSON can hold.
+
+        Without `metric` and `loss_options` if they are empty: an earlier version can read it.
+        """
+        values = {name: _as_json(value) for name, value in asdict(self).items()}
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if name != "metric" or value
+            name: value
+            for name, value in values.items()
+            if value or name not in ("metric", "loss_options")
         }
 
     @classmethod
@@ -127,3 +135,9 @@ class TaskSpec:
         if missing:
             raise ValueError(f"task {dict(values)!r}: {min(missing)!r} is missing")
         return cls(**values)
+
+
+def _as_json(value: Any) -> Any:  # noqa: ANN401 - of any attribute
+    if isinstance(value, dict):
+        return {name: _as_json(part) for name, part in value.items()}
+    return list(value) if isinstance(value, tuple) else value

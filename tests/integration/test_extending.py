@@ -78,6 +78,9 @@ def test_training_uses_the_parts(folder, model):
     assert model.exists()
     records = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
     assert {"width", "wide", "brightness"} <= set(json.dumps(records).replace('"', " ").split())
+    weights = [record["loss_weights"] for record in records if record["kind"] == "train"]
+    assert len(weights) == 6 and all(sum(each.values()) == pytest.approx(3) for each in weights)
+    assert weights[0] != weights[1]
     with safe_open(model, framework="pt") as file:
         description = json.loads(file.metadata()["dmtg"])
         weight = file.get_tensor("trunk.0.weight")

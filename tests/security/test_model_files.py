@@ -183,6 +183,18 @@ LOADERS = {
         backbone("timm_backbone", backbone="hf-hub:someone/model"),
         "model.encoder.options.model_type is 'timm_backbone', must be one of beit",
     ),
+    "a model of timm elsewhere": (
+        encoder("timm", model="hf-hub:someone/model"),
+        "model.encoder.options.model is 'hf-hub:someone/model', must be a name of timm",
+    ),
+    "weights of timm": (
+        encoder("timm", model="resnet18", pretrained=True),
+        "model.encoder.options has 'pretrained', which cannot be chosen",
+    ),
+    "a file for timm": (
+        encoder("timm", model="resnet18", checkpoint_path="/etc/passwd"),
+        "model.encoder.options has 'checkpoint_path', which cannot be chosen",
+    ),
     "a config inside": (
         backbone("vit", hidden_act={"model_type": "timm_backbone", "backbone": "someone/model"}),
         "model.encoder.options.hidden_act is {'model_type': 'timm_backbone'",

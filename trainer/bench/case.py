@@ -26,14 +26,19 @@ from trainer.config.config import Config
 from trainer.config.loading import parse_config
 from trainer.config.model import Compile
 from trainer.engines.accelerator import make_accelerator
-from trainer.engines.device import check_precision, chosen_precision, set_arithmetic
+from trainer.engines.device import (
+    LOW_PRECISION,
+    autocast,
+    check_precision,
+    chosen_precision,
+    set_arithmetic,
+)
 from trainer.session import Session, start_session
 from trainer.step import train_step
 
 SHRINK = 16  # image size / feature map size of the published encoder for indoor scenes
 SEED = 0
 TAU = 2.5  # temperature that was published for attributes
-_LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Step = Callable[[], Tensor]  # execute a step and return its losses [N,K]
 
@@ -80,7 +85,7 @@ class StepCase:
     @property
     def dtype(self) -> torch.dtype:
         """The type of matrix products and convolutions."""
-        return _LOW_PRECISION.get(self.precision, torch.float32)
+        return LOW_PRECISION.get(self.precision, torch.float32)
 
     def specs(self) -> tuple[TaskSpec, ...]:
         """Return the N tasks."""
@@ -257,8 +262,7 @@ def _pass_of_heads(case: StepCase, network: MultiTaskNetwork) -> Step:
         network.zero_grad()
         targets = network.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
         inverse_label_counts = network.labels.label_counts(targets).reciprocal().unsqueeze(1)
-        low = case.precision in _LOW_PRECISION
-        with torch.autocast(case.device.type, case.dtype, enabled=low):
+        with autocast(case.precision, case.device.type):
             losses = network(batch.images, selection, targets)["losses"]
         losses = losses * inverse_label_counts
         (weights * losses).sum().backward()

@@ -84,7 +84,8 @@ class Checkpoint:
     """All that a run needs to continue: read from a folder, or a snapshot of a running one.
 
     Attributes:
-        grouping: What the learner of the groups and the run's observer keep, by name.
+        grouping: What the learner of the groups, the run's observer and the loss weights keep, by
+            name.
     """
 
     progress: Progress

@@ -68,9 +68,11 @@ class KeysOf:
 
     Attributes:
         section: Checks the mapping; its values are not taken over.
+        placeholder: What stands for the name of the mapping in the paths of its keys.
     """
 
     section: type[Section]
+    placeholder: str
 
     def __get_pydantic_core_schema__(
         self,

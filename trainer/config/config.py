@@ -14,6 +14,7 @@ from trainer.config.evaluation import EvalSection
 from trainer.config.finetune import FinetuneSection
 from trainer.config.grouping import AnyGroupingSection, validate_grouping
 from trainer.config.log import LogSection
+from trainer.config.loss_weights import AnyLossWeightsSection, validate_loss_weights
 from trainer.config.model import ModelSection
 from trainer.config.optim import OptimSection, PlateauSchedule
 from trainer.config.pruning import PruningSection
@@ -34,6 +35,8 @@ class Config(Section):
     grouping: AnyGroupingSection = Field(default_factory=lambda: validate_grouping({}))
     """How tasks get their branches: `recipe` chooses the method and the keys of this section."""
     pruning: PruningSection = PruningSection()
+    loss_weights: AnyLossWeightsSection = Field(default_factory=lambda: validate_loss_weights({}))
+    """What the losses of the tasks are multiplied by in the objective."""
     optim: OptimSection = OptimSection()
     finetune: FinetuneSection = FinetuneSection()
     eval: EvalSection = EvalSection()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Discriminator, SerializeAsAny, Tag, TypeAdapter
+from pydantic import BeforeValidator, SerializeAsAny
 
 from dmtg.plugins import RECIPES
-from trainer.config.section import PositiveInt, Section
+from trainer.config.section import PositiveInt, Section, validate_choice
 
 DEFAULT_RECIPE = "affinity"
 
@@ -39,27 +38,13 @@ def recipe_sections() -> dict[str, type[GroupingSection]]:
 def validate_grouping(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
     """Return the section of the recipe that a mapping names.
 
-    The union is built here and not with the class, because plug-ins register recipes.
-
     Raises:
         ValidationError: The recipe is unknown, or a key or value is not allowed.
     """
     value = {} if value is None else value
     if not isinstance(value, Mapping):
         return value
-    tree = {"recipe": DEFAULT_RECIPE, **value}
-    return _union(tuple(recipe_sections().items())).validate_python(tree)
-
-
-@lru_cache(maxsize=8)
-def _union(sections: tuple[tuple[str, type[GroupingSection]], ...]) -> TypeAdapter[Any]:
-    tagged = tuple(Annotated[section, Tag(name)] for name, section in sections)
-    union: Any = Annotated[Union[tagged], Discriminator(_recipe)]  # noqa: UP007 - of a tuple
-    return TypeAdapter(union)
-
-
-def _recipe(value: Mapping[str, Any]) -> str:
-    return str(value["recipe"])
+    return validate_choice(recipe_sections(), {"recipe": DEFAULT_RECIPE, **value})
 
 
 AnyGroupingSection = Annotated[SerializeAsAny[GroupingSection], BeforeValidator(validate_grouping)]

@@ -18,7 +18,7 @@ class Key:
     """A key.
 
     Attributes:
-        path: Dotted path, with `TASK` for the name of a task.
+        path: Dotted path, with `TASK` or `KIND` for the name of one.
         field: Its default and documentation.
         of: Its type.
         union: The union of sections that holds it; None outside of unions.
@@ -58,4 +58,4 @@ def _keys(section: type[Section], prefix: str, union: Key | None, choice: str) -
         element = key.of.element("")
         keys_of = None if element is None else element.find(KeysOf)
         if keys_of is not None:
-            yield from _keys(keys_of.section, f"{key.path}.TASK.", union, choice)
+            yield from _keys(keys_of.section, f"{key.path}.{keys_of.placeholder}.", union, choice)

@@ -19,6 +19,9 @@ from trainer.config.suggestions import suggest_key
 from trainer.config.unions import CHOICES, SHORTHANDS
 from trainer.errors import UserError
 
+# Keys outside of a section that may have a value.
+_VALUES = ("plugins", *(path for path in SHORTHANDS if "." not in path))
+
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, apply `section.key=value` overrides and validate everything.
@@ -121,7 +124,7 @@ def _chooses(override: str) -> bool:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
-    if not equals or path.startswith("-") or not ("." in path or path == "plugins"):
+    if not equals or path.startswith("-") or not ("." in path or path in _VALUES):
         raise UserError(f"override {override!r}: expected section.key=value{_form(path)}")
     try:
         value = parse_yaml(text)
@@ -137,7 +140,7 @@ def _set(tree: dict[str, Any], path: str, value: Any, named: str) -> None:  # no
         named: The override, for messages.
     """
     *sections, key = path.split(".")
-    if not (sections or key == "plugins"):
+    if not (sections or key in _VALUES):
         raise UserError(f"{named}: expected section.key{_form(path)}")
     place, union = tree, ""
     for name in sections:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dmtg.plugins import DENSE_DECODERS, ENCODERS
 from model.bounds import MAX_BRANCHES
-from trainer.config.allowed import NameIn
+from trainer.config.allowed import NameIn, Words
 from trainer.config.section import NonNegativeInt, Options, PositiveInt, Section
 
 # With torch.compile's default mode, or with CUDA graphs.
 Compile = bool | Literal["reduce-overhead"]
+
+_PRETRAINED = (
+    "a folder, a repository of the Hugging Face hub as OWNER/NAME or OWNER/NAME@REVISION, or true"
+)
 
 
 class EncoderSection(Section):
@@ -23,19 +27,62 @@ class EncoderSection(Section):
     """The encoder."""
     options: Options = Field(default_factory=dict)
     """Options of the encoder."""
-    pretrained: Path | None = None
-    """Folder with pretrained weights, for an encoder that takes them."""
+    pretrained: Annotated[str | bool | None, Words(_PRETRAINED)] = None
+    """Pretrained weights; true for those that timm names for its model, which may also be written
+    among the options."""
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
         return {"name": value} if isinstance(value, str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _pretrained_of_timm(cls, values: Any) -> Any:  # noqa: ANN401 - whatever the file holds
+        """Move `options.pretrained` of timm to where other encoders have it."""
+        if not isinstance(values, dict) or values.get("name") != "timm":
+            return values
+        options = values.get("options")
+        if not isinstance(options, dict) or "pretrained" not in options:
+            return values
+        if values.get("pretrained") not in (None, options["pretrained"]):
+            raise ValueError("pretrained and options.pretrained differ; one of them is enough")
+        kept = {name: value for name, value in options.items() if name != "pretrained"}
+        return {**values, "options": kept, "pretrained": options["pretrained"]}
+
+    @field_validator("pretrained")
+    @classmethod
+    def _written_one_way(cls, value: str | bool | None) -> str | bool | None:
+        if isinstance(value, str):
+            return str(Path(value))
+        return value or None
+
+
+# ResNet-18 with random weights: it needs no network, and takes images of any size from 32 pixels.
+DEFAULT_ENCODER = EncoderSection(
+    name="backbone",
+    options={
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+    },
+)
+Deviation = Annotated[float, Field(gt=0.0)]
+
 
 class ModelSection(Section):
     """Trunk, branches and heads."""
 
-    encoder: EncoderSection
+    encoder: EncoderSection = DEFAULT_ENCODER
+    """The encoder that is divided into trunk and branches; ResNet-18 with random weights unless
+    given."""
+    image_mean: tuple[float, float, float] | None = None
+    """Mean of each channel of images scaled to 0..1; null takes that of the pretrained weights,
+    else ImageNet's."""
+    image_std: tuple[Deviation, Deviation, Deviation] | None = None
+    """Standard deviation of each channel of images scaled to 0..1, as `model.image_mean`."""
     branches: Annotated[int, Field(gt=0, le=MAX_BRANCHES)]
     """Number of branches K at the beginning, the largest number of groups."""
     trunk_depth: NonNegativeInt = 0

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
 
 from trainer.config.allowed import Type
 
@@ -94,3 +104,29 @@ def _refuse_true_as_number(value: Any, of: Type) -> Any:  # noqa: ANN401 - any Y
         return type(value)(_refuse_true_as_number(each, element) for each in value)
     is_number = not of.takes(bool) and (of.takes(int) or of.takes(float))
     return _NoNumber(value) if isinstance(value, bool) and is_number else value
+
+
+def validate_choice(sections: Mapping[str, type[Section]], tree: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return the section that a tree of values chooses by their discriminator.
+
+    The union is built here and not with a class, because plug-ins register sections.
+
+    Args:
+        sections: Those that can be chosen, by the value that chooses them.
+        tree: The values, with the discriminator.
+
+    Raises:
+        ValidationError: The choice is unknown, or a key or value is not allowed.
+    """
+    return _union(tuple(sections.items())).validate_python(tree)
+
+
+@lru_cache(maxsize=8)
+def _union(sections: tuple[tuple[str, type[Section]], ...]) -> TypeAdapter[Any]:
+    key = sections[0][1].discriminator
+    tagged = tuple(Annotated[section, Tag(name)] for name, section in sections)
+    union: Any = Annotated[  # of a tuple
+        Union[tagged],  # noqa: UP007
+        Discriminator(lambda value: str(value[key])),
+    ]
+    return TypeAdapter(union)

@@ -75,7 +75,8 @@ def suggest_key(path: str, section: type[Section] | None = None, choice: str = "
     same = [
         each.path
         for each in all_keys()
-        if each.path.rpartition(".")[2] == key and ".TASK." not in each.path
+        if each.path.rpartition(".")[2] == key
+        and not any(part.isupper() for part in each.path.split("."))
     ]
     candidates = [
         _OTHER_NAMES.get(key.lower()),

@@ -1,4 +1,4 @@
-"""The keys of `tasks.define.TASK`: the attributes of a `TaskSpec`, all optional."""
+"""The keys of `tasks.define.TASK` and `tasks.by_kind.KIND`: attributes of a `TaskSpec`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ class _Definition(Section):
     """What replaces a task's description: the keys left out are those of preset or manifest."""
 
 
+class _OfKind(Section):
+    """What replaces the descriptions of all tasks of a kind: attributes of more than one task."""
+
+
+_OF_ONE_TASK = ("name", "kind", "field")
+
 TaskDefinition: type[Section] = create_model(
     "TaskDefinition", __base__=_Definition, __doc__=_Definition.__doc__, **_keys()
+)
+KindDefinition: type[Section] = create_model(
+    "KindDefinition",
+    __base__=_OfKind,
+    __doc__=_OfKind.__doc__,
+    **{name: key for name, key in _keys().items() if name not in _OF_ONE_TASK},
 )

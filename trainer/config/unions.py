@@ -5,22 +5,30 @@ from __future__ import annotations
 from typing import Any, get_args, get_origin
 
 from trainer.config.grouping import DEFAULT_RECIPE, GroupingSection, recipe_sections
+from trainer.config.loss_weights import DEFAULT_METHOD, LossWeightsSection, method_sections
 from trainer.config.optim import CosineSchedule
 from trainer.config.section import Section
 
 # Per union its discriminator and the value that this has by default.
 CHOICES = {
     "grouping": (GroupingSection.discriminator, DEFAULT_RECIPE),
+    "loss_weights": (LossWeightsSection.discriminator, DEFAULT_METHOD),
     "optim.schedule": (CosineSchedule.discriminator, CosineSchedule().name),
 }
 # Sections for which a text stands: the value of this key.
-SHORTHANDS = {"optim.schedule": "name", "model.encoder": "name"}
+SHORTHANDS = {
+    "loss_weights": LossWeightsSection.discriminator,
+    "optim.schedule": CosineSchedule.discriminator,
+    "model.encoder": "name",
+}
 
 
 def alternatives(annotation: Any) -> dict[str, type[Section]]:  # noqa: ANN401 - of any field
     """Return the sections of a union by the value that chooses them; nothing for other types."""
     if annotation is GroupingSection:
         return dict(recipe_sections())
+    if annotation is LossWeightsSection:
+        return dict(method_sections())
     members = _sections(annotation)
     if len(members) < 2:
         return {}

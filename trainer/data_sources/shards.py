@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
+from data_pipelines.reading.class_counts import class_counts
 from data_pipelines.reading.collate import Batch
 from data_pipelines.reading.fields import resolve_labels
 from data_pipelines.shards.manifest import Manifest
 from dmtg.plugins import register_data_source
+from model.tasks.spec import TaskSpec
 from trainer.config.config import Config
+from trainer.errors import UserError
+from trainer.health.watchdog import report_progress
 from trainer.run_data import (
     build_eval_loader,
     build_train_loader,
     open_manifest,
+    open_shards,
     steps_per_epoch,
 )
 from trainer.tasks import label_requests, resolve_tasks
@@ -48,6 +54,25 @@ class ShardData:
     def steps_per_epoch(self) -> int:
         """See `RunData`."""
         return steps_per_epoch(self._config, self.manifest)
+
+    def class_counts(self, tasks: Sequence[TaskSpec]) -> Mapping[str, Sequence[int]]:
+        """See `CountsClasses`: from the manifest, else by one pass over the labels."""
+        data = self._config.data
+        if data.tar_urls is not None:
+            raise UserError(
+                f"task {tasks[0].name!r}: loss_options: 'auto' needs the number of labels of each "
+                "class, and data.tar_urls are not counted; give numbers"
+            )
+        return class_counts(
+            open_shards(self._config),
+            self.manifest,
+            data.train_split,
+            label_requests(tuple(tasks)),
+            workers=max(1, data.workers),
+            skip_damaged=data.on_error == "replace",
+            progress=self._config.log.progress,
+            on_progress=partial(report_progress, "counting labels"),
+        )
 
     def train_batches(
         self, start_step: int, end_step: int, *, rank: int, world_size: int

@@ -16,6 +16,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
 )
 
+from dmtg.optional_packages import hide_if_broken, import_package
 from trainer.config.config import Config
 from trainer.engines import rendezvous
 from trainer.engines.compilation import check_compile
@@ -58,6 +59,8 @@ def make_accelerator(config: Config) -> Accelerator:
         _limit_waiting(timeout)
         backend = "gloo" if on_cpu else None
         handlers.append(InitProcessGroupKwargs(backend, rendezvous.URL, timeout))
+    if with_deepspeed:
+        _check_deepspeed()
     if on_cpu and with_deepspeed:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns that it found none
         _use_plain_gloo()
@@ -106,6 +109,18 @@ def _limit_waiting(timeout: timedelta) -> None:
     torch.distributed.new_group = functools.partial(_new_group, timeout=timeout)
     seconds = str(max(1, round(timeout.total_seconds())))
     os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", seconds)
+
+
+def _check_deepspeed() -> None:
+    """Check that DeepSpeed can be imported, and transformers, in which accelerate configures it."""
+    hide_if_broken("torchvision")  # transformers fails with a broken one
+    try:
+        for name in ("deepspeed", "transformers"):
+            import_package(
+                name, "the launch file's DeepSpeed", f"install it with pip install {name}"
+            )
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _use_plain_gloo() -> None:

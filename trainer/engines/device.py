@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +14,8 @@ from trainer.config.config import Config
 from trainer.config.run import Precision
 from trainer.errors import UserError
 
+# The type in which autocast computes; the other precisions have no autocast.
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ON_GPUS_ONLY = ("fp16", "tf32")
 _DRIVER = Path("/proc/driver/nvidia/version")
 _HIDDEN = ("", "-1")  # as the first entry of CUDA_VISIBLE_DEVICES
@@ -63,6 +67,13 @@ def check_precision(precision: Precision) -> None:
     """
     if precision in _ON_GPUS_ONLY:
         raise UserError(f"run.precision: {precision} needs a GPU; allowed on the CPU: fp32, bf16")
+
+
+def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
+    """Return the autocast context of a precision; fp32 and tf32 have none."""
+    if precision not in LOW_PRECISION:
+        return nullcontext()
+    return torch.autocast(device, LOW_PRECISION[precision])
 
 
 def set_arithmetic(config: Config) -> None:

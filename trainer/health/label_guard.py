@@ -41,7 +41,7 @@ class LabelGuard:
         self._steps = self._samples = 0
 
     def record(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Yield the batches, and record the labels of the first ones, which are on the host yet."""
+        """Yield the batches, still on the host, and record the labels of the first ones."""
         for batch in batches:
             if self._statistics is not None:
                 self._statistics.update(batch.to("cpu", non_blocking=False))
@@ -51,7 +51,7 @@ class LabelGuard:
         """Check the labels once there are enough; every rank must call it in every step.
 
         Args:
-            micro_batches: Of the step; they were recorded.
+            micro_batches: Batches of the step, which `record` has yielded.
 
         Raises:
             UserError: On every rank, naming the tasks whose labels carry no information.

@@ -14,6 +14,7 @@ from model.network import MultiTaskNetwork
 from model.subset import subset
 from model.tasks.spec import TaskSpec
 from trainer.builders import build_network
+from trainer.class_balance import equally_frequent
 from trainer.config.config import Config
 from trainer.errors import UserError
 from trainer.planning.memory import ENGINES, NCCL_BUFFERS
@@ -68,7 +69,7 @@ def forecast(config: Config, machine: Machine, samples: int | None = None) -> Fo
     precision = config.run.precision or "bf16"
     groups = given_groups(config, [task.name for task in tasks])
     # The device `meta` allocates no storage; weights from a file need storage.
-    with torch.device("meta" if config.model.encoder.pretrained is None else "cpu"):
+    with torch.device("cpu" if isinstance(config.model.encoder.pretrained, str) else "meta"):
         network = build_network(config, tasks, groups)
         network.activation_checkpointing = config.model.activation_checkpointing
         # One head for each task, and tasks on every branch: the largest network after pruning.
@@ -112,7 +113,7 @@ def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
     """Return the tasks, and the samples of an epoch; None if these are unknown."""
     if config.data.shards is None:
         data = open_data(config)
-        return data.tasks, data.train_samples
+        return equally_frequent(data.tasks), data.train_samples
     try:
         manifest = Manifest.load(open_shards(config))
     except DataError as error:
@@ -123,8 +124,8 @@ def _tasks(config: Config) -> tuple[tuple[TaskSpec, ...], int | None]:
             ) from None
         image = Field(member="rgb.png", kind="image")
         without_labels = Manifest(dataset="no shards", fields={"rgb": image}, splits={})
-        return resolve_tasks(config.tasks, without_labels), None
-    tasks = resolve_tasks(config.tasks, manifest)
+        return equally_frequent(resolve_tasks(config.tasks, without_labels)), None
+    tasks = equally_frequent(resolve_tasks(config.tasks, manifest))
     endless = config.data.tar_urls is not None
     return tasks, None if endless else manifest.split(config.data.train_split).num_samples
 

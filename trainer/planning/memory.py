@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from model.network import MultiTaskNetwork
 from trainer.engines.accelerator import REDUCE_BUCKET
-from trainer.planning.step_cost import LOW_PRECISION, StepCost
+from trainer.engines.device import LOW_PRECISION
+from trainer.planning.step_cost import StepCost
 from trainer.planning.traffic import travelling_bytes
 
 MOMENTS = 2  # tensors that Adam keeps for each parameter

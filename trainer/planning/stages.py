@@ -13,9 +13,9 @@ import torch
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from trainer.config.config import Config
-from trainer.engines.device import set_arithmetic
+from trainer.engines.device import LOW_PRECISION, set_arithmetic
 from trainer.planning.memory import ENGINES, EngineMemory, NetworkBytes, engine_memory
-from trainer.planning.step_cost import LOW_PRECISION, StepCost, step_cost
+from trainer.planning.step_cost import StepCost, step_cost
 from trainer.planning.step_time import (
     NETWORK_LINK,
     NODE_LINK,

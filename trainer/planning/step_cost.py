@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ from model.heads.layout import Head
 from model.kinds.kind import get_kind
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
+from trainer.engines.device import LOW_PRECISION, autocast
 from trainer.monitoring.flops import flop_counter
 from trainer.planning.cuda_autocast import cuda_lists
 
-LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _CONVOLUTION = torch.ops.aten.convolution.default
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
@@ -165,13 +165,6 @@ def empty_batch(tasks: Sequence[TaskSpec], size: int, image_shape: tuple[int, in
         valid_rows=torch.ones(len(tasks), size, dtype=torch.bool),
         keys=("",) * size,
     )
-
-
-def autocast(precision: str, device: str) -> AbstractContextManager[Any]:
-    """Return the autocast context of a precision; fp32 and tf32 have none."""
-    if precision not in LOW_PRECISION:
-        return nullcontext()
-    return torch.autocast(device, LOW_PRECISION[precision])
 
 
 def step_cost(

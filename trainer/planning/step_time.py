@@ -16,9 +16,10 @@ from dmtg.memory import is_out_of_memory
 from model.heads.layout import Head, HeadSelection
 from model.network import MultiTaskNetwork
 from trainer.config.optim import OptimSection
+from trainer.engines.device import autocast
 from trainer.engines.optim import build_optimizer
 from trainer.errors import UserError
-from trainer.planning.step_cost import autocast, empty_batch, step_cost
+from trainer.planning.step_cost import empty_batch, step_cost
 from trainer.planning.traffic import Traffic
 
 NODE_LINK = 450.0  # GB/s through a ring of GPUs in one node (NVLink)

@@ -26,7 +26,7 @@ class Entry:
     """A key of the configuration, or an option of an encoder.
 
     Attributes:
-        path: Dotted path, with `TASK` for the name of a task.
+        path: Dotted path, with `TASK` or `KIND` for the name of one.
         of: Which recipe, schedule or encoder has it, such as `recipe affinity`; empty for the keys
             that every configuration has.
         allowed: What values it may have, in words.
@@ -54,7 +54,8 @@ def entries() -> Iterator[Entry]:
         element = key.of.element("")
         keys_of = None if element is None else element.find(KeysOf)
         if keys_of is not None:
-            yield Entry(f"{key.path}.TASK", "", _KEYS_BELOW, "", _first_line(keys_of.section), True)
+            path = f"{key.path}.{keys_of.placeholder}"
+            yield Entry(path, "", _KEYS_BELOW, "", _first_line(keys_of.section), True)
         if key.path == OPTIONS:
             yield from _options()
 

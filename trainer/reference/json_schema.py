@@ -160,7 +160,9 @@ def _member(of: Type, path: str) -> Schema:
         keys_of = None if element is None else element.find(KeysOf)
         schema: Schema = {"type": ["object", "null"]}
         if keys_of is not None:
-            schema["additionalProperties"] = _section(keys_of.section, f"{path}.TASK")
+            schema["additionalProperties"] = _section(
+                keys_of.section, f"{path}.{keys_of.placeholder}"
+            )
         return schema
     types = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
     return {"type": types[of.origin], **_bounds(of)} if of.origin in types else {}
@@ -248,7 +250,7 @@ def _at(path: str, schema: Schema) -> Schema:
     """Return the schema of a configuration whose key at a path has a schema."""
     for part in reversed(path.split(".")):
         schema = (
-            {"additionalProperties": schema} if part == "TASK" else {"properties": {part: schema}}
+            {"additionalProperties": schema} if part.isupper() else {"properties": {part: schema}}
         )
     return schema
 

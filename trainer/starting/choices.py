@@ -19,6 +19,7 @@ from data_pipelines.shards.sources import Location, open_folder
 from data_pipelines.shards.store import ShardStore
 from dmtg.names import to_file_name
 from model.tasks.spec import TaskSpec
+from trainer.config.model import DEFAULT_ENCODER, EncoderSection
 from trainer.config.tasks import TasksSection
 from trainer.errors import UserError
 from trainer.tasks import label_requests, resolve_tasks
@@ -34,20 +35,16 @@ _STEPS, _EPOCHS = 2000, (10, 100)
 _BRANCHES = ((1, 1), (4, 2), (24, 3), (99, 4), (299, 6))
 _MOST_BRANCHES = 8
 _SMALL_IMAGE = 96  # pixels of the shorter side
-_SMALL = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "embedding_size": 32,
-    "hidden_sizes": [32, 64, 128],
-    "depths": [1, 1, 1],
-}
-_RESNET18 = {
-    "model_type": "resnet",
-    "layer_type": "basic",
-    "embedding_size": 64,
-    "hidden_sizes": [64, 128, 256, 512],
-    "depths": [2, 2, 2, 2],
-}
+_SMALL = EncoderSection(
+    name="backbone",
+    options={
+        "model_type": "resnet",
+        "layer_type": "basic",
+        "embedding_size": 32,
+        "hidden_sizes": [32, 64, 128],
+        "depths": [1, 1, 1],
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +95,7 @@ def choose(location: str) -> Start:
     steps = epochs * per_epoch
     size = _image_size(location, manifest, train)
     small = min(size) <= _SMALL_IMAGE
+    encoder = _SMALL if small else DEFAULT_ENCODER
     name = to_file_name(manifest.dataset)
     return Start(
         shards=location,
@@ -122,7 +120,7 @@ def choose(location: str) -> Start:
                 "global_batch": batch,
             },
             "model": {
-                "encoder": {"name": "backbone", "options": _SMALL if small else _RESNET18},
+                "encoder": encoder.model_dump(include={"name", "options"}),
                 "branches": _branches(len(tasks)),
                 "trunk_depth": 0 if small else 2,
             },

@@ -20,11 +20,13 @@ _SUGGESTED: dict[str, dict[str, Any]] = {
     "run": {"max_minutes": 60},
     "data": {"flip": True, "crop": 0.5, "workers": 8},
     "grouping": {"recipe": "affinity"},
+    "loss_weights": {"method": "uncertainty"},
     "finetune": {"epochs": 5, "lr": 1e-4},
     "log": {"trackers": ["tensorboard", "wandb"]},
 }
 _ORDER = (
-    "run", "data", "tasks", "model", "grouping", "pruning", "optim", "finetune", "eval", "log",
+    "run", "data", "tasks", "model", "grouping", "pruning", "loss_weights", "optim", "finetune",
+    "eval", "log",
 )  # fmt: skip
 
 

@@ -75,4 +75,4 @@ def test_a_taken_name_is_an_error_of_the_module(folder):
 
 def test_registries_are_listed_by_their_nouns():
     assert plugins.REGISTRIES["dense decoder"] is plugins.DENSE_DECODERS
-    assert len(plugins.REGISTRIES) == 9
+    assert len(plugins.REGISTRIES) == 10

@@ -122,10 +122,10 @@ def test_a_built_in_module_that_cannot_be_imported_is_named(package, tmp_path):
 def test_listing_encoders_imports_no_heavy_library():
     code = (
         "import sys, dmtg.plugins as p\n"
-        "assert p.ENCODERS.names() == ('backbone', 'mlp', 'residual64', 'xception')\n"
+        "assert p.ENCODERS.names() == ('backbone', 'mlp', 'residual64', 'timm', 'xception')\n"
         "assert p.DENSE_DECODERS.names() == ('deconv', 'resize')\n"
         "assert p.CONVERTERS.names() == ('celeba', 'taskonomy')\n"
-        "heavy = {'transformers', 'huggingface_hub', 'datasets', 'scipy'}\n"
+        "heavy = {'timm', 'transformers', 'huggingface_hub', 'datasets', 'scipy'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,15 +7,35 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.sync_batch_norm import SyncBatchNorm, synchronise
+from model.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct, synchronise
 from tests.processes import run_forked
 from tests.waits import Waits
+
+
+class NormAct(nn.BatchNorm2d):
+    """Made as the normalisations of timm, which have a forward pass of their own."""
+
+    def __init__(self, channels, **options):
+        super().__init__(channels, **options)
+        self.drop, self.act = nn.Identity(), nn.GELU()
+
+    def forward(self, input):
+        return self.act(self.drop(super().forward(input)))
+
+
+class Doubled(nn.BatchNorm2d):
+    """Computes what no synchronised layer does."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
 
 CASES = (
     (nn.BatchNorm2d, (6, 4), {}),
     (nn.BatchNorm2d, (6, 4), {"affine": False, "momentum": None}),
     (nn.BatchNorm1d, (), {"eps": 0.1, "momentum": 0.3}),
     (nn.BatchNorm2d, (6, 4), {"track_running_stats": False}),
+    (NormAct, (6, 4), {"momentum": 0.3}),
 )
 
 
@@ -61,7 +81,8 @@ def _compare(rank, kind, shape, options, cut):
     network = nn.Sequential(copy.deepcopy(whole))
     names = list(network.state_dict())
     synchronise(network)
-    assert type(network[0]) is SyncBatchNorm and list(network.state_dict()) == names
+    expected_type = SyncBatchNormAct if kind is NormAct else SyncBatchNorm
+    assert type(network[0]) is expected_type and list(network.state_dict()) == names
     inputs, gradients = data(shape)
     expected = passes(whole, inputs, gradients)
     local = slice(0, cut) if rank == 0 else slice(cut, None)
@@ -123,3 +144,13 @@ def test_without_other_ranks_nothing_changes():
     synchronise(norm)
     maps = torch.randn(3, 5, 4, 4)
     assert norm(maps).equal(plain(maps)) and norm.running_mean.equal(plain.running_mean)
+
+
+def test_a_layer_that_computes_something_else_stays_as_it_is():
+    network = nn.Sequential(Doubled(5), NormAct(5), nn.BatchNorm2d(5))
+    synchronise(network)
+    assert [type(part).__name__ for part in network] == [
+        "Doubled",
+        "SyncBatchNormAct",
+        "SyncBatchNorm",
+    ]

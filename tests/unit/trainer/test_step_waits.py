@@ -37,6 +37,17 @@ OPTIONS = {
     "batch-norm": ("model.encoder.name=residual64", "model.encoder.options={channels: 8}"),
     "shifted": ("tasks.define={depth_zbuffer: {loss: l1_shift}}",),
     "plateau": ("optim.schedule={name: plateau}",),
+    "loss-options": (
+        "tasks.by_kind={binary: {loss: focal, loss_options: {class_weights: auto}}, "
+        "multiclass: {loss_options: {class_weights: auto, label_smoothing: 0.1}}, "
+        "dense_regression: {loss: huber, loss_options: {delta: 0.5}}}",
+    ),
+    "given": ("loss_weights={method: given, weights: {normal: 2.0}}",),
+    "uncertainty": ("loss_weights=uncertainty",),
+    "dwa": ("loss_weights={method: dwa, every: 2}",),
+    "famo": ("loss_weights=famo",),
+    "famo-micro-batches": ("loss_weights=famo", "optim.gradient_accumulation_steps=2"),
+    "famo-sampled": ("loss_weights=famo", "grouping.sampled_heads=1"),
 }
 # Steps until the warm-up of `affinity` is over, and until `plateau` has read a loss.
 NUM_STEPS = {"affinity": 6, "plateau": 6}
@@ -49,10 +60,10 @@ def waits_of_steps(config, steps):
         for _ in range(steps):
             parts = [next(batches) for _ in range(config.optim.gradient_accumulation_steps)]
             with waits:
-                objective = train_step(session, parts).objective
-                session.update_plateau(objective)
+                result = train_step(session, parts)
+                session.update_plateau(result.objective, result.loss_weights)
             session.step += 1
-        assert objective.isfinite().all() and session.step == steps
+        assert result.objective.isfinite().all() and session.step == steps
     return sorted(set(waits.found))
 
 

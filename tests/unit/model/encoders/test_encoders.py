@@ -69,7 +69,7 @@ def test_probing_leaves_mode_and_statistics_alone():
     [
         (
             {"name": "vgg"},
-            "model.encoder.name is 'vgg', must be one of backbone, mlp, residual64, xception",
+            "model.encoder.name is 'vgg', must be one of backbone, mlp, residual64, timm, xception",
         ),
         ({"num_branches": 0}, "model.num_branches is 0, must be at least 1"),
         ({"init": "same"}, "model.branch_init is 'same', must be one of independent, copies"),

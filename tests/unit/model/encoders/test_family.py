@@ -60,5 +60,6 @@ def test_pretrained_weights_are_for_families_that_take_them():
     with pytest.raises(ValueError, match="pretrained is 'x', must be left out for one_conv"):
         encoder_family("one_conv", {}, (8, 8), "x")
     assert [n for n in plugins.ENCODERS.names() if plugins.ENCODERS[n].takes_pretrained] == [
-        "backbone"
+        "backbone",
+        "timm",
     ]

@@ -124,7 +124,8 @@ def test_the_modules_are_outside_the_packages(parts):
 def test_a_task_takes_the_new_loss_and_no_other_kind_does():
     assert TaskSpec("t", "regression", loss="my_huber").signature == ("regression", 1, "my_huber")
     assert TaskSpec.from_dict(TaskSpec("t", "count").to_dict()).loss == "poisson"
-    with pytest.raises(ValueError, match="must be one of bce, cross_entropy for a binary task"):
+    message = "must be one of bce, cross_entropy, focal for a binary task"
+    with pytest.raises(ValueError, match=message):
         TaskSpec("t", "binary", loss="my_huber")
     with pytest.raises(ValueError, match="must be one of poisson for a count task"):
         TaskSpec("t", "count", loss="l1")

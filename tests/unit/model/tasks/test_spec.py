@@ -65,7 +65,10 @@ def test_round_trip_through_json(spec):
         ({"kind": "regression", "unit_scale": 0.0}, "unit_scale is 0.0, must be a finite"),
         ({"kind": "dense_regression", "display": "red"}, "display is 'red', must be one of grey"),
         ({"kind": "binary", "classes": ("a",)}, "must be empty or 2 names"),
-        ({"kind": "regression", "loss": "l1_shift"}, "loss is 'l1_shift', must be one of l1, mse"),
+        (
+            {"kind": "regression", "loss": "l1_shift"},
+            "loss is 'l1_shift', must be one of l1, huber, mse",
+        ),
         ({"kind": "binary", "positive_above": 0.5}, "positive_above is 0.5, must be left out"),
         ({"kind": "dense_regression", "channels": 2, "positive_above": 1.0}, "of one channel"),
         ({"kind": "dense_regression", "display": "depth", "positive_above": 1.0}, "no depth"),
@@ -100,11 +103,11 @@ def test_from_dict_names_what_is_wrong():
 @pytest.mark.parametrize(
     ("kind", "losses"),
     [
-        ("binary", ["bce", "cross_entropy"]),
-        ("multiclass", ["cross_entropy"]),
-        ("regression", ["l1", "mse"]),
-        ("dense_regression", ["l1", "mse", "l1_shift"]),
-        ("dense_classification", ["cross_entropy"]),
+        ("binary", ["bce", "cross_entropy", "focal"]),
+        ("multiclass", ["cross_entropy", "focal"]),
+        ("regression", ["l1", "huber", "mse"]),
+        ("dense_regression", ["l1", "huber", "mse", "l1_shift"]),
+        ("dense_classification", ["cross_entropy", "focal"]),
     ],
 )
 def test_every_kind_has_a_default_loss_and_names_the_others(kind, losses):
@@ -114,6 +117,6 @@ def test_every_kind_has_a_default_loss_and_names_the_others(kind, losses):
 
 
 def test_an_unknown_loss_is_an_error_that_lists_what_the_kind_allows():
-    message = "loss is 'hubber', must be one of l1, mse for a regression task"
+    message = "loss is 'hubber', must be one of l1, huber, mse for a regression task"
     with pytest.raises(ValueError, match=message):
         TaskSpec("t", "regression", loss="hubber")
