@@ -37,6 +37,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # `Attributes:` of a class whose members are listed, too
 
 # Types of other libraries have no page here, and their inventories would need the network.
 nitpick_ignore_regex = [
