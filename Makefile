@@ -18,7 +18,7 @@ GPU_ENV := .venv-gpu
 GPU_PYTHON := $(if $(WHEELS),$(GPU_ENV),$(VENV))/bin/python
 PARTS = $(wildcard $(WHEELS)/*/requirements.txt)
 
-.PHONY: setup demo test test-slow test-gpu gpu-env wheels-gpu reference lint bench bench-gpu wheel clean
+.PHONY: setup demo docs test test-slow test-gpu gpu-env wheels-gpu reference lint bench bench-gpu wheel clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,10 @@ demo: setup $(DEMO)/shards/manifest.json
 
 $(DEMO)/shards/manifest.json: | setup
 	$(BIN)/dmtg shards rooms --out $(DEMO)/shards --samples 3000 --size 64 --seed 0 --workers 2
+
+# The site, as runs/docs/index.html; `make test` builds it, too, in tests/integration/test_docs_site.py.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going --nitpicky --quiet docs runs/docs
 
 # Two processes for the unit tests; the others start two processes themselves.
 test test-slow: export OMP_NUM_THREADS := 1

@@ -46,7 +46,6 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
-html_static_path = ["images"]
 html_show_sphinx = False
 html_show_copyright = False
 html_copy_source = False
