@@ -101,11 +101,16 @@ class Page:
 @cache
 def read_page(name: str) -> Page:
     """Read a page by its path in the repository."""
+    return parse_page(name, PAGES[name].read_text())
+
+
+def parse_page(name: str, text: str) -> Page:
+    """Find the blocks and commands of a page."""
     blocks: list[Block] = []
     inline: list[str] = []
     problems: list[str] = []
     reason = ""
-    for token in MarkdownIt("commonmark").enable("table").parse(PAGES[name].read_text()):
+    for token in MarkdownIt("commonmark").enable("table").parse(text):
         place = f"{name}:{token.map[0] + 1}" if token.map else name
         if reason and token.type != "fence":
             problems.append(f"{place}: 'not run: {reason}' is above no block")
@@ -119,7 +124,9 @@ def read_page(name: str) -> Page:
             assert token.map is not None
             block = Block(name, token.map[0] + 1, token.info.split(" ")[0], token.content, reason)
             if block.language not in LANGUAGES:
-                problems.append(f"{place}: a block of {block.language!r}, which is no language here")
+                problems.append(
+                    f"{place}: a block of {block.language!r}, which is no language here"
+                )
             if reason and not (block.commands or block.language == "python"):
                 problems.append(f"{place}: 'not run' is above a block that nothing can run")
             blocks.append(block)

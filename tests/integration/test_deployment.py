@@ -14,6 +14,7 @@ from PIL import Image
 from data_pipelines.shards.extract import extract_images
 from model.bundle import load_pruned
 from tests.documents import read_page, run_page
+from tests.processes import ROOT
 
 NAME = "docs/deployment.md"
 SCRIPTS = {

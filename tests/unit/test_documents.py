@@ -1,10 +1,10 @@
-"""README.md and docs/: every block says what it is, and every command has the arguments it names."""
+"""README.md and docs/: every block says what it is, and commands have the arguments they name."""
 
 import re
 
 import pytest
 
-from tests.documents import PAGES, all_pages, check_command, read_page
+from tests.documents import PAGES, all_pages, check_command, parse_page, read_page
 from tests.processes import ROOT
 
 # Where the pages are run; a page with commands or examples must be here.
@@ -17,11 +17,11 @@ RUN_BY = {
 
 def not_run():
     """The commands that no test runs: in blocks with a reason, and within sentences."""
-    for name, page in all_pages():
+    for _, page in all_pages():
         for block in page.blocks:
             if block.not_run:
-                yield from ((str(block), line) for line in block.commands)
-        yield from ((name, line) for line in page.inline)
+                yield from block.commands
+        yield from page.inline
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -29,8 +29,8 @@ def test_every_block_has_a_language_and_a_reason_only_where_it_is_needed(name):
     assert not read_page(name).problems
 
 
-@pytest.mark.parametrize(("place", "line"), list(not_run()))
-def test_a_command_that_is_not_run(place, line):
+@pytest.mark.parametrize("line", dict.fromkeys(not_run()))
+def test_a_command_that_is_not_run(line):
     check_command(line)
 
 
@@ -56,26 +56,48 @@ def test_every_page_is_run():
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("text", "problem"),
     [
-        "dmtg trian run.yaml",
-        "dmtg eval model.safetensors --shard data",
-        "dmtg train experiments/demo.yaml run.step=3",
-        "dmtg train experiments/nothing.yaml",
-        "accelerate launch --config_file accelerate_configs/nothing.yaml trainer/main.py --config x",
-        "accelerate launch --nothing 3 trainer/main.py",
-        "make nothing",
-        "make test NOTHING=1",
-        "pip install -e '.[nothing]'",
-        "sbatch accelerate_configs/slurm/train.sbatch --config experiments/demo.yaml run.step=3",
-        "srun bash -c 'accelerate launch trainer/main.py --config experiments/nothing.yaml'",
-        "python benchmarks/step.py --nothing",
-        "python nothing.py",
-        "nothing at all",
+        ("```\ndmtg --help\n```\n", "page:1: a block of '', which is no language here"),
+        ("```mermaid\ngraph\n```\n", "page:1: a block of 'mermaid'"),
+        ("Type\n\n    dmtg status runs/first\n", "page:3: commands in an indented block"),
+        ("<!-- not run: too lazy -->\n```bash\nls\n```\n", "reason 'too lazy' is none of needs Sl"),
+        ("<!-- not run: needs a GPU -->\nText.\n", "page:2: 'not run: needs a GPU' is above no"),
+        ("<!-- not run: needs a GPU -->\n", "page: 'not run: needs a GPU' is above no block"),
+        ("<!-- not run: needs a GPU -->\n```json\n{}\n```\n", "a block that nothing can run"),
     ],
 )
-def test_a_wrong_command_is_found(line):
-    with pytest.raises((Exception, SystemExit)):
+def test_a_problem_of_a_page_is_found(text, problem):
+    (found,) = parse_page("page", text).problems
+    assert problem in found
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dmtg trian run.yaml", "no command 'trian'"),
+        ("dmtg eval model.safetensors --shard data", "No such option: --shard"),
+        ("dmtg train experiments/demo.yaml run.step=3", r"run\.step: unknown key"),
+        ("dmtg train mine.yaml run.step=3", r"run\.step: unknown key"),
+        ("dmtg train experiments/nothing.yaml", "No such file"),
+        ("accelerate launch --config_file accelerate_configs/nothing.yaml a.py", "nothing.yaml"),
+        ("accelerate launch --nothing 3 trainer/main.py", "2"),
+        ("make nothing", "make has no 'nothing'"),
+        ("make test NOTHING=1", "make has no 'NOTHING=1'"),
+        ("pip install -e '.[nothing]'", "no extras {'nothing'}"),
+        (
+            "sbatch accelerate_configs/slurm/train.sbatch --config experiments/demo.yaml a.b=3",
+            "a: unknown key",
+        ),
+        ("sbatch nothing.sbatch", "nothing.sbatch"),
+        ("srun bash -c 'dmtg trian'", "no command 'trian'"),
+        ("python benchmarks/step.py --nothing", "--nothing"),
+        ("python nothing.py", "nothing.py"),
+        ("nothing at all", "nothing is known of the program 'nothing'"),
+    ],
+)
+def test_a_wrong_command_is_found(line, message):
+    with pytest.raises((Exception, SystemExit), match=message):
         check_command(line)
 
 
