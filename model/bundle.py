@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from dmtg.files import atomic_path
 from dmtg.memory import is_out_of_memory
 from dmtg.names import shortened
 from dmtg.plugins import load_plugins
+from dmtg.suggestions import did_you_mean
 from model.bundle_file import (
     KEY,
     BundleHeader,
@@ -154,11 +154,9 @@ def _heads_of(
     names = {task.name: index for index, task in enumerate(network.tasks)}
     for task in tasks:
         if task not in names:
-            close = get_close_matches(str(task), names, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
             raise BundleError(
-                f"{path}: has no task {task!r}; {hint}its {len(names)} tasks are "
-                f"{shortened(', '.join(names), 500)}"
+                f"{path}: has no task {task!r}; its {len(names)} tasks are "
+                f"{shortened(', '.join(names), 500)}{did_you_mean(task, names)}"
             )
     chosen = {names[task] for task in tasks}
     return tuple(head for head in network.heads if head[0] in chosen)

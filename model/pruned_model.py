@@ -174,7 +174,7 @@ def described(spec: TaskSpec, value: Tensor, size: tuple[int, int]) -> dict[str,
     kind = get_kind(spec.kind)
     if not spec.dense:
         return kind.record(spec, value)
-    if kind.stored_as == "dense_classification":
+    if not value.is_floating_point():  # class ids
         value = value.to(torch.uint8 if spec.channels <= 2**8 else torch.int32)
         return {"value": resized_back(value, size), "classes": list(kind.class_names(spec))}
     return {"value": resized_back(value, size), "unit": spec.unit}

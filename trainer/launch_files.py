@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import accelerate_configs
@@ -19,14 +18,6 @@ def find_launch_files() -> dict[str, Path]:
 def launch_file(name: str) -> Path:
     """Return the path of a launch file, such as `zero2`."""
     return _FOLDER / f"{name}.yaml"
-
-
-def train_command(config: Path) -> str:
-    """Return the command that trains in one process, on a GPU if there is one."""
-    script = TRAIN_SCRIPT
-    if script.is_relative_to(Path.cwd()):
-        script = script.relative_to(Path.cwd())
-    return shlex.join(["python", str(script), "--config", str(config)])
 
 
 def job_template(name: str) -> Path:

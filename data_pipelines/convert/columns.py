@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as with_default
-from difflib import get_close_matches
 from typing import Any, Protocol
 
 import datasets
@@ -22,9 +21,9 @@ from data_pipelines.shards.encoded import EncodedSample, Storage
 from data_pipelines.shards.field import SCALAR_KINDS
 from data_pipelines.shards.manifest import Field
 from dmtg.names import shortened
+from dmtg.suggestions import did_you_mean, listed
 
 SCALARS_MEMBER = "labels.json"
-_NAMES_SHOWN = 40  # of columns, in a message
 
 
 class PictureFiles(Protocol):
@@ -205,13 +204,9 @@ def _check_column(place: str, column: str, features: Mapping[str, Any]) -> None:
 
 
 def allowed_names(name: str, names: Iterable[str]) -> str:
-    """Return the end of a message on a name that does not exist: the nearest, and the others."""
+    """Return the end of a message on a name that does not exist: the others, and the nearest."""
     names = sorted(names)
-    near = get_close_matches(str(name), names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return f"{hint}allowed are {shown}{more}"
+    return f"no such column; allowed: {listed(names)}{did_you_mean(name, names)}"
 
 
 def _stored_as(name: str, entry: Mapping[str, Any], storage: Storage) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from data_pipelines.reading.values import value_text
 from data_pipelines.shards.field import MAX_CLASSES, Field
 from data_pipelines.shards.manifest import FileName
 from dmtg.names import shortened
+from dmtg.suggestions import did_you_mean
 from dmtg.yaml_text import YamlError, read_yaml
 
 
@@ -66,7 +67,7 @@ class FieldMap(BaseModel):
         try:
             field_map = cls.model_validate(tree)
         except ValidationError as error:
-            raise DataError(_errors(place, error)) from error
+            raise DataError(_errors(place, error, cls)) from error
         if field_map.fields.get(field_map.image, {}).get("kind") != "image":
             raise DataError(f"{place}: image {field_map.image!r}: must name a field of kind image")
         return field_map
@@ -118,7 +119,7 @@ def described_field(place: str, entry: dict[str, Any]) -> Field:
     try:
         return Field.model_validate(entry)
     except ValidationError as error:
-        raise DataError(_errors(place, error)) from error
+        raise DataError(_errors(place, error, Field)) from error
 
 
 def _values(place: str, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,15 +151,45 @@ def _text(place: str, value: Any) -> Any:  # noqa: ANN401 - any YAML value
     return value_text(value) or "" if isinstance(value, str | int | float) else value
 
 
-def _errors(place: str, error: ValidationError) -> str:
+# What is allowed, by the type of pydantic's error; `{}` stands for the value of its context.
+_ALLOWED = {
+    "bool_type": "true or false",
+    "dict_type": "a mapping",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "greater_than": "a number above {}",
+    "greater_than_equal": "a number of at least {}",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "less_than": "a number below {}",
+    "less_than_equal": "a number of at most {}",
+    "literal_error": "{}",
+    "model_type": "a mapping",
+    "string_type": "text",
+    "tuple_type": "a list",
+}
+
+
+def _errors(place: str, error: ValidationError, model: type[BaseModel]) -> str:
+    """Return the errors of a mapping for a model, a line each."""
     return "\n".join(
-        ": ".join(filter(None, [place, ".".join(map(str, entry["loc"])), _message(entry)]))
+        ": ".join(filter(None, [place, ".".join(map(str, entry["loc"])), _message(entry, model)]))
         for entry in error.errors(include_url=False)
     )
 
 
-def _message(entry: ErrorDetails) -> str:
-    message = entry["msg"].removeprefix("Value error, ")
-    if entry["type"] in ("missing", "value_error"):  # their input is the whole object
-        return message
-    return f"{message}, found {shortened(repr(entry['input']))}"
+def _message(entry: ErrorDetails, model: type[BaseModel]) -> str:
+    if entry["type"] == "missing":
+        return "required and not given"
+    if entry["type"] == "value_error":  # its input is the whole object
+        return entry["msg"].removeprefix("Value error, ")
+    if entry["type"] == "extra_forbidden":
+        keys = sorted(model.model_fields)
+        return f"unknown key; allowed: {', '.join(keys)}{did_you_mean(entry['loc'][-1], keys)}"
+    allowed = _ALLOWED.get(entry["type"])
+    found = shortened(repr(entry["input"]))
+    if allowed is None:
+        return f"{entry['msg']}, found {found}"
+    context = next(iter(entry.get("ctx", {}).values()), "")
+    return f"found {found}; allowed: {allowed.format(context)}"

@@ -26,6 +26,7 @@ class Binary(ClassKind):
     default_loss = "bce"
     default_metric = "binary"
     stored_as = "binary"
+    output = "probability"
 
     def check_num_classes(self, spec: TaskSpec) -> None:
         """Check that there is one channel."""
@@ -36,6 +37,11 @@ class Binary(ClassKind):
     def num_names(self, spec: TaskSpec) -> int:
         """Return 2."""
         return 2
+
+    @override
+    def label_value(self, spec: TaskSpec, value: float) -> bool:
+        """Return whether the label is the positive class."""
+        return bool(value)
 
     def targets(
         self,

@@ -30,6 +30,7 @@ class DenseClassification(ClassKind):
     dense = True
     stored_as = "dense_classification"
     stored_dtype = torch.uint8
+    output = "class ids"
 
     def check_options(self, spec: TaskSpec) -> None:
         """Allow `ignore_index`."""

@@ -33,6 +33,7 @@ class DenseRegression(ValueKind):
     dense = True
     stored_as = "dense_regression"
     stored_dtype = torch.uint16
+    output = "values"
 
     def check_options(self, spec: TaskSpec) -> None:
         """Check `positive_above`, which only a one-channel map that is no depth may have."""

@@ -64,6 +64,7 @@ class TaskKind(ABC):
         stored_as: Kind of the fields of shards that hold such labels: binary, multiclass,
             regression, dense_regression or dense_classification.
         stored_dtype: Type in which shards store a dense label.
+        output: What `natural` returns, in a word for programs that use a deployed model.
     """
 
     default_loss: ClassVar[str]
@@ -74,6 +75,7 @@ class TaskKind(ABC):
     dense: ClassVar[bool] = False
     stored_as: ClassVar[str]
     stored_dtype: ClassVar[torch.dtype] = torch.float32
+    output: ClassVar[str] = "value"
 
     @abstractmethod
     def targets(
@@ -218,6 +220,10 @@ class TaskKind(ABC):
     def label_text(self, spec: TaskSpec, value: float) -> str:
         """Return a stored scalar label as text."""
         raise NotImplementedError(f"{type(self).__name__} defines no label_text")
+
+    def label_value(self, spec: TaskSpec, value: float) -> Any:  # noqa: ANN401 - as in `record`
+        """Return a stored scalar label as JSON can hold it; by default its text."""
+        return self.label_text(spec, value)
 
     def draw(self, spec: TaskSpec, values: NDArray[np.generic]) -> Picture:
         """Draw the natural prediction of a sample, as `natural` returns it for a batch."""

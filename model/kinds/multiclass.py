@@ -25,6 +25,7 @@ class Multiclass(ClassKind):
     default_loss = "cross_entropy"
     default_metric = "multiclass"
     stored_as = "multiclass"
+    output = "probabilities"
 
     @override
     def targets(

@@ -47,4 +47,8 @@ class ValueKind(TaskKind):
 
     def label_text(self, spec: TaskSpec, value: float) -> str:
         """Return the value in the natural unit."""
-        return f"{value * spec.unit_scale + spec.unit_offset:.4g} {spec.unit}".rstrip()
+        return f"{self.label_value(spec, value):.4g} {spec.unit}".rstrip()
+
+    def label_value(self, spec: TaskSpec, value: float) -> float:
+        """Return the value in the natural unit."""
+        return value * spec.unit_scale + spec.unit_offset

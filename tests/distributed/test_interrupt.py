@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -25,6 +26,15 @@ LAUNCHER = (sys.executable, "-m", "accelerate.commands.launch", "--main_process_
 CTRL_C = b"\x03"
 
 
+def _in_the_foreground() -> None:
+    """Make the terminal that of this process, and let Ctrl-C reach it.
+
+    A shell may have started the tests with SIGINT ignored, as it does in the background.
+    """
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command in a terminal of its own, of 80 columns, as the foreground job of its shell."""
 
@@ -40,7 +50,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_in_the_foreground,
             env={**inherited, **SETTINGS},
         )
         os.close(slave)

@@ -347,7 +347,7 @@ SIZES = {
 VALUES = {
     "all NaN": (
         lambda _, t: [v.fill_(torch.nan) for v in t.values() if v.is_floating_point()],
-        "values of tensor 'branches.0.0.conv1.weight' are NaN or infinite",
+        "108 of 108 values of tensor 'trunk.0.weight' are NaN or infinite",
     ),
     "one NaN": (broken(torch.nan, 1), "1 of 108 values of tensor 'trunk.0.weight' are NaN or inf"),
     "infinite": (broken(-torch.inf, 3), "3 of 108 values of tensor 'trunk.0.weight' are NaN"),

@@ -18,7 +18,7 @@ SOURCES = [
 ]
 BUILT_IN = {
     "binary", "multiclass", "regression", "dense_regression", "dense_classification",
-    "bce", "cross_entropy", "l1", "mse", "l1_shift",
+    "bce", "cross_entropy", "focal", "huber", "l1", "mse", "l1_shift",
     "grey", "depth", "normal", "signed",
 }  # fmt: skip
 OTHER_MEANINGS = {("model/grouping/grouping.py", "binary")}  # a form of the entropy

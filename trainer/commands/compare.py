@@ -96,7 +96,8 @@ def _list(cells: Sequence[Cell], as_json: bool) -> None:
         print_json({"cells": rows})
         return
     for row in rows:
-        echo("  ".join(str(value) for value in row.values()))
+        echo("  ".join(str(row[name]) for name in ("cell", "recipe", "seed", "status")))
+    echo(f"folders: {cells[0].folder.parent.parent}/RECIPE/seed-SEED")
 
 
 def _train(cells: Sequence[Cell], launch: Path | None, keep_going: bool) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,6 @@ def init(
     """
     from dmtg.yaml_text import parse_yaml
     from trainer.config.loading import parse_config
-    from trainer.launch_files import train_command
     from trainer.reference.json_schema import schema_text
     from trainer.run_data import open_data
     from trainer.starting.choices import choose
@@ -47,7 +47,7 @@ def init(
         check_outputs([(path, "the configuration")], overwrite=overwrite)
     except ValueError as error:
         raise UserError(str(error)) from None
-    command = train_command(path)
+    command = shlex.join(["dmtg", "train", str(path)])
     text = starting_text(start, command)
     open_data(parse_config(parse_yaml(text), str(path)))  # it trains as written
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDTH = 80  # columns without a terminal
+_COMMANDS = ("next", "then")  # results that are commands: one line, to be copied
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -36,7 +37,8 @@ def finish(as_json: bool, values: dict[str, Any]) -> None:
         print_json(values)
         return
     for name, value in values.items():
-        echo(wrapped(f"{name}: {_short(value)}"))
+        line = f"{name}: {_short(value)}"
+        echo(line if name in _COMMANDS else wrapped(line))
 
 
 def wrapped(text: str, first: str = "", others: str = "  ") -> str:

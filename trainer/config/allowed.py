@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from trainer.config.section import Section
 
-_MAX_NAMES = 40  # in a message
-
 
 @dataclass(frozen=True)
 class Words:
@@ -190,13 +188,6 @@ def in_yaml(value: Any) -> str:  # noqa: ANN401 - any YAML value
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(in_yaml, value)) + "]"
     return repr(value) if isinstance(value, (str, int, float)) else str(value)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return names separated by commas; of very many the first."""
-    shown = ", ".join(names[:_MAX_NAMES])
-    more = len(names) - _MAX_NAMES
-    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def either(phrases: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from pydantic_core import ErrorDetails
 
 from dmtg.names import shortened
-from dmtg.suggestions import did_you_mean
-from trainer.config.allowed import KeysOf, Type, allowed, in_yaml, listed
+from dmtg.suggestions import did_you_mean, listed
+from trainer.config.allowed import KeysOf, Type, allowed, in_yaml
 from trainer.config.config import Config
 from trainer.config.renamed import RENAMED_RECIPES, renamed_below
 from trainer.config.section import Section

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -16,7 +16,7 @@ from model.metrics import metric_for
 from model.pruned_model import PrunedModel
 from model.tasks.spec import TaskSpec
 from trainer.errors import UserError
-from trainer.report.picture import read_metrics
+from trainer.report.records import read_constants, read_metrics
 
 CARD = "README.md"  # the name that a hub shows
 Metrics = Mapping[str, Mapping[str, float]]
@@ -40,12 +40,30 @@ prediction = model.predict("photo.jpg")
 """
 
 
-def run_metrics(run: Path, model: PrunedModel) -> Metrics | None:
-    """Return the metrics that a run has logged at the step of its exported model, if it has."""
-    step = model.metadata.get("step")
-    found = [r for r in read_metrics(run) if r["kind"] == "eval" and r["step"] == step]
-    metrics: Metrics | None = found[-1]["metrics"] if found else None
-    return metrics
+class RunMetrics(NamedTuple):
+    """What a run has logged at the step of its exported model.
+
+    Attributes:
+        metrics: Of the evaluation split, by task and name; empty if there are none.
+        constants: Those of the best constant predictions; empty if the run has not evaluated them.
+    """
+
+    metrics: Metrics
+    constants: Metrics
+
+
+NOT_EVALUATED = RunMetrics({}, {})
+
+
+def run_metrics(source: Path, model: PrunedModel) -> RunMetrics:
+    """Return the metrics of a model: none if its source is no folder of a run."""
+    if not source.is_dir():
+        return NOT_EVALUATED
+    step = int(model.metadata["step"])
+    found = [r for r in read_metrics(source) if r["kind"] == "eval" and r["step"] == step]
+    if not found:
+        return NOT_EVALUATED
+    return RunMetrics(found[-1]["metrics"], read_constants(source, step))
 
 
 def write_card(out: Path, model: PrunedModel, source: Path) -> None:
@@ -60,7 +78,7 @@ def write_card(out: Path, model: PrunedModel, source: Path) -> None:
         UserError: See `check_card`.
     """
     check_card(out.parent / CARD)
-    metrics = run_metrics(source, model) if source.is_dir() else None
+    metrics = run_metrics(source, model)
     with atomic_write(out.parent / CARD) as file:
         file.write(model_card(model, out.stem, [out.name], metrics))
 
@@ -81,7 +99,7 @@ def model_card(
     model: PrunedModel,
     name: str,
     files: Sequence[str],
-    metrics: Metrics | None = None,
+    evaluated: RunMetrics = NOT_EVALUATED,
     *,
     repo: str | None = None,
     licence: str | None = None,
@@ -94,13 +112,13 @@ def model_card(
         model: The exported model.
         name: Its name.
         files: Names of the files that the card is beside, the exported model among them or not.
-        metrics: Of the evaluation split, by task and name.
+        evaluated: Metrics of the model and of the best constant predictions.
         repo: Repository of the hub where the files are going to be.
         licence: Identifier of the licence, such as `apache-2.0`.
     """
     facts = model.metadata
     parts = [
-        f"---\n{_metadata(model, name, metrics, licence)}\n---\n",
+        f"---\n{_metadata(model, name, evaluated.metrics, licence)}\n---\n",
         f"# {_text(name)}\n",
         f"One network that predicts {_count(len(model.tasks), 'label')} for each image. The tasks "
         f"were assigned to {_count(len(model.groups), 'encoder branch', 'encoder branches')} by "
@@ -114,18 +132,20 @@ def model_card(
         "## Tasks\n",
         _table(["task", "kind", "value", "unit or classes"], map(_task_row, model.tasks)),
     ]
-    if metrics:
+    if evaluated.metrics:
+        beside = ", beside the best constant prediction" if evaluated.constants else ""
+        header = ["task", "metric", "value", *(["constant"] if beside else []), "better is"]
         parts += [
             "## Metrics\n",
-            "On the evaluation split of the run.\n",
-            _table(["task", "metric", "value", "better is"], _metric_rows(model.tasks, metrics)),
+            f"On the evaluation split of the run{beside}.\n",
+            _table(header, _metric_rows(model.tasks, evaluated)),
         ]
     parts += ["## Data and training\n", _table(["", ""], _fact_rows(model))]
     parts += ["## Use\n", _use(model, files, repo)]
     return "\n".join(parts)
 
 
-def _metadata(model: PrunedModel, name: str, metrics: Metrics | None, licence: str | None) -> str:
+def _metadata(model: PrunedModel, name: str, metrics: Metrics, licence: str | None) -> str:
     dataset = _dataset(model)
     results = [
         EvalResult(
@@ -139,7 +159,7 @@ def _metadata(model: PrunedModel, name: str, metrics: Metrics | None, licence: s
             metric_value=float(f"{value:.5g}"),
         )
         for task in model.tasks
-        for metric, value in (metrics or {}).get(task.name, {}).items()
+        for metric, value in metrics.get(task.name, {}).items()
         if metric == metric_for(task).primary and value is not None
     ]
     return ModelCardData(
@@ -165,14 +185,15 @@ def _task_row(task: TaskSpec) -> list[str]:
     return [f"`{task.name}`", task.kind, form, _text(task.unit) or f"{shown}{more}"]
 
 
-def _metric_rows(tasks: Sequence[TaskSpec], metrics: Metrics) -> list[list[str]]:
+def _metric_rows(tasks: Sequence[TaskSpec], evaluated: RunMetrics) -> list[list[str]]:
     rows = []
+    shown = [evaluated.metrics, *([evaluated.constants] if evaluated.constants else [])]
     for task in tasks:
         metric = metric_for(task)
-        value = metrics.get(task.name, {}).get(metric.primary)
-        shown = "no labels" if value is None else f"{value:.4g}"
+        values = [of.get(task.name, {}).get(metric.primary) for of in shown]
+        cells = ["no labels" if value is None else f"{value:.4g}" for value in values]
         better = "higher" if metric.higher_is_better else "lower"
-        rows.append([f"`{task.name}`", metric.primary, shown, better])
+        rows.append([f"`{task.name}`", metric.primary, *cells, better])
     return rows
 
 

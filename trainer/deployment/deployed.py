@@ -21,13 +21,6 @@ from trainer.errors import UserError
 Preprocessing = Literal["none", "normalize", "resize"]
 TOLERANCE = 1e-4  # of outputs of order one; of class ids the share that differs
 METADATA_KEY = "dmtg"  # of the description in a file
-_OUTPUTS = {
-    "binary": "probability",
-    "multiclass": "probabilities",
-    "regression": "value",
-    "dense_regression": "values",
-    "dense_classification": "class ids",
-}
 
 
 class DeployedModel(nn.Module):
@@ -117,7 +110,7 @@ class DeployedModel(nn.Module):
                 {
                     "name": task.name,
                     "kind": task.kind,
-                    "output": _OUTPUTS[get_kind(task.kind).stored_as],
+                    "output": get_kind(task.kind).output,
                     "unit": task.unit,
                     "classes": list(get_kind(task.kind).class_names(task)),
                 }

@@ -80,7 +80,7 @@ def push(
         file = Path(folder) / f"{MODEL}.safetensors"
         deploy(source, file, "safetensors", shards=shards)
         model = load_pruned(file)
-        metrics = run_metrics(source, model) if source.is_dir() else None
+        metrics = run_metrics(source, model)
         for suffix, name in SUFFIXES.items():
             if name in formats and name != "safetensors":
                 deploy(file, file.with_suffix(suffix), name, preprocessing=preprocessing)

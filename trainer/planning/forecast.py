@@ -9,6 +9,7 @@ import torch
 
 from data_pipelines.errors import DataError
 from data_pipelines.shards.manifest import Field, Manifest
+from dmtg.plugins import LOSS_WEIGHTINGS
 from model.heads.layout import Head
 from model.network import MultiTaskNetwork
 from model.subset import subset
@@ -179,5 +180,10 @@ def _notes(
         notes.append("the length of an epoch is not known without the shards, give --samples")
     if config.model.compile:
         notes.append("time and memory are those without torch.compile")
+    method = config.loss_weights.method
+    if LOSS_WEIGHTINGS[method].compares_losses:
+        accumulates = config.optim.gradient_accumulation_steps > 1
+        passes = "2 forward passes" if accumulates else "1 forward pass"
+        notes.append(f"without the {passes} that loss_weights {method} adds to each step")
     notes.append("after pruning every branch is taken to keep a task")
     return tuple(notes)

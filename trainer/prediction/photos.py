@@ -168,7 +168,8 @@ class ShardPhotos:
             if task.dense:
                 drawn[task.name] = label_picture(task, sample.dense[task.name])
             else:
-                labels[task.name] = _label(task, float(sample.scalars[row]))
+                stored = float(sample.scalars[row])
+                labels[task.name] = get_kind(task.kind).label_value(task, stored)
         photo = np.ascontiguousarray(np.broadcast_to(picture, (3, *picture.shape[1:])))
         return Read(photo.transpose(1, 2, 0), labels, drawn)
 
@@ -240,16 +241,6 @@ def _reduced(picture: Picture) -> Picture:
     """Return a picture of a size that matplotlib resizes in little memory."""
     factor = max(picture.shape) // _SHOWN_PIXELS
     return np.asarray(Image.fromarray(picture).reduce(factor)) if factor > 1 else picture
-
-
-def _label(task: TaskSpec, stored: float) -> Any:  # noqa: ANN401 - a bool, a name or a number
-    """Return a stored label of a scalar task as a record holds it, in the natural unit."""
-    kind = get_kind(task.kind)
-    if kind.stored_as == "binary":
-        return bool(stored)
-    if kind.stored_as == "multiclass":
-        return kind.class_names(task)[int(stored)]
-    return stored * task.unit_scale + task.unit_offset
 
 
 def _numbered(names: list[str]) -> list[str]:

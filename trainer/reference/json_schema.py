@@ -223,11 +223,14 @@ def _required(section: type[Section]) -> Schema:
     """Return the schema of the keys that must be given, at any depth."""
     needed = [name for name, field in section.model_fields.items() if field.is_required()]
     inner = {
-        name: _required(found)
-        for name in needed
-        if (found := section_type(section.model_fields[name].annotation)) is not None
+        name: schema
+        for name, field in section.model_fields.items()
+        if (found := section_type(field.annotation)) is not None and (schema := _required(found))
     }
-    return {"required": needed, **({"properties": inner} if inner else {})}
+    return {
+        **({"required": needed} if needed else {}),
+        **({"properties": inner} if inner else {}),
+    }
 
 
 def _known_names() -> Iterator[Schema]:

@@ -195,11 +195,14 @@ def test_patterns_must_fit_and_not_overlap(root, field_map, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("- a", "Input should be a valid dictionary"),
+        ("- a", r"found \['a'\]; allowed: a mapping"),
         ("a: [", "not YAML"),
         ("image: a\nfields: {a: {member: jpg, kind: multiclass}}", "image 'a': must name a field"),
-        ("image: a\nfields: {a: {kind: image}}\nsplit: x", "split: Extra inputs are not permitted"),
-        ("fields: {}", "image: Field required"),
+        (
+            "image: a\nfields: {a: {kind: image}}\nsplit: x",
+            "split: unknown key; allowed: .*; did you mean 'splits'",
+        ),
+        ("fields: {}", "image: required and not given"),
         ("image: !!python/object/apply:os.getcwd []", "not YAML"),
     ],
 )

@@ -51,17 +51,20 @@ def test_probabilities_have_the_names_of_the_classes():
 
 
 @pytest.mark.parametrize(
-    ("spec", "value", "text"),
+    ("spec", "value", "text", "as_json"),
     [
-        (SPECS["binary"], 1.0, "1"),
-        (TaskSpec("t", "binary", classes=("no", "yes")), 1.0, "yes"),
-        (SPECS["multiclass"], 2.0, "2"),
-        (SPECS["regression"], 3.0, "7 kg"),
-        (TaskSpec("t", "regression"), 0.123456, "0.1235"),
+        (SPECS["binary"], 1.0, "1", True),
+        (TaskSpec("t", "binary", classes=("no", "yes")), 0.0, "no", False),
+        (SPECS["multiclass"], 2.0, "2", "2"),
+        (SPECS["regression"], 3.0, "7 kg", 7.0),
+        (TaskSpec("t", "regression"), 0.123456, "0.1235", 0.123456),
     ],
 )
-def test_scalar_labels_as_text(spec, value, text):
-    assert get_kind(spec.kind).label_text(spec, value) == text
+def test_scalar_labels_as_text_and_as_json(spec, value, text, as_json):
+    kind = get_kind(spec.kind)
+    assert kind.label_text(spec, value) == text
+    assert kind.label_value(spec, value) == as_json
+    assert type(kind.label_value(spec, value)) is type(as_json)
 
 
 def test_a_label_map_is_drawn_in_natural_units_without_its_invalid_pixels():

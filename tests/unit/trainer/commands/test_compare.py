@@ -73,8 +73,9 @@ def test_one_cell_of_a_job_array(compare_with, tmp_path):
     found = last_line(result)
     assert (found["recipe"], found["seed"], found["status"]) == ("multitask", 7, "done")
     assert not (tmp_path / "out" / "compare.md").exists()
-    listed = compare_with("", "--list", "--seed-base", "7").stdout.splitlines()
-    assert [line.split()[:4] for line in listed] == [
+    *listed, folders = compare_with("", "--list", "--seed-base", "7").stdout.splitlines()
+    assert folders == f"folders: {tmp_path / 'out'}/RECIPE/seed-SEED"
+    assert [line.split() for line in listed] == [
         ["0", "random", "7", "waiting"],
         ["1", "random", "8", "waiting"],
         ["2", "multitask", "7", "done"],

@@ -154,7 +154,7 @@ def test_a_column_of_which_nothing_can_be_read_is_exit_code_1(dmtg, tmp_path):
         (("labels.csv", "--images", "photos", "--group-by", "persn"), "did you mean 'person'?"),
         (
             ("labels.csv", "--images", "photos", "--val-share", "1"),
-            "val_share: Input should be les",
+            "val_share: found 1.0; allowed: a number below 1",
         ),
         (
             ("labels.csv", "--images", "photos", "--tasks", "smilng"),

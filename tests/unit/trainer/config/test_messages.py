@@ -17,7 +17,7 @@ TREE = {
 }
 COUNT = "a whole number from 1 to 10^12"
 SIZE = "[height, width], two whole numbers from 1 to 4096, or one number for both"
-ENCODERS = "backbone, mlp, residual64, xception"
+ENCODERS = "backbone, mlp, residual64, timm, xception"
 RECIPES = "affinity, fixed, grad_tag, multitask, published, random, single_task, tag"
 SAMPLERS = "diagonal, gumbel, gumbel_per_sample, relaxed_one_hot, softmax, straight_through"
 KINDS = "binary, dense_classification, dense_regression, multiclass, regression"
@@ -125,9 +125,9 @@ WRONG = [
     ("tasks.define={a: {kind: binry}}", f"tasks.define.a.kind: found 'binry'; allowed: {KINDS}; "
      "did you mean 'binary'?"),
     ("tasks.define={a: {loss: mze}}", "tasks.define.a.loss: found 'mze'; allowed: bce, "
-     "cross_entropy, l1, l1_shift, mse; did you mean 'mse'?"),
+     "cross_entropy, focal, huber, l1, l1_shift, mse; did you mean 'mse'?"),
     ("tasks.define={a: {loss: 5}}", "tasks.define.a.loss: found 5; allowed: bce, cross_entropy, "
-     "l1, l1_shift, mse or null; text is written in quotes: '5'"),
+     "focal, huber, l1, l1_shift, mse or null; text is written in quotes: '5'"),
     ("tasks.define={a: {channels: 2.5}}", f"tasks.define.a.channels: found 2.5; allowed: {COUNT}"),
     ("tasks.define={a: {mean: 0.5}}", "tasks.define.a.mean: found 0.5; allowed: a list of numbers; "
      "a list is written [0.5]"),
@@ -140,9 +140,9 @@ WRONG = [
      "write it in quotes"),
     # missing keys
     ("model.encoder={options: {}}", "model.encoder.name: required and not given; allowed: "
-     "backbone, mlp, residual64 or xception"),
+     "backbone, mlp, residual64, timm or xception"),
     ("model.encoder=null", "model.encoder.name: required and not given; allowed: backbone, mlp, "
-     "residual64 or xception"),
+     "residual64, timm or xception"),
     ("grouping.recipe=fixed", "grouping.groups: required and not given; allowed: a path"),
     ("optim.schedule={gamma: 0.1}", "optim.schedule.name: required and not given; allowed: "
      "constant, cosine, multistep, plateau"),
@@ -229,7 +229,6 @@ def test_required_keys_of_a_missing_section_are_listed():
         "run.out",
         "data.image_size",
         "data.global_batch",
-        "model.encoder.name",
         "model.branches",
     ]
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from model.bundle import load_pruned
-from trainer.deployment.card import check_card, model_card, write_card
+from trainer.deployment.card import RunMetrics, check_card, model_card, write_card
 from trainer.errors import UserError
 
 METRICS = {
@@ -27,7 +27,7 @@ def rows(card, title):
 
 
 def test_a_card_describes_the_model(model):
-    card = model_card(model, "rooms", ["rooms.safetensors", "rooms.onnx"], METRICS)
+    card = model_card(model, "rooms", ["rooms.safetensors", "rooms.onnx"], RunMetrics(METRICS, {}))
     assert rows(card, "Groups") == [
         ["0", "`wall`, `round things`, `shape`"], ["1", "`depth`, `cube`, `age`"]
     ]  # fmt: skip
@@ -47,6 +47,15 @@ def test_a_card_describes_the_model(model):
     assert index["name"] == "rooms" and metadata["library_name"] == "dmtg"
     assert [(m["type"], m["value"]) for m in found["cube"]] == [("error", 0.125)]
     assert index["results"][0]["dataset"]["name"] == "rooms"
+
+
+def test_the_constant_predictions_are_beside_the_metrics(model):
+    evaluated = RunMetrics(METRICS, {"cube": {"error": 0.5, "f1": 0.0}, "age": {"mae": 9.87654}})
+    card = model_card(model, "rooms", ["rooms.safetensors"], evaluated)
+    found = {row[0]: row[1:] for row in rows(card, "Metrics")}
+    assert found["`cube`"] == ["error", "0.125", "0.5", "lower"]
+    assert found["`age`"] == ["mae", "3.251", "9.877", "lower"]
+    assert "| task | metric | value | constant | better is |" in card
 
 
 def test_without_metrics_there_are_none(model):

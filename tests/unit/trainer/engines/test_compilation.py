@@ -34,7 +34,7 @@ def test_values_of_the_setting(value, compiles, mode, rooms_config):
 
 
 def test_another_mode_is_refused(rooms_config):
-    expected = r"model\.compile: found 'fast'; allowed are true, false, reduce-overhead$"
+    expected = r"model\.compile: found 'fast'; allowed: true, false or reduce-overhead$"
     with pytest.raises(UserError, match=expected):
         rooms_config("model.compile=fast")
 

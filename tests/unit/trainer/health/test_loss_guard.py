@@ -162,7 +162,7 @@ def test_the_count_is_kept_over_a_restart(rooms_config, train_here, spoil_steps,
 
 
 def test_a_bad_gradient_of_a_good_loss_is_left_out(rooms_config, train_here, monkeypatch):
-    original = trainer.step._forward
+    original = trainer.step.forward
 
     def forward(session, *arguments, **options):
         output = original(session, *arguments, **options)
@@ -170,7 +170,7 @@ def test_a_bad_gradient_of_a_good_loss_is_left_out(rooms_config, train_here, mon
             output["losses"] = output["losses"] + (0.0 * output["losses"]).sqrt()
         return output
 
-    monkeypatch.setattr(trainer.step, "_forward", forward)
+    monkeypatch.setattr(trainer.step, "forward", forward)
     folder = train_here(
         rooms_config(*RUN, "optim.skip_nonfinite=1", "optim.max_grad_norm=null")
     ).folder

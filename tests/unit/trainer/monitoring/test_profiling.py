@@ -98,5 +98,5 @@ def test_what_is_no_window_is_refused(value):
     }
     with pytest.raises(UserError) as error:
         parse_config(tree, "test")
-    allowed = "allowed is START:END, two step numbers, as in 100:105"
+    allowed = "allowed: START:END, two step numbers of which the second is larger"
     assert f"run.profile: found {value!r}; {allowed}" in str(error.value)

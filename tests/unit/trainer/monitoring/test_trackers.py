@@ -228,10 +228,10 @@ def test_every_tracker_of_accelerate_that_is_installed_is_allowed(monkeypatch):
 @pytest.mark.parametrize(
     ("log", "message"),
     [
-        ({"trackers": ["wandb", "wandb"]}, "trackers names 'wandb' twice"),
+        ({"trackers": ["wandb", "wandb"]}, "log.trackers: names 'wandb' twice"),
         (
             {"tracker_options": {"wandb": {}}},
-            "tracker_options is given for 'wandb', which",
+            "log.tracker_options: given for 'wandb', which",
         ),
         ({"trackers": "wandb"}, "log.trackers"),
     ],

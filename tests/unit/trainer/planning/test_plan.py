@@ -42,6 +42,18 @@ def test_times_are_operations_over_the_given_rate():
     assert stage.epoch["ddp"] is None and any("--samples" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("micro_batches", "passes"), [(1, "1 forward pass "), (4, "2 forward")])
+def test_passes_that_are_not_counted_are_named(micro_batches, passes):
+    config = config_of(
+        optim={"gradient_accumulation_steps": micro_batches}, loss_weights={"method": "famo"}
+    )
+    notes = forecast(config, Machine(1, 16.0, tflops=1.0)).notes
+    assert any(passes in note and "famo" in note for note in notes)
+    assert not any(
+        "loss_weights" in n for n in forecast(config_of(), Machine(1, 16.0, tflops=1.0)).notes
+    )
+
+
 def test_an_epoch_has_the_given_samples():
     found = forecast(config_of(), Machine(1, 16.0, tflops=1.0), samples=100)
     stage = found.stages["before"]

@@ -18,6 +18,11 @@ TREE = {
 GIVEN = ("run.steps", "data.shards")  # in the tree, though they have a default
 # What chooses each alternative of a union, with the keys that it requires.
 CHOICES = {
+    "Method `dwa`": "loss_weights.method=dwa",
+    "Method `equal`": "loss_weights.method=equal",
+    "Method `famo`": "loss_weights.method=famo",
+    "Method `given`": "loss_weights={method: given, weights: {has_box: 2}}",
+    "Method `uncertainty`": "loss_weights.method=uncertainty",
     "Recipe `affinity`": "grouping.recipe=affinity",
     "Recipe `fixed`": "grouping={recipe: fixed, groups: groups.json}",
     "Recipe `grad_tag`": "grouping.recipe=grad_tag",
@@ -31,6 +36,15 @@ CHOICES = {
     "Schedule `multistep`": "optim.schedule={name: multistep, milestones: [0.5]}",
     "Schedule `plateau`": "optim.schedule=plateau",
 }
+# The keys of each union, and the one that chooses among its alternatives.
+UNIONS = {
+    "Method": ("loss_weights.", "method"),
+    "Recipe": ("grouping.", "recipe"),
+    "Schedule": ("optim.schedule.", "name"),
+}
+# Mappings with names of the user, and the places of such names in the keys of the page.
+NAMED = ("tasks.define", "tasks.by_kind", "loss_weights.weights")
+PLACES = (".TASK", ".KIND")
 ROW = re.compile(r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \|$", re.MULTILINE)
 TITLE = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
@@ -51,8 +65,9 @@ PARTS = parts()
 def config_of(*overrides):
     tree = deepcopy(TREE)
     for override in overrides:
-        if override.startswith("grouping="):
-            tree["grouping"] = parse_yaml(override.partition("=")[2])
+        section, equals, text = override.partition("=")
+        if equals and section in ("grouping", "loss_weights"):
+            tree[section] = parse_yaml(text)
         else:
             apply_overrides(tree, [override])
     return parse_config(tree, "here.yaml")
@@ -62,7 +77,7 @@ def keys_of(values, prefix=""):
     """Yield the dotted keys of all sections and values of a resolved configuration."""
     for key, value in values.items():
         yield f"{prefix}{key}"
-        plain = f"{prefix}{key}" in ("tasks.define", "model.encoder.options", "log.tracker_options")
+        plain = f"{prefix}{key}" in (*NAMED, "model.encoder.options", "log.tracker_options")
         if isinstance(value, dict) and not plain:
             yield from keys_of(value, f"{prefix}{key}.")
 
@@ -74,14 +89,14 @@ def test_the_page_is_what_the_command_writes(written):
 @pytest.mark.parametrize("title", CHOICES)
 def test_every_key_of_a_run_is_on_the_page(title):
     """The keys of a resolved configuration, as `--print-config` prints them."""
-    union = "grouping." if title.startswith("Recipe") else "optim.schedule."
+    union, _ = UNIONS[title.partition(" ")[0]]
     listed = {row[0] for rows in PARTS.values() for row in rows if not row[0].startswith(union)}
-    listed |= {row[0] for row in PARTS[title]} | {"grouping.recipe", "optim.schedule.name"}
-    sections = {"run", "data", "tasks", "model", "grouping", "pruning", "optim"}
+    listed |= {row[0] for row in PARTS[title]} | {f"{keys}{key}" for keys, key in UNIONS.values()}
+    sections = {"run", "data", "tasks", "model", "grouping", "pruning", "loss_weights", "optim"}
     sections |= {"finetune", "eval", "log"}
     assert {f"`{name}`" for name in sections} <= set(PARTS)
     found = set(keys_of(config_of(CHOICES[title]).model_dump(mode="json")))
-    other = {key for key in found if key.startswith(("grouping.", "optim.schedule."))}
+    other = {key for key in found if key.startswith(tuple(keys for keys, _ in UNIONS.values()))}
     other = {key for key in other if not key.startswith(union)}
     assert found - other - sections <= listed
 
@@ -90,7 +105,7 @@ def test_every_key_of_the_page_exists():
     keys = {key for choice in CHOICES.values() for key in keys_of(config_of(choice).model_dump())}
     for title, rows in PARTS.items():
         for key, *_ in rows:
-            if not title.startswith("Options") and ".TASK" not in key:
+            if not title.startswith("Options") and not any(place in key for place in PLACES):
                 assert key in keys, key
 
 
@@ -98,7 +113,7 @@ def test_every_key_of_the_page_exists():
 def test_a_default_that_is_given_changes_nothing(title):
     choice = [CHOICES[title]] if title in CHOICES else []
     for key, _, default, _ in PARTS[title]:
-        if default in ("", "required") or ".TASK." in key or key in GIVEN:
+        if default in ("", "required") or key in GIVEN or any(f"{p}." in key for p in PLACES):
             continue
         value = default.strip("`")
         assert config_of(*choice, f"{key}={value}") == config_of(*choice), key
@@ -112,6 +127,7 @@ def test_required_keys_are_those_that_a_configuration_must_have():
         "data.global_batch",
         "model.encoder.name",
         "model.branches",
+        "loss_weights.weights",
         "grouping.groups",
         "optim.schedule.name",
         "optim.schedule.milestones",
