@@ -5,6 +5,7 @@ of the repository that end after a few steps.
 """
 
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -29,6 +30,8 @@ RUN = {
     "docs/report.md": (),
     "docs/training.md": (),
 }
+# Of these the README has the most important commands, too.
+SLOW = ("five_minutes", "monitoring", "planning", "python", "recipes", "report")
 SMALL = {
     "run": {"steps": 6, "checkpoint_every": 3},
     "data": {"image_size": [32, 32], "global_batch": 8, "workers": 0},
@@ -84,7 +87,10 @@ def here(user, tmp_path, monkeypatch, request):
     return folder
 
 
-@pytest.mark.parametrize("name", RUN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if Path(n).stem in SLOW else n for n in RUN],
+)
 def test_a_page(name, here, dmtg, like_a_process):
     if name == "docs/report.md":
         make_comparison(here, dmtg)
