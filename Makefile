@@ -30,7 +30,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP_INSTALL) -c constraints.txt torch
 	@echo "Installing dmtg, its other dependencies and the tools of its tests"
 	@$(PIP_INSTALL) -c constraints.txt --editable '.[dev]'
-	@$(PIP_INSTALL) -c constraints.txt --no-deps timm  # without torchvision: docs/encoders.md
+	@# For tests: where torchvision is missing, timm must not be among the packages (docs/encoders.md).
+	@$(PIP_INSTALL) -c constraints.txt --no-deps --upgrade --target $(VENV)/timm timm
 	@touch $@
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.
@@ -50,14 +51,18 @@ $(DEMO)/shards/manifest.json: | setup
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going --nitpicky --quiet docs runs/docs
 
-# Two processes for the unit tests; the others start two processes themselves.
+# Two workers, but not for tests/distributed, whose tests start two processes themselves.
+IN_WORKERS := -n 2 --dist loadfile
 test test-slow: export OMP_NUM_THREADS := 1
 test: setup lint
-	$(BIN)/python -m pytest tests/unit tests/security -m "not slow and not gpu" -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/distributed tests/integration -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(IN_WORKERS) tests/unit tests/security tests/integration
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests/distributed
 
+# In order of collection, which has no long file at its end: the workers end at about the same time.
 test-slow: setup
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu" $(IN_WORKERS) --no-loadscope-reorder \
+		tests/integration tests/unit tests/security
+	$(BIN)/python -m pytest -m "slow and not gpu" tests/distributed
 
 # Skipped with a sentence where there is no GPU; DMTG_TEST_DEVICE=cpu tries the tests on the CPU.
 # Most of the time processes start, so several modules run at once. Every result is also written to

@@ -79,12 +79,16 @@ def synchronise(network: nn.Module) -> None:
     """Let all batch normalisations of a network have the statistics of all ranks.
 
     Parameters, buffers and their names stay. A layer whose class computes something else besides
-    stays as it is, unless that is an activation.
+    stays as it is, unless that is an activation, or the class has an attribute `synchronised`: the
+    class that the layer gets.
     """
     for layer in network.modules():
         if not isinstance(layer, _BatchNorm):
             continue
-        if type(layer).forward is _BatchNorm.forward:
+        own: type[_BatchNorm] | None = getattr(type(layer), "synchronised", None)
+        if own is not None:
+            layer.__class__ = own
+        elif type(layer).forward is _BatchNorm.forward:
             layer.__class__ = SyncBatchNorm
         elif isinstance(getattr(layer, "act", None), nn.Module) and hasattr(layer, "drop"):
             layer.__class__ = SyncBatchNormAct

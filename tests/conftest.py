@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from data_pipelines.synthetic.digits import write_digits
 from data_pipelines.synthetic.rooms import write_rooms
 from tests.operations import remember_operations
-from tests.processes import Launcher, unused_port
+from tests.processes import TIMM, Launcher, unused_port
 from tests.servers import HubServer
 from trainer.config.config import Config
 from trainer.config.loading import load_config
@@ -28,6 +29,7 @@ TASKS = ("depth_zbuffer", "normal", "segment_semantic", "has_sphere", "num_solid
 # Kept indexes of this session; processes that tests start inherit it.
 _CACHE = tempfile.TemporaryDirectory(prefix="dmtg-tests-")
 os.environ["DMTG_CACHE_DIR"] = _CACHE.name
+sys.path.append(str(TIMM))
 # Tiny networks gain nothing from threads, and a run here is to equal one in a process below.
 torch.set_num_threads(1)
 

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+TIMM = Path(sys.prefix) / "timm"  # where `make setup` installs it, see docs/encoders.md
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": str(ROOT),
+    "PYTHONPATH": f"{ROOT}{os.pathsep}{TIMM}",
     "PYTHONFAULTHANDLER": "1",
 }
 _FORK = multiprocessing.get_context("fork")

@@ -189,6 +189,7 @@ def _log_step(session: Session, result: StepResult, micro_batches: list[Batch]) 
     session.log.write(
         step, "train", **progress, **values, losses=per_task, **_loss_weights(session, result)
     )
+    session.callbacks.on_log(session, {**progress, **values, "losses": per_task})
     session.log.scalars(step, {f"train/{name}": float(v) for name, v in values.items()})
     session.log.probabilities(step, grouping.probabilities())
     shown = {"loss": f"{values['loss']:.4f}", "temperature": f"{values['temperature']:.2f}"}

@@ -5,11 +5,13 @@ This module imports little, as `trainer.guarded`.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ def train(source: Path, overrides: Sequence[str]) -> int:
         from trainer.api import Trainer
 
         trainer = Trainer(source, overrides)
+        _freeze_modules()
         try:
             result = trainer.train_here(watchdog)
         except Preempted as stop:
@@ -55,6 +58,12 @@ def print_config(source: Path, overrides: Sequence[str]) -> int:
     except (Exception, KeyboardInterrupt) as error:
         return report_error(error)
     return 0
+
+
+def _freeze_modules() -> None:
+    """Exclude what a run imports from garbage collection: a million objects that stay."""
+    import_module("trainer.run")
+    gc.freeze()
 
 
 def _continued(source: Path, overrides: Sequence[str]) -> str:

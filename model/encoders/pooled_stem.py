@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from model.sync_batch_norm import SyncBatchNorm
+
 _POOL, _STRIDE = 3, 2
 # Of a map: it stays in the cache from one operation to the next. Memory of more than 32 MiB would
 # also come from the system each time anew, with a page fault for every 4 KiB.
@@ -71,6 +73,8 @@ class _Conv(nn.Conv2d):
 
 class _NormReLU(nn.BatchNorm2d):
     """Batch normalisation, which can take images and a convolution in place of its maps."""
+
+    synchronised = SyncBatchNorm  # which takes only maps
 
     def forward(self, input: Tensor, conv: _Conv | None = None) -> Tensor:
         """Return normalised maps; with `conv` those of the images, pooled and after ReLU."""

@@ -82,6 +82,9 @@ _ACCUMULATION = {
 }  # fmt: skip
 
 
+TWELVE_STEPS = ("run.steps=12", "log.every=3")
+
+
 def thirty_steps(engine: str | None) -> Cell:
     """A run that several modules look at: thirty steps under an engine.
 
@@ -90,6 +93,11 @@ def thirty_steps(engine: str | None) -> Cell:
     accumulation = f"optim.gradient_accumulation_steps={_ACCUMULATION[engine]}"
     launch = Launch(engine) if engine else PLAIN
     return Cell(launch, "thirty-steps", ("run.seed=7", "model.branches=4", accumulation))
+
+
+def twelve_steps(engine: str) -> Cell:
+    """A run that is compared with one that was started in another way."""
+    return Cell(Launch(engine), "twelve-steps", TWELVE_STEPS)
 
 
 def with_sources(cells: Iterable[Cell]) -> list[Cell]:

@@ -2,14 +2,13 @@
 
 import pytest
 
-from tests.distributed.cells import Cell, Launch
+from tests.distributed.cells import TWELVE_STEPS, twelve_steps
 from trainer.results.groups import read_groups
 
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS = 12
-RUN = (f"run.steps={NUM_STEPS}", "log.every=3")
-WHOLE = Cell(Launch("ddp_cpu"), "from_python", RUN)
+WHOLE = twelve_steps("ddp_cpu")
 
 NOTEBOOK = """
 import sys
@@ -47,7 +46,7 @@ def test_a_notebook(launcher, rooms_yaml, trained, free_port, tmp_path):
     """What the processes learn is what two processes of the command learn."""
     out = tmp_path / "run"
     code = NOTEBOOK.replace('use_port="0"', f'use_port="{free_port()}"')
-    end = launcher.python(code, str(rooms_yaml), f"run.out={out}", *RUN)
+    end = launcher.python(code, str(rooms_yaml), f"run.out={out}", *TWELVE_STEPS)
     assert end.code == 0, end.stderr[-4000:]
     lines = end.stdout.splitlines()
     assert sorted(line for line in lines if line.startswith("rank")) == [
@@ -63,7 +62,7 @@ def test_a_notebook(launcher, rooms_yaml, trained, free_port, tmp_path):
 def test_a_program_of_ones_own(launcher, rooms_yaml, tmp_path):
     script, out = tmp_path / "mine.py", tmp_path / "run"
     script.write_text(PROGRAM)
-    arguments = (str(rooms_yaml), f"run.out={out}", *RUN)
+    arguments = (str(rooms_yaml), f"run.out={out}", *TWELVE_STEPS)
     end = launcher.start(*arguments, engine="ddp_cpu", script=script).finish()
     assert end.code == 0, end.stderr[-4000:]
     shown = f"{NUM_STEPS} {read_groups(out).groups}"

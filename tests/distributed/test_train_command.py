@@ -2,14 +2,13 @@
 
 import pytest
 
-from tests.distributed.cells import Cell, Launch
+from tests.distributed.cells import TWELVE_STEPS, twelve_steps
 from trainer.monitoring.status import read_status
 
 pytestmark = pytest.mark.distributed
 
 NUM_STEPS = 12
-RUN = (f"run.steps={NUM_STEPS}", "log.every=3")
-WHOLE = Cell(Launch("ddp_cpu"), "train_command", RUN)
+WHOLE = twelve_steps("ddp_cpu")
 
 
 def cells():
@@ -22,7 +21,7 @@ def train(launcher, *arguments):
 
 def test_two_processes_on_the_cpu(launcher, rooms_yaml, trained, tmp_path):
     out = tmp_path / "run"
-    end = train(launcher, rooms_yaml, f"run.out={out}", *RUN, "--processes", 2)
+    end = train(launcher, rooms_yaml, f"run.out={out}", *TWELVE_STEPS, "--processes", 2)
     assert end.code == 0, end.stderr[-4000:]
     assert read_status(out)["world_size"] == 2
     assert end.stdout.count(f"{out}: finished after {NUM_STEPS} steps") == 1
@@ -34,7 +33,9 @@ def test_two_processes_on_the_cpu(launcher, rooms_yaml, trained, tmp_path):
 
 @pytest.mark.slow
 def test_zero_says_nothing_that_is_not_about_the_run(launcher, rooms_yaml, tmp_path):
-    end = train(launcher, rooms_yaml, f"run.out={tmp_path / 'run'}", *RUN, "--engine", "zero2_cpu")
+    end = train(
+        launcher, rooms_yaml, f"run.out={tmp_path / 'run'}", *TWELVE_STEPS, "--engine", "zero2_cpu"
+    )
     assert end.code == 0, end.stderr[-4000:]
     assert "arning" not in end.stderr and "WARNING" not in end.stderr + end.stdout
     for line in end.stderr.splitlines():

@@ -4,6 +4,7 @@ Usage: train_cells.py CONFIG JOBS, where JOBS is a JSON file with a list of `Cel
 """
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -155,6 +156,9 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
 def main(config_file: str, jobs: str) -> None:
     remember_operations()
     for job in json.loads(Path(jobs).read_text()):
+        # Every run collects garbage several times: without the million objects of modules.
+        gc.collect()
+        gc.freeze()
         setup_logging(0, 1)
         accelerator = train_job(Path(config_file), job)
         accelerator.wait_for_everyone()

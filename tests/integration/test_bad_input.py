@@ -88,6 +88,7 @@ def test_config_is_a_required_option(main_script):
 def test_task_without_labels_in_the_split(split, fails, copied_rooms):
     def edit(manifest):
         manifest["splits"][split]["labelled"]["has_sphere"] = 0
+        del manifest["splits"][split]["class_counts"]["has_sphere"]
 
     edit_manifest(copied_rooms, edit)
     message = fails(f"data.shards={copied_rooms}")

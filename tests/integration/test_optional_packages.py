@@ -62,7 +62,7 @@ def stubbed(tmp_path_factory):
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, **SETTINGS, "PYTHONPATH": f"{folder}:{ROOT}"},
+            env={**os.environ, **SETTINGS, "PYTHONPATH": f"{folder}:{SETTINGS['PYTHONPATH']}"},
         )
         ended = [json.loads(line) for line in end.stdout.splitlines() if line.startswith("[")]
         assert len(ended) == len(commands), end.stderr

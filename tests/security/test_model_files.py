@@ -25,7 +25,7 @@ from model.bundle_file import MAX_DEPTH, MAX_DESCRIPTION_BYTES, MAX_HEADER_BYTES
 from model.encoders import build_encoder
 from model.network import MultiTaskNetwork
 from model.tasks.spec import TaskSpec
-from tests.processes import ROOT
+from tests.processes import ROOT, TIMM
 
 SIZE = (16, 16)
 MAX_MB = 200  # that the loader may need for a small file
@@ -78,7 +78,11 @@ def load_all(folder: Path, paths: list[Path]) -> list[Loaded]:
     """Load files in a fresh process; the first ones let it import what the others need."""
     (folder / "foreign.py").write_text("raise SystemExit('a foreign module was imported')")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    environment |= {"PYTHONPATH": f"{ROOT}:{folder}", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    environment |= {
+        "PYTHONPATH": f"{ROOT}:{folder}:{TIMM}",
+        "OMP_NUM_THREADS": "1",
+        "HOME": str(folder),
+    }
     end = subprocess.run(
         [sys.executable, "-c", LOAD],
         input=json.dumps([str(path) for path in paths]),

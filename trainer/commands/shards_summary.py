@@ -80,5 +80,6 @@ def summarise(
 def next_commands(out: Path) -> None:
     """Print the commands that a user can run with new shards."""
     folder = shlex.quote(str(out))
-    echo(f"next: dmtg doctor {folder}   # checks the labels")
-    echo(f"      dmtg init {folder}     # writes a configuration to train with")
+    echo("next: check the labels, then write a configuration to train with")
+    echo(f"  dmtg doctor {folder}")
+    echo(f"  dmtg init {folder}")

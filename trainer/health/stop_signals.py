@@ -72,6 +72,7 @@ def listening(end: Callable[[int], None] | None = None) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         os.close(writer)  # the thread reads the end of the pipe, and ends
         _end = None
+        received.clear()  # another run of this process is not asked to stop
         for number, handler in earlier.items():
             signal.signal(number, handler)
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from model.encoders import build_encoder
 from model.sync_batch_norm import SyncBatchNorm, SyncBatchNormAct, synchronise
 from tests.processes import run_forked
 from tests.waits import Waits
@@ -154,3 +155,21 @@ def test_a_layer_that_computes_something_else_stays_as_it_is():
         "SyncBatchNormAct",
         "SyncBatchNorm",
     ]
+
+
+ENCODERS = {
+    "residual64": {"channels": 8},
+    "xception": {"channels": 32},
+    "backbone": {"model_type": "resnet", "depths": [1, 1, 1, 1]},
+    "timm": {"model": "regnety_002"},
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_every_normalisation_of_an_encoder(name):
+    """Some are of classes of their own."""
+    encoder = build_encoder(name, 1, image_size=(64, 64), options=ENCODERS[name])
+    network = nn.ModuleList([encoder.trunk, *encoder.branches])
+    norms = [layer for layer in network.modules() if hasattr(layer, "running_mean")]
+    synchronise(network)
+    assert norms and all(isinstance(layer, SyncBatchNorm) for layer in norms)

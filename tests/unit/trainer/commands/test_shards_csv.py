@@ -81,8 +81,8 @@ def test_one_command_from_a_table_to_shards(dmtg, tmp_path, rows):
         "labels.csv: 120 rows, 10 columns",
         "age: not read: 'unknown' x 3",
         "mapping: shards/fields.yaml (correct it and give it back with --map)",
-        "next: dmtg doctor shards ",
-        "      dmtg init shards ",
+        "  dmtg doctor shards",
+        "  dmtg init shards",
     ):
         assert any(line.startswith(expected) for line in lines), expected
     named = [line for line in lines if line.startswith("  ") and line.strip()]

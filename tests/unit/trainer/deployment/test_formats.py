@@ -74,33 +74,48 @@ def run_onnx(path, inputs):
     return entry, dict(zip(names, session.run(None, {entry.name: inputs}), strict=True))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Export a model with an encoder as ONNX and as a program, once; the folder of all files."""
+    folders = {}
+
+    def export(encoder):
+        if encoder not in folders:
+            folder = tmp_path_factory.mktemp(encoder)
+            described = {"name": encoder, **ENCODERS[encoder]}
+            source = write_model(folder / "m.safetensors", **described)
+            for suffix, name in ((".onnx", "onnx"), (".pt2", "torch")):
+                report = deploy(source, folder / f"m{suffix}", name)
+                assert report.format == name and report.tasks == 6
+                assert 0 <= report.max_rel_diff <= 1e-4
+            folders[encoder] = folder
+        return folders[encoder]
+
+    return export
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_every_encoder_as_onnx_and_as_a_program(encoder, tmp_path):
-    described = {"name": encoder, **ENCODERS[encoder]}
-    source = write_model(tmp_path / "m.safetensors", **described)
-    model = load_pruned(source)
-    for suffix, name in ((".onnx", "onnx"), (".pt2", "torch")):
-        report = deploy(source, tmp_path / f"m{suffix}", name)
-        assert report.format == name and report.tasks == 6 and 0 <= report.max_rel_diff <= 1e-4
-    assert {path.name for path in tmp_path.iterdir()} == {"m.safetensors", "m.onnx", "m.pt2"}
-    program = torch.export.load(tmp_path / "m.pt2").module()
+def test_every_encoder_as_onnx_and_as_a_program(encoder, exported):
+    folder = exported(encoder)
+    assert {path.name for path in folder.iterdir()} == {"m.safetensors", "m.onnx", "m.pt2"}
+    model = load_pruned(folder / "m.safetensors")
+    program = torch.export.load(folder / "m.pt2").module()
     for count in (1, 5):
         batch = images(model, count, seed=count)
         expected = model(batch)
-        entry, found = run_onnx(tmp_path / "m.onnx", batch.numpy())
+        entry, found = run_onnx(folder / "m.onnx", batch.numpy())
         assert (entry.name, entry.type) == ("images", "tensor(uint8)")
         assert entry.shape == ["batch", 3, *model.image_size]
         agree(expected, found)
         agree(expected, {name: value.numpy() for name, value in program(batch).items()})
 
 
-def test_what_is_described_in_the_files(model_file, tmp_path):
-    deploy(model_file, tmp_path / "m.onnx", "onnx")
-    deploy(model_file, tmp_path / "m.pt2", "torch")
-    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+def test_what_is_described_in_the_files(exported):
+    folder = exported("residual64")
+    session = onnxruntime.InferenceSession(folder / "m.onnx")
     found = json.loads(session.get_modelmeta().custom_metadata_map["dmtg"])
     extra = {"dmtg.json": ""}
-    torch.export.load(tmp_path / "m.pt2", extra_files=extra)
+    torch.export.load(folder / "m.pt2", extra_files=extra)
     assert json.loads(extra["dmtg.json"]) == found
     assert found["input"]["image_size"] == [16, 16]
     assert found["input"]["preprocessing"] == "normalize"
@@ -108,7 +123,7 @@ def test_what_is_described_in_the_files(model_file, tmp_path):
     for task, described in zip(TASKS, found["tasks"], strict=True):
         assert described["unit"] == task.unit
         assert tuple(described["classes"]) == get_kind(task.kind).class_names(task)
-    assert found["groups"] == load_pruned(model_file).groups
+    assert found["groups"] == load_pruned(folder / "m.safetensors").groups
     assert found["metadata"]["recipe"] == "affinity"
 
 
