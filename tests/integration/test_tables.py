@@ -60,8 +60,9 @@ def test_doctor(rooms, dmtg, tmp_path):
     check(lines_of(dmtg("doctor", rooms, "--out", tmp_path / "d.png", "--samples", 9)), paths=True)
 
 
-def test_shards(dmtg, tmp_path):
-    end = dmtg("shards", "rooms", "--out", tmp_path / "s", "--samples", 4, "--size", 32)
+def test_shards(dmtg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of the folder is long where tests run in workers
+    end = dmtg("shards", "rooms", "--out", "s", "--samples", 4, "--size", 32)
     check(lines_of(end), paths=True)
 
 
