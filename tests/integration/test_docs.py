@@ -4,6 +4,7 @@ The folder has what a user has after `make demo`, in small: shards of 32 pixels,
 of the repository that end after a few steps.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def make_comparison(folder, dmtg):
 
 
 def test_files_of_a_run_are_described(user):
-    """docs/file_formats.md names every file of a run, and every key of its records."""
+    """docs/file_formats.md names every file of a run, and the keys of records and results."""
     page = (ROOT / "docs" / "file_formats.md").read_text()
     run = user / "runs" / "first"
     for path in run.iterdir():
@@ -125,3 +126,10 @@ def test_files_of_a_run_are_described(user):
     newest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     for path in newest.iterdir():
         assert f"`{path.name}`" in page, path.name
+    lines = (run / "metrics.jsonl").read_text() + (run / "grouping.jsonl").read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert {"train", "eval", "prune", "probabilities"} <= {record["kind"] for record in records}
+    result = json.loads((run / "result.json").read_text())
+    keys = {key for record in (*records, result) for key in record}
+    keys |= {record["kind"] for record in records}
+    assert not [key for key in keys if f"`{key}`" not in page]
