@@ -18,7 +18,7 @@ GPU_ENV := .venv-gpu
 GPU_PYTHON := $(if $(WHEELS),$(GPU_ENV),$(VENV))/bin/python
 PARTS = $(wildcard $(WHEELS)/*/requirements.txt)
 
-.PHONY: setup demo test test-slow test-gpu gpu-env wheels-gpu reference lint bench bench-gpu wheel clean
+.PHONY: setup demo docs test test-slow test-gpu gpu-env wheels-gpu reference lint bench bench-gpu wheel clean
 
 setup: $(STAMP)
 
@@ -36,8 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.
 demo: setup $(DEMO)/shards/manifest.json
-	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml trainer/main.py \
-		--config experiments/demo.yaml run.resume=auto
+	$(BIN)/dmtg train experiments/demo.yaml --engine cpu run.resume=auto
 	$(BIN)/dmtg export $(DEMO)/train --out $(DEMO)/model.safetensors
 	$(BIN)/dmtg report $(DEMO)/train --png --out $(DEMO)/grouping.png
 	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/report.html
@@ -47,6 +46,10 @@ demo: setup $(DEMO)/shards/manifest.json
 
 $(DEMO)/shards/manifest.json: | setup
 	$(BIN)/dmtg shards rooms --out $(DEMO)/shards --samples 3000 --size 64 --seed 0 --workers 2
+
+# The site, as runs/docs/index.html; `make test` builds it, too, in tests/integration/test_docs_site.py.
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going --nitpicky --quiet docs runs/docs
 
 # Two workers, but not for tests/distributed, whose tests start two processes themselves.
 IN_WORKERS := -n 2 --dist loadfile

@@ -1,6 +1,5 @@
 """Every example of docs/data.md: its mapping files and commands, in the page's order."""
 
-import csv
 import io
 import json
 import re
@@ -8,7 +7,6 @@ import runpy
 import shlex
 import sys
 import tarfile
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -16,44 +14,13 @@ import pytest
 from PIL import Image
 
 from data_pipelines.shards.manifest import Manifest
+from tests.documents import PAGES, read_page
+from tests.faces import NUM_ROWS, label_row, picture, write_table
 from tests.servers import FileServer
 from trainer.commands import app as cli
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
-COMMANDS = [
-    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()
-]
-NUM_ROWS = 60
-
-
-def picture(number):
-    noise = np.random.default_rng(number).integers(0, 256, (8, 12, 3))
-    return Image.fromarray(noise.astype(np.uint8))
-
-
-def label_row(number):
-    """The table of the page: 20 persons, a third or a quarter of the cells empty."""
-    return {
-        "photo": f"{number:04d}.jpg",
-        "person": f"p{number % 20}",
-        "smiling": ("1.0", "0.0", "")[number % 3],
-        "glasses": ("yes", "no", "")[number // 20],
-        "mood": ("glad", "angry", "", "sad")[number % 4],
-        "age": "unknown" if number in (2, 32) else "" if number % 5 == 4 else f"{20 + number / 4}",
-        "mask": f"masks/{number:04d}.png" if number % 3 else "",
-    }
-
-
-def write_table(folder):
-    (folder / "photos" / "masks").mkdir(parents=True)
-    for number in range(NUM_ROWS):
-        picture(number).save(folder / "photos" / f"{number:04d}.jpg")
-        mask = np.resize(np.uint8([0, 1, 2]), (8, 12))
-        Image.fromarray(mask).save(folder / "photos" / "masks" / f"{number:04d}.png")
-    with open(folder / "labels.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(label_row(0)))
-        writer.writeheader()
-        writer.writerows(label_row(number) for number in range(NUM_ROWS))
+PAGE = PAGES["docs/data.md"].read_text()
+COMMANDS = read_page("docs/data.md").commands()
 
 
 def write_products(folder, url):
@@ -161,7 +128,7 @@ def test_a_command(dmtg, folder, command):
     assert num_samples == (25 if words[2] == "index" else NUM_ROWS)
     assert not manifest.conversion.skipped
     if "--group-by" in words:
-        shown = re.search(r"```\n(labels\.csv: .*?)```", PAGE, re.DOTALL)[1]
+        shown = re.search(r"```text\n(labels\.csv: .*?)```", PAGE, re.DOTALL)[1]
         lines = [line.rstrip() for line in out.splitlines()]
         assert [line.rstrip() for line in shown.splitlines()] == lines[: len(shown.splitlines())]
 

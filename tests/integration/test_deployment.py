@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import venv
 from pathlib import Path
@@ -14,14 +13,14 @@ from PIL import Image
 
 from data_pipelines.shards.extract import extract_images
 from model.bundle import load_pruned
+from tests.documents import read_page, run_page
 from tests.processes import ROOT
 
-PAGE = (ROOT / "docs" / "deployment.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+NAME = "docs/deployment.md"
 SCRIPTS = {
-    found[1]: code
-    for language, code in BLOCKS
-    if language == "python" and (found := re.match(r"# (\w+\.py)\n", code))
+    found[1]: block.text
+    for block in read_page(NAME).blocks
+    if block.language == "python" and (found := re.match(r"# (\w+\.py)\n", block.text))
 }
 PACKAGES = {
     "onnx_predict.py": ("onnxruntime", "pillow"),
@@ -46,30 +45,9 @@ def folder(run, rooms, tmp_path_factory):
     return place
 
 
-def commands(code):
-    """The commands of a block, and the lines of the shell between them."""
-    return [line for line in code.splitlines() if line.strip()]
-
-
-def run_line(line, dmtg):
-    if line.startswith("dmtg "):
-        # The arguments as a shell gives them: patterns in quotation marks stay as they are.
-        end = dmtg(*shlex.split(line)[1:])
-        assert end.code == 0, f"{line}\n{end.stderr}"
-        return end.stdout
-    subprocess.run(line, shell=True, check=True)
-    return ""
-
-
-def test_the_page_in_order(folder, dmtg, hub, monkeypatch, capsys):
+def test_the_page_in_order(folder, dmtg, hub, like_a_process, monkeypatch):
     monkeypatch.chdir(folder)
-    for language, code in BLOCKS:
-        if language == "bash":
-            for line in commands(code):
-                run_line(line, dmtg)
-        elif not re.match(r"# \w+\.py\n", code):
-            exec(compile(code, "docs/deployment.md", "exec"), {"__name__": "__main__"})
-    printed = capsys.readouterr().out
+    printed = run_page(NAME, dmtg, like_a_process)
     assert "'probability': " in printed and "(1, 50, 90) m" in printed
     names = {path.name for path in Path("predictions").iterdir()}
     assert {"room.json", "room.overview.png", "room.normal.png", "other.json"} <= names

@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,15 +15,20 @@ from PIL import Image
 from safetensors import safe_open
 
 from data_pipelines.shards.manifest import Manifest
+from tests.documents import PAGES, read_page
+from tests.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 DMTG = ("-c", "from trainer.commands.app import main; main()")
-MAIN = (ROOT / "trainer" / "main.py",)
+NAME = "docs/extending.md"
+# The commands of the page, each of which a test below runs.
+TRAIN, TRAIN_WITH_RECIPE, CONVERT, PREDICT = (
+    shlex.split(line)[1:] for line in read_page(NAME).commands()
+)
 
 
 def written(folder):
     """Write each fenced block of the page to the file that its first line names."""
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = PAGES[NAME].read_text()
     for name, block in re.findall(r"```\w+\n# (\S+)\n(.*?)```", page, re.DOTALL):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +62,7 @@ def folder(tmp_path_factory):
     info = folder / "installed" / "my_package-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    page = (ROOT / "docs" / "extending.md").read_text()
+    page = PAGES[NAME].read_text()
     (entry,) = re.findall(r'```toml\n\[project\.entry-points\."(.*?)"\]\n(.*?)```', page, re.DOTALL)
     (info / "entry_points.txt").write_text(f"[{entry[0]}]\n{entry[1].replace(chr(34), '')}")
     return folder
@@ -66,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(folder):
     """A model that was trained with all examples, and exported."""
-    result = run(folder, *MAIN, "--config", "run.yaml")
+    result = run(folder, *DMTG, *TRAIN)
     assert result.returncode == 0, result.stderr
     arguments = ("export", "run", "--out", "model.safetensors", "--plugin", "my_package.parts")
     result = run(folder, *DMTG, *arguments)
@@ -110,16 +115,13 @@ def test_loading_without_the_plug_in_names_what_to_import(folder, model):
 
 def test_a_run_with_the_recipe_continues(folder):
     """The plug-ins are named in the configuration; the second start resumes the first."""
-    tree = yaml.safe_load((folder / "run.yaml").read_text())
-    tree["grouping"] = {"recipe": "lowest_loss", "sharpness": 2.0}
-    (folder / "lowest.yaml").write_text(yaml.safe_dump(tree))
-    arguments = ("--config", "lowest.yaml", "run.out=lowest", "run.resume=auto",
+    arguments = (*TRAIN_WITH_RECIPE, "grouping.sharpness=2.0", "run.resume=auto",
                  "run.checkpoint_every=3")  # fmt: skip
-    result = run(folder, *MAIN, *arguments)
+    result = run(folder, *DMTG, *arguments)
     assert result.returncode == 0, result.stderr
     first = (folder / "lowest" / "metrics.jsonl").read_bytes()
     shutil.rmtree(folder / "lowest" / "checkpoints" / "step-000000006")
-    result = run(folder, *MAIN, *arguments)
+    result = run(folder, *DMTG, *arguments)
     assert result.returncode == 0, result.stderr
     assert "continuing from" in result.stderr and "step-000000003" in result.stderr
     assert (folder / "lowest" / "metrics.jsonl").read_bytes() == first
@@ -137,8 +139,8 @@ def test_loading_with_the_plug_in(folder, model):
 
 def test_prediction_with_an_entry_point(folder, model):
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(folder / "image.png")
-    arguments = ("predict", model, "image.png", "--out", "pictures")
-    result = run(folder, *DMTG, *arguments, installed=True)
+    assert model == folder / "model.safetensors"
+    result = run(folder, *DMTG, *PREDICT[: PREDICT.index("--plugin")], installed=True)
     assert result.returncode == 0, result.stderr
     record = json.loads((folder / "pictures/image.json").read_text())
     assert set(record["attributes"]) == {"width", "wide"}
@@ -152,8 +154,7 @@ def test_conversion(folder):
         Image.fromarray(np.full((8, 8, 3), 40 * number, np.uint8)).save(source / f"{number}.png")
         rows.append(f"{number}.png,{'val' if number > 3 else 'train'},{20 + number}")
     (source / "labels.csv").write_text("\n".join(rows))
-    arguments = ("shards", "convert", "csv_folder", "--root", source, "--out", "shards", "--json")
-    result = run(folder, *DMTG, *arguments, "--plugin", "my_package.parts")
+    result = run(folder, *DMTG, *CONVERT, "--json")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout.splitlines()[-1])["samples"] == {"train": 4, "val": 1}
     manifest = Manifest.load(folder / "shards")

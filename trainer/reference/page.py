@@ -23,8 +23,8 @@ _HEAD = """\
 
 A run is a YAML file, and `section.key=value` on the command line over it:
 
-```
-python trainer/main.py --config experiments/digits.yaml optim.lr=1e-3 --print-config
+```bash
+dmtg train experiments/digits.yaml optim.lr=1e-3 --print-config
 ```
 
 `--print-config` prints all keys with their values and stops. `dmtg init SHARDS` writes a file to
