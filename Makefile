@@ -36,7 +36,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Train on ray-cast rooms, export the pruned model, predict held-out pictures, print the table.
 demo: setup $(DEMO)/shards/manifest.json
-	$(BIN)/dmtg train experiments/demo.yaml --engine cpu run.resume=auto
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml trainer/main.py \
+		--config experiments/demo.yaml run.resume=auto
 	$(BIN)/dmtg export $(DEMO)/train --out $(DEMO)/model.safetensors
 	$(BIN)/dmtg report $(DEMO)/train --png --out $(DEMO)/grouping.png
 	$(BIN)/dmtg report $(DEMO)/train --out $(DEMO)/report.html

@@ -45,7 +45,7 @@ SHELLS = ("bash", "console", "sh")
 LANGUAGES = (*SHELLS, "python", "text", "yaml", "toml", "json", "{eval-rst}", "{toctree}")
 # Nothing of ours is in the arguments of these.
 _FOREIGN = ("find", "hf", "kill", "python3", "scancel", "scontrol", "source")
-_OURS = ("accelerate", "accelerate-launch", "dmtg", "make", "pip", "python", "sbatch", "srun")
+_OURS = ("accelerate", "dmtg", "make", "pip", "python", "sbatch", "srun")
 _EXAMPLE = ROOT / "experiments" / "demo.yaml"  # has every section
 
 
@@ -219,13 +219,9 @@ def _check_python(words: list[str]) -> None:
 
 def _check_accelerate(words: list[str]) -> None:
     assert words[0] == "launch", words[0]
-    _check_launch(words[1:])
-
-
-def _check_launch(words: list[str]) -> None:
-    if not words:
+    if len(words) == 1:
         return
-    parsed = launch_command_parser().parse_args(words)
+    parsed = launch_command_parser().parse_args(words[1:])
     if parsed.config_file and not parsed.config_file.isupper():
         assert (ROOT / parsed.config_file).is_file(), parsed.config_file
     if parsed.training_script == "trainer/main.py":
@@ -259,13 +255,12 @@ def _check_sbatch(words: list[str]) -> None:
 def _check_srun(words: list[str]) -> None:
     if "-c" in words:
         check_command(words[words.index("-c") + 1])
-    elif "accelerate-launch" in words:
-        check_command(shlex.join(words[words.index("accelerate-launch") :]))
+    elif "accelerate" in words:
+        check_command(shlex.join(words[words.index("accelerate") :]))
 
 
 _CHECKS: dict[str, Callable[[list[str]], None]] = {
     "accelerate": _check_accelerate,
-    "accelerate-launch": _check_launch,
     "dmtg": _check_dmtg,
     "make": _check_make,
     "pip": _check_pip,

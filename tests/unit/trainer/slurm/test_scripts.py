@@ -209,7 +209,7 @@ def job(commands, tmp_path):
     (tmp_path / "run").mkdir()
 
     def start(template, launch, *arguments, **more):
-        command = "accelerate-launch" if template == "train" else "dmtg"
+        command = "accelerate" if template == "train" else "dmtg"
         commands(command, f'echo "{command} $*" >> {calls}; echo $$ > {step}\n{launch}')
         process = subprocess.Popen(
             ["bash", str(TEMPLATES / f"{template}.sbatch"), *arguments],
@@ -287,7 +287,7 @@ def test_what_is_launched(job, commands, tmp_path):
     overrides = shlex.join(["run.steps=2", "tasks.names=[a, b]"])
     more = {"OVERRIDES": overrides, "CONFIG": "x.yaml", "PROCESSES_PER_NODE": "4"}
     more["SETUP"] = 'export FROM_SETUP=$UNSET_BY_THE_SITE"i m"'
-    commands("apptainer", '[[ "$*" == "exec --env=i m i.sif accelerate-launch "* ]] && "${@:4}"')
+    commands("apptainer", '[[ "$*" == "exec --env=i m i.sif accelerate launch "* ]] && "${@:4}"')
     wrap = 'apptainer exec "--env=$FROM_SETUP" i.sif'
     process, calls, _ = job("train", "exit 3", **more, WRAP=wrap)
     assert ended(process)[0] == 3
@@ -295,7 +295,7 @@ def test_what_is_launched(job, commands, tmp_path):
     assert srun == "srun --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 bash"
     engine = f"--config_file {ROOT}/accelerate_configs/zero2.yaml"
     assert launch == (
-        f"accelerate-launch --machine_rank 1 {engine} --num_machines 2 --num_processes 8 "
+        f"accelerate launch --machine_rank 1 {engine} --num_machines 2 --num_processes 8 "
         "--main_process_ip 127.0.0.1 --main_process_port 20007 --max_restarts 0 "
         f"--deepspeed_multinode_launcher standard {ROOT}/trainer/main.py --config x.yaml "
         f"run.steps=2 tasks.names=[a, b] run.out={tmp_path}/run run.resume=auto"
