@@ -20,7 +20,7 @@ TIMM = Path(sys.prefix) / "timm"  # where `make setup` installs it, see docs/enc
 SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": f"{ROOT}{os.pathsep}{TIMM}",
+    "PYTHONPATH": str(ROOT),
     "PYTHONFAULTHANDLER": "1",
 }
 _FORK = multiprocessing.get_context("fork")

@@ -22,6 +22,7 @@ from torch._dynamo.utils import counters
 
 import trainer.session
 from tests.operations import remember_operations
+from tests.processes import TIMM
 from trainer.config.loading import load_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
@@ -31,6 +32,7 @@ from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
 from trainer.session import Session
 
+sys.path.append(str(TIMM))
 TORN_BYTES = 1000  # that are left of the weights in a torn checkpoint
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.processes import ROOT, SETTINGS
+from tests.processes import ROOT, SETTINGS, TIMM
 
 STUBS = {
     "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
@@ -62,7 +62,7 @@ def stubbed(tmp_path_factory):
             capture_output=True,
             text=True,
             cwd=folder,
-            env={**os.environ, **SETTINGS, "PYTHONPATH": f"{folder}:{SETTINGS['PYTHONPATH']}"},
+            env={**os.environ, **SETTINGS, "PYTHONPATH": f"{folder}:{ROOT}:{TIMM}"},
         )
         ended = [json.loads(line) for line in end.stdout.splitlines() if line.startswith("[")]
         assert len(ended) == len(commands), end.stderr

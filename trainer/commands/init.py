@@ -31,10 +31,10 @@ def init(
     """
     from dmtg.yaml_text import parse_yaml
     from trainer.config.loading import parse_config
+    from trainer.initial_config.choices import choose
+    from trainer.initial_config.text import SCHEMA, starting_text
     from trainer.reference.json_schema import schema_text
     from trainer.run_data import open_data
-    from trainer.starting.choices import choose
-    from trainer.starting.text import SCHEMA, starting_text
 
     if without_secrets(shards) != shards:
         raise UserError(

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipelines.shards.manifest import Manifest
 from trainer.errors import UserError
-from trainer.starting.choices import _batch, _branches, _every, _rounded, _splits, choose
+from trainer.initial_config.choices import _batch, _branches, _every, _rounded, _splits, choose
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dmtg.names import one_line
 from dmtg.yaml_text import YamlError, dump_yaml, parse_yaml
 from model.tasks.spec import TaskSpec
 from trainer.config.keys import all_keys
-from trainer.starting.choices import Start
+from trainer.initial_config.choices import Start
 
 SCHEMA = "dmtg.schema.json"
 _WIDTH = 100
