@@ -23,7 +23,9 @@ function stateOf(run) {
 }
 
 function startsOf(run) {
-  const hours = run.hours === null ? null : `${number(run.hours, 3)} hours`;
+  const short = run.hours !== null && run.hours < 1;
+  const hours = run.hours === null ? null
+    : short ? `${number(60 * run.hours, 2)} minutes` : `${number(run.hours, 3)} hours`;
   const starts = run.starts > 1 ? `in ${run.starts} starts` : null;
   const processes = run.processes > 1 ? `on ${run.processes} processes` : null;
   return [hours, starts, processes].filter(Boolean).join(" ") || null;
