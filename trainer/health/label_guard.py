@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _SAMPLES = 64  # of each rank that are checked
 _MAX_STEPS = 16  # after which the check ends, however small the batches are
+_SHOWN = 10  # tasks that are warned of
 _ENOUGH = 8  # labels without content that are no coincidence
 
 
@@ -88,10 +89,22 @@ class LabelGuard:
             self._stop(empty, flattened)
         if not self._accelerator.is_main_process:
             return
-        for name, label in statistics.labels.items():
-            for finding in task_findings(label, all_seen=False):
-                if LEVELS.index(finding.level) >= LEVELS.index("warning"):
-                    logger.warning("labels of %s in the first steps: %s", name, finding.message)
+        found = {
+            name: "; ".join(
+                finding.message
+                for finding in task_findings(label, all_seen=False)
+                if LEVELS.index(finding.level) >= LEVELS.index("warning")
+            )
+            for name, label in statistics.labels.items()
+        }
+        warnings = [f"labels of {name} in the first steps: {text}" for name, text in found.items()
+                    if text]  # fmt: skip
+        for warning in warnings[:_SHOWN]:
+            logger.warning("%s", warning)
+        if len(warnings) > _SHOWN:
+            logger.warning(
+                "labels of %d more tasks: dmtg doctor lists what it finds", len(warnings) - _SHOWN
+            )
 
     def _stop(self, empty: list[str], flattened: list[str]) -> None:
         """Raise the error of the tasks whose labels have no valid pixel, or one value."""

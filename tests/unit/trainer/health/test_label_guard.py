@@ -150,6 +150,7 @@ def test_a_rare_class_is_only_a_warning(session_of, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "trainer.health.label_guard"):
         train(session)
     assert "labels of hat in the first steps: only class '0' in 64 labels" in caplog.text
+    assert caplog.text.count("labels of hat in the first steps") == 1, "one line for a task"
 
 
 def test_few_labels_prove_nothing(session_of, tmp_path):
