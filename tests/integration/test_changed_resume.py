@@ -97,8 +97,8 @@ def test_a_changed_run_may_be_stopped_and_continued(resumed, main_script, rooms_
 @pytest.mark.parametrize(
     ("at", "steps", "message"),
     [
-        (10, 9, "run.steps: found 9 steps, the run was started with 10; 10 are done"),
-        (5, 4, "run.steps: found 4 steps, the run was started with 10; 5 are done"),
+        (10, 9, "run.steps: 9 steps in all, the last start of this run had 10; 10 are done"),
+        (5, 4, "run.steps: 4 steps in all, the last start of this run had 10; 5 are done"),
         (5, 7, "its groups are decided after step 8 (pruning.end of the 10 steps of its first"),
     ],
 )
