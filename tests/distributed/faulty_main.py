@@ -55,7 +55,7 @@ def before_step(fault, rank: int, steps: range) -> None:
 
 
 def in_losses(fault, rank: int, steps: range) -> None:
-    original = trainer.step._forward
+    original = trainer.step.forward
 
     def forward(session, *arguments, **options):
         output = original(session, *arguments, **options)
@@ -63,7 +63,7 @@ def in_losses(fault, rank: int, steps: range) -> None:
             output["losses"] = fault(output["losses"])
         return output
 
-    trainer.step._forward = forward
+    trainer.step.forward = forward
 
 
 def read_slowly(rank: int, steps: range) -> None:
