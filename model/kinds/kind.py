@@ -169,6 +169,8 @@ class TaskKind(ABC):
             ValueError: The loss has no such option, or does not allow the value.
         """
         options, given = LOSSES[spec.loss].options, spec.loss_options
+        if given == {}:
+            return {}
         listed = ", ".join(options) or "none"
         if not isinstance(given, Mapping):
             raise spec.error("loss_options", f"a mapping from options of {spec.loss}: {listed}")

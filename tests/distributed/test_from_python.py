@@ -30,7 +30,7 @@ import sys
 from trainer import Trainer
 
 result = Trainer(sys.argv[1], sys.argv[2:]).train()
-print(result.step, result.groups)
+print(f"{result.step} {result.groups}\\n", end="")  # at once: the lines of two processes
 """
 
 
