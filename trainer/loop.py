@@ -273,12 +273,11 @@ def _evaluate(session: Session, with_constants: bool = False) -> Metrics:
 
 def _primary(tasks: Sequence[TaskSpec], metrics: Metrics) -> str:
     """Return the primary metrics of the first tasks that have labels, as text."""
-    found = {
-        task.name: (metric, metrics[task.name][metric])
+    shown = [
+        f"{task.name} {metric} {metrics[task.name][metric]:.4g}"
         for task in tasks
         if (metric := metric_for(task).primary) in metrics.get(task.name, {})
-    }
-    shown = [f"{task} {metric} {value:.4g}" for task, (metric, value) in found.items()]
+    ]
     more = len(shown) - _SHOWN_TASKS
     text = ", ".join(shown[:_SHOWN_TASKS]) or "no task has a label in this split"
     return f"{text} and {more} more tasks" if more > 0 else text

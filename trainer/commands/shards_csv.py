@@ -102,9 +102,10 @@ def csv(
         columns = {"map": str(map_path), "columns": [asdict(column) for column in source.columns]}
         if dry_run:
             sizes = {name: len(rows) for name, rows in source.splits.items()}
-            finish(
-                as_json, {"would write": str(out), "samples": sizes} | (columns if as_json else {})
-            )
+            if as_json:
+                finish(True, {"out": str(out), "samples": sizes, **columns})
+            else:
+                finish(False, {"would write": str(out), "samples": sizes})
             return
         manifest = convert_table(source, out, options)
     summarise(as_json, out, manifest, columns)

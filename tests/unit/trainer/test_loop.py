@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+import trainer.loop
+from model.tasks.spec import TaskSpec
 from trainer.engines.accelerator import make_accelerator
 from trainer.run_data import build_train_loader
 from trainer.session import start_session
@@ -158,3 +160,12 @@ def test_micro_batches_change_nothing(rooms_config, train_here, tmp_path, recipe
         for name, value in moments.items():
             error = float((found_moments[name] - value).abs().max())
             assert error <= 1e-2 * float(value.abs().max()), (parts, name)
+
+
+def test_the_line_of_an_evaluation_has_the_primary_metrics_of_tasks_with_labels():
+    tasks = [TaskSpec(f"t{n}", "binary") for n in range(9)]
+    metrics = {f"t{n}": {"error": 0.125, "f1": 1.0} for n in range(1, 9)}
+    text = ", ".join(f"t{n} error 0.125" for n in range(1, 7))
+    assert trainer.loop._primary(tasks, metrics) == f"{text} and 2 more tasks"
+    assert trainer.loop._primary(tasks[:2], metrics) == "t1 error 0.125"
+    assert trainer.loop._primary(tasks, {}) == "no task has a label in this split"

@@ -49,6 +49,17 @@ def row(lines, task):
     return next(line.split() for line in lines if line.split()[:1] == [task])
 
 
+@pytest.mark.parametrize(
+    ("probabilities", "even"),
+    [((1 / 3, 1 / 3), True), ((1 / 3, 0.4), False), ((0.9, 1 / 3), False)],
+)
+def test_before_the_distributions_differ_there_are_no_groups(probabilities, even):
+    tasks = tuple(TaskBranch(f"t{n}", 0, p, 3) for n, p in enumerate(probabilities))
+    lines = describe_groups(RunGroups(5, tasks))
+    assert (lines == ["groups: none yet, each of 2 tasks may still take any branch"]) == even
+    assert even or "t0" in lines[1]
+
+
 def test_scores_stand_beside_their_constants():
     lines = describe_scores(
         [
