@@ -97,9 +97,9 @@ def _train(session: Session, observe: Observer | None) -> Metrics:
             observe(session, micro_batches)
         result = train_step(session, micro_batches)
         session.step += 1
-        affinity = session.learner.take_affinity()
-        if affinity is not None:
-            session.log.affinity(session.step, affinity)
+        start = session.learner.take_group_start()
+        if start is not None:
+            session.log.group_start(session.step, start)
         defer_signals()  # there is something to save now
         cause = vote.result()
         due = _Due.after_step(session, cause)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
 from model.grouping.gradient_statistics import GradientStatistics
-from model.grouping.head_sampling import HeadSample
 from trainer.engines.engine import Engine
 from trainer.loss_weights.weighting import WeightingInput
 from trainer.recipes.learner import LearnerInput
@@ -92,9 +91,11 @@ def train_step(session: Session, micro_batches: list[Batch]) -> StepResult:
     else:
         session.guard.update(step, losses, local)
         labelled = torch.where(counts[:, None] > 0, losses, torch.nan)
-        _update_grouping(
-            session, gradient, labelled, passes.statistics, head_sample, learning_rate_factor
+        losses_of_heads = head_sample.computed_only(labelled)
+        inputs = LearnerInput(
+            step, gradient, losses_of_heads, learning_rate_factor, head_sample, counts
         )
+        _update_grouping(session, inputs, passes.statistics)
         engine.average_buffers()
         _update_loss_weights(session, step_batch, passes, objective, learning_rate_factor)
     return StepResult(losses, objective.sum(dim=1), passes.loss_weights, left_out)
@@ -207,23 +208,11 @@ def _is_left_out(engine: Engine, losses: Tensor) -> bool:
 
 
 def _update_grouping(
-    session: Session,
-    gradient: Tensor,
-    losses: Tensor,
-    collected: list[GradientStatistics],
-    head_sample: HeadSample,
-    learning_rate_factor: float,
+    session: Session, inputs: LearnerInput, collected: list[GradientStatistics]
 ) -> None:
-    """Let the learner of the groups learn from a step.
-
-    Args:
-        gradient: Of the objective in the logits, over all ranks [N,K].
-        losses: Over the global batch [N,K]; NaN for a task without labels.
-    """
+    """Let the learner of the groups learn from a step."""
     learner = session.learner
     for statistics in collected:
         learner.collect(statistics, session.engine.module.labels.residual_tasks)
-    losses = head_sample.computed_only(losses)
-    inputs = LearnerInput(session.step, gradient, losses, learning_rate_factor, head_sample)
     learner.record_losses(inputs)
     learner.update(inputs)

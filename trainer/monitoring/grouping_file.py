@@ -54,10 +54,10 @@ class GroupingFile:
         if rounded.max(axis=1).min() < 1.0:
             self._append(step, "probabilities", rounded.tolist())
 
-    def affinity(self, step: int, affinity: NDArray[np.float64]) -> None:
-        """Write the affinities [N,N], which are symmetric, as rows up to the diagonal."""
-        rounded = affinity.round(_DIGITS)
-        self._append(step, "affinity", [row[: n + 1].tolist() for n, row in enumerate(rounded)])
+    def pairs(self, step: int, kind: str, values: NDArray[np.float64]) -> None:
+        """Write values of pairs of tasks [N,N], which are symmetric, as rows up to the diagonal."""
+        rounded = values.round(_DIGITS)
+        self._append(step, kind, [row[: n + 1].tolist() for n, row in enumerate(rounded)])
 
     def _append(self, step: int, kind: str, rows: list[Any]) -> None:
         try:

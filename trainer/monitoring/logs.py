@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from data_pipelines.reading.collate import Batch
 from dmtg.terminal import ShownFormatter, protect_output
+from model.grouping.group_start import GroupStart
 from trainer.config.log import LogSection
 from trainer.errors import UserError
 from trainer.json_file import to_json
@@ -177,10 +177,11 @@ class RunLog:
             image = np.kron(cells, np.full((side, side), 255, np.float32))
             self._trackers.log_image(step, "grouping/probabilities", image.astype(np.uint8))
 
-    def affinity(self, step: int, affinity: NDArray[np.float64]) -> None:
-        """Write the affinities [N,N] of the tasks to `grouping.jsonl`."""
+    def group_start(self, step: int, start: GroupStart) -> None:
+        """Write the affinities of the tasks and how firm their groups are to `grouping.jsonl`."""
         if self._main:
-            self._grouping.affinity(step, affinity)
+            self._grouping.pairs(step, "affinity", start.affinity)
+            self._grouping.pairs(step, "co_assignment", start.co_assignment)
 
     def advance(self, step: int, shown: Mapping[str, str]) -> None:
         """Move the bar to the step of a log record, and show values."""

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from dmtg.plugins import RECIPES
-from model.grouping.affinity import Affinity
 from model.grouping.gradient_statistics import GradientStatistics
+from model.grouping.group_start import GroupStart
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample, HeadSampler
+from model.grouping.paired_losses import PairedLosses
 from model.grouping.pruning import harden, prune
 from model.heads.layout import Head, used_branches
 from trainer.config.config import Config
@@ -25,6 +26,7 @@ from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 
 logger = logging.getLogger(__name__)
 
+_PAIRED = "paired_losses."  # prefix of their tensors
 _REFRESH = 10  # steps for which the choice of heads follows the same distributions
 
 
@@ -45,6 +47,7 @@ class LearnerInput:
             for a head that was not computed.
         lr_factor: Multiplier of every learning rate in this step.
         head_sample: The heads that were computed; the null sample for all live heads.
+        label_counts: Labels of every task in the global batch [N]; None counts each task once.
     """
 
     step: int
@@ -52,6 +55,7 @@ class LearnerInput:
     losses: Tensor
     lr_factor: float
     head_sample: HeadSample
+    label_counts: Tensor | None = None
 
 
 class GroupLearner(ABC):
@@ -79,6 +83,9 @@ class GroupLearner(ABC):
         finish_step: From this many steps on, every task has one head.
         finished: Whether every task has one head.
         updates: Updates of the logits so far.
+        paired_losses: How the losses of a task's heads differ on the same batches.
+        firmness: How firm each task's group is, see `GroupStart`, and last the agreement of all
+            groups with resampled ones [N+1]; None before they are found and in other recipes.
     """
 
     section: ClassVar[type[GroupingSection]] = GroupingSection
@@ -92,12 +99,14 @@ class GroupLearner(ABC):
     ) -> None:
         self.grouping = grouping.to(device)
         self.updates = 0
-        self._affinity: Affinity | None = None
+        self.firmness: Tensor | None = None
+        self._group_start: GroupStart | None = None
         self._config = config
         self._rank = rank
         self._device = device
         self.start_step = round(config.pruning.begin * num_steps)
         self.finish_step = round(config.pruning.end * num_steps)
+        self.paired_losses = PairedLosses(*self.grouping.logits.shape, device)
         self._switch(self.grouping.alive)
         size = sampled_heads(config)
         self._sampler = None
@@ -134,7 +143,16 @@ class GroupLearner(ABC):
         """Learn from a step; the same on every rank."""
 
     def record_losses(self, inputs: LearnerInput) -> None:
-        """Record the losses of a step for the estimates of the heads that later steps leave out."""
+        """Record the losses of a step, before `update`.
+
+        They are compared between the heads of a task, and where heads are sampled they are for the
+        estimates of the heads that later steps leave out.
+        """
+        if not self.finished:
+            counts = inputs.label_counts
+            counts = torch.ones(len(inputs.losses)) if counts is None else counts
+            counts = counts.to(inputs.losses)
+            self.paired_losses.add(inputs.losses, counts, self.grouping.alive)
         if self._sampler is not None and not inputs.head_sample.complete:
             self._sampler.record(inputs.losses, inputs.head_sample)
 
@@ -150,10 +168,10 @@ class GroupLearner(ABC):
         """Add the statistics of a step, summed over ranks, with the task of every residual."""
         raise NotImplementedError
 
-    def take_affinity(self) -> Affinity | None:
-        """Return the affinities [N,N] once after the step that computed them, otherwise None."""
-        affinity, self._affinity = self._affinity, None
-        return affinity
+    def take_group_start(self) -> GroupStart | None:
+        """Return the first groups once after the step that found them, otherwise None."""
+        start, self._group_start = self._group_start, None
+        return start
 
     def prunes_at(self, step: int) -> bool:
         """Return whether heads may be switched off after `step` steps."""
@@ -197,14 +215,25 @@ class GroupLearner(ABC):
             The branches that were kept, by their old numbers.
         """
         kept = used_branches(self.grouping.heads())
-        cut = {name: value[:, list(kept)] for name, value in self.tensors().items()}
+        self.paired_losses.drop(kept)
+        shape = self.grouping.alive.shape
+        cut = {
+            name: value[:, list(kept)] if value.shape == shape else value
+            for name, value in self.tensors().items()
+        }
         self.load(cut, self.updates)
         return kept
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return logits and mask [N,K], and what else a checkpoint needs, with `updates`."""
+        """Return logits and mask [N,K], and what else a checkpoint needs, with `updates`.
+
+        Those of shape [N,K] lose the columns of branches that are dropped.
+        """
         sampled = {} if self._sampler is None else self._sampler.tensors()
-        return {"logits": self.grouping.logits.detach(), "alive": self.grouping.alive, **sampled}
+        paired = {_PAIRED + name: value for name, value in self.paired_losses.tensors().items()}
+        logits = self.grouping.logits.detach()
+        tensors = {"logits": logits, "alive": self.grouping.alive, **sampled, **paired}
+        return tensors if self.firmness is None else {**tensors, "firmness": self.firmness}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Restore `tensors` and `updates`, with as many branches as the tensors have."""
@@ -217,6 +246,15 @@ class GroupLearner(ABC):
             self.grouping.logits.copy_(tensors["logits"])
         if self._sampler is not None:
             self._sampler.load(tensors)
+        self.firmness = tensors.get("firmness", self.firmness)
+        paired = {
+            name.removeprefix(_PAIRED): value
+            for name, value in tensors.items()
+            if name.startswith(_PAIRED)
+        }
+        self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
+        if paired:  # a checkpoint of an earlier version has none
+            self.paired_losses.load(paired)
 
 
 def recipe_of(config: Config) -> type[GroupLearner]:

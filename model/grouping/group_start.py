@@ -1,0 +1,87 @@
+"""The groups that a warm-up suggests, and how firm they are.
+
+Legend: N tasks, K branches, C chunks of steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from model.grouping.affinity import Affinity, TaskGradients, group_tasks
+from model.grouping.gradient_statistics import GradientStatistics
+
+
+@dataclass(frozen=True)
+class GroupStart:
+    """Groups from the affinities of the tasks, beside those that other steps might have given.
+
+    Attributes:
+        labels: Group of every task, numbered from 0.
+        affinity: Of every pair of tasks [N,N].
+        co_assignment: Probability of every pair of tasks to share a group, over resampled steps
+            [N,N].
+        agreement: Mean adjusted Rand index of the resampled groups and these.
+    """
+
+    labels: list[int]
+    affinity: Affinity
+    co_assignment: Affinity
+    agreement: float
+
+    @property
+    def firmness(self) -> list[float]:
+        """How much of a task's group is the same over resampled steps, from 0 to 1, for every task.
+
+        The expected number of tasks that are with it both here and there, itself included, divided
+        by that of tasks that are with it here or there (a soft Jaccard index).
+        """
+        same = np.equal.outer(self.labels, self.labels)
+        both = np.where(same, self.co_assignment, 0.0).sum(axis=1)
+        either = np.where(same, 1.0, self.co_assignment).sum(axis=1)
+        return [float(value) for value in both / either]
+
+
+def find_groups(
+    chunks: GradientStatistics, tasks: Tensor, num_tasks: int, num_branches: int, *, estimate: bool
+) -> GroupStart:
+    """Group the tasks by their affinities.
+
+    Args:
+        chunks: Sums over samples from `statistic_sums`, stacked over C and K.
+        tasks: The task of every residual.
+        num_tasks: N.
+        num_branches: K, the most groups.
+        estimate: As for `group_tasks`.
+    """
+    gradients = TaskGradients.of(chunks, tasks, num_tasks)
+    affinity = gradients.affinity()
+    labels = group_tasks(affinity, num_branches, estimate=estimate)
+    resampled = gradients.resampled_groups(max(labels) + 1)
+    together = (resampled[:, :, None] == resampled[:, None, :]).mean(axis=0)
+    agreement = np.mean([adjusted_rand_score(labels, other) for other in resampled])
+    return GroupStart(labels, affinity, together, float(agreement))
+
+
+def branches_of_groups(labels: list[int], losses: Tensor) -> list[int]:
+    """Return a branch for every task, so that groups get branches that already suit them.
+
+    The sum of the tasks' losses is the lowest of all assignments of groups to branches (Hungarian
+    method, scipy), each task's losses relative to their mean.
+
+    Args:
+        labels: Group of every task.
+        losses: Mean losses of all heads [N,K]; NaN where there is none.
+    """
+    values = losses.double().cpu().numpy()
+    known = ~np.isnan(values)
+    mean = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1).clip(1)
+    relative = np.where(known, values / np.maximum(mean, 1e-12)[:, None], 1.0)
+    groups = np.array(labels)
+    cost = np.stack([relative[groups == group].sum(axis=0) for group in range(groups.max() + 1)])
+    _, branches = linear_sum_assignment(cost)
+    return [int(branches[group]) for group in labels]
