@@ -27,7 +27,9 @@ _WHITENING_RIDGE = 0.01  # fraction of the mean variance added to every directio
 _RIDGE = 0.3  # of the least squares, relative to a task's squared norm
 _NOISE_RIDGE = 3.0  # added to it for every unit of noise per signal
 _SHARPNESS = 2  # power of the affinities: separates close from distant neighbours
-_SAME_GROUP = 2.2  # of the background, the affinity from which two clusters are one group
+_SAME_GROUP = 2.05  # of the background, the affinity from which two clusters are one group
+_CLEARLY_SAME = 3.5  # of the background, where that saves one branch only
+_FAR_BELOW = 0.45  # of the affinity of the first pair
 _FEWEST_HALVED = 4  # tasks of a cluster that is tested for being two groups
 _REPLICATES = 20
 
@@ -151,28 +153,32 @@ def group_tasks(affinity: Affinity, num_branches: int, *, estimate: bool = True)
 def _joined(affinity: Affinity, labels: NDArray[np.int_]) -> NDArray[np.int_]:
     """Return fewer clusters where some are parts of one group, else the same.
 
-    Two clusters are parts of one group if the affinity between them is clearly above the
-    background, the lower quartile of that between two clusters. The tasks are clustered anew with
-    the number of groups that this gives. No cluster must then fall into halves that are as far
-    apart as groups. In doubt the clusters stay as they are: a branch too many costs less than a
-    branch too few.
+    The two closest clusters are joined as long as the affinity between them is clearly above that
+    between most clusters, and not far below that of the first pair. The tasks are clustered anew
+    with the number of groups that this gives; no cluster must then fall into halves that are as
+    far apart as groups. In doubt the clusters stay as they are: a branch too many costs less than
+    a branch too few, so that the evidence for one group less must be stronger than for several.
 
     Args:
         affinity: [N,N].
         labels: Cluster of every task [N].
     """
     clusters = _members(labels)
-    if len(clusters) < 3:
+    num_clusters = len(clusters)
+    if num_clusters < 3:
         return labels
-    limit = _SAME_GROUP * _background(affinity, clusters)
+    background = _background(affinity, clusters)
+    limit, closest = _SAME_GROUP * background, []
     while len(clusters) > 1:
         between = _between(affinity, clusters)
         np.fill_diagonal(between, 0.0)
         first, second = sorted(np.unravel_index(between.argmax(), between.shape))
-        if between[first, second] < limit:
+        if between[first, second] <= max([limit, *(_FAR_BELOW * each for each in closest)]):
             break
+        closest.append(between[first, second])
         clusters[first] = np.concatenate([clusters[first], clusters.pop(second)])
-    if len(clusters) in (1, labels.max() + 1):
+    unclear = len(closest) == 1 and closest[0] <= _CLEARLY_SAME * background
+    if not closest or unclear or len(clusters) == 1:
         return labels
     fewer = _cluster(affinity, len(clusters))
     clusters = _members(fewer)
