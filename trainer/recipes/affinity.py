@@ -38,6 +38,7 @@ _IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
 _MAX_COLLECTED_STEPS = 200  # steps whose statistics are summed, a small fraction of a long run
 _CHUNKS = 8  # of the collected steps, which the bootstrap resamples
 _HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which tasks keep their first branch
+_FIRM = 0.8  # firmness from which evidence may switch off a task's other heads before that
 _LOWEST_TEMPERATURE = 1e-3
 _STATISTICS = "gradient_statistics."  # prefix of their tensors
 
@@ -76,7 +77,7 @@ class AffinityGroups(GroupLearner):
         self._held_until = self.warmup_end + round(
             _HELD_FRACTION * (self.finish_step - self.warmup_end)
         )
-        self.start_step = max(self.start_step, self._held_until)
+        self.start_step = max(self.start_step, self.warmup_end)
         self._first_collected = int(_IGNORED_FRACTION * self.warmup_end)
         self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
         self._collected = 0
@@ -185,10 +186,13 @@ class AffinityGroups(GroupLearner):
         if step >= self.finish_step:
             return super()._kept(step)
         prior = self._prior.masked_fill(~alive, -torch.inf).softmax(dim=1)
-        if step == self.warmup_end:
+        if step <= self.warmup_end:
             return alive & (prior > 0)
+        posterior = self._posterior().masked_fill(~alive, -torch.inf).softmax(dim=1)
         # The prior alone switches nothing off.
-        unlikely = probabilities < self._config.pruning.threshold * prior
+        unlikely = posterior < self._config.pruning.threshold * prior
+        if step <= self._held_until and self.firmness is not None:
+            unlikely &= (self.firmness[:-1, None] >= _FIRM).to(unlikely.device)
         return (alive & ~unlikely) | harden(probabilities, alive)
 
     def tensors(self) -> dict[str, Tensor]:
