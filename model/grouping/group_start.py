@@ -5,15 +5,15 @@ Legend: N tasks, K branches, C chunks of steps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-from model.grouping.affinity import Affinity, TaskGradients, group_tasks
+from model.grouping.affinity import Affinity
 from model.grouping.gradient_statistics import GradientStatistics
+from model.grouping.subspaces import TaskGradients, group_tasks
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class GroupStart:
         labels: Group of every task, numbered from 0.
         affinity: Of every pair of tasks [N,N].
         co_assignment: Probability of every pair of tasks to share a group, over resampled steps
-            [N,N].
-        agreement: Mean adjusted Rand index of the resampled groups and these.
+            [N,N]; None from a recipe that resamples nothing.
+        agreement: Mean adjusted Rand index of the resampled groups and these; else NaN.
     """
 
     labels: list[int]
     affinity: Affinity
-    co_assignment: Affinity
-    agreement: float
+    co_assignment: Affinity | None = None
+    agreement: float = math.nan
 
     @property
     def firmness(self) -> list[float]:
@@ -40,6 +40,7 @@ class GroupStart:
         The expected number of tasks that are with it both here and there, itself included, divided
         by that of tasks that are with it here or there (a soft Jaccard index).
         """
+        assert self.co_assignment is not None, "the recipe resamples the steps"
         same = np.equal.outer(self.labels, self.labels)
         both = np.where(same, self.co_assignment, 0.0).sum(axis=1)
         either = np.where(same, 1.0, self.co_assignment).sum(axis=1)
@@ -58,6 +59,8 @@ def find_groups(
         num_branches: K, the most groups.
         estimate: As for `group_tasks`.
     """
+    from sklearn.metrics import adjusted_rand_score
+
     gradients = TaskGradients.of(chunks, tasks, num_tasks)
     affinity = gradients.affinity()
     labels = group_tasks(affinity, num_branches, estimate=estimate)
@@ -77,6 +80,8 @@ def branches_of_groups(labels: list[int], losses: Tensor) -> list[int]:
         labels: Group of every task.
         losses: Mean losses of all heads [N,K]; NaN where there is none.
     """
+    from scipy.optimize import linear_sum_assignment
+
     values = losses.double().cpu().numpy()
     known = ~np.isnan(values)
     mean = np.where(known, values, 0.0).sum(axis=1) / known.sum(axis=1).clip(1)

@@ -19,7 +19,7 @@ from trainer.errors import UserError
 if TYPE_CHECKING:
     from trainer.compare.cells import Cell
 
-DEFAULT_RECIPES = "affinity,published,random,multitask,single_task,tag,grad_tag"
+DEFAULT_RECIPES = "evidence,published,random,multitask,single_task,tag,grad_tag"
 _STOPPED = 75  # exit code of a run that has saved and continues when it is started again
 
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from dmtg.plugins import RECIPES
 from trainer.config.section import PositiveInt, Section, validate_choice
 
-DEFAULT_RECIPE = "affinity"
+DEFAULT_RECIPE = "evidence"
 
 
 class GroupingSection(Section):

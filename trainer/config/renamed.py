@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from trainer.config.grouping import DEFAULT_RECIPE, recipe_sections
+from trainer.config.grouping import recipe_sections
 from trainer.config.optim import OptimSection
 from trainer.config.unions import alternatives, value_keys
 
@@ -65,7 +65,7 @@ def migrated(tree: Mapping[str, Any]) -> dict[str, Any]:
     """
     result = {name: _renamed(name, section) for name, section in tree.items()}
     grouping, optim = tree.get("grouping", {}), tree.get("optim", {})
-    recipe = grouping.get("recipe", DEFAULT_RECIPE)
+    recipe = grouping.get("recipe", "default")
     recipe = RENAMED_RECIPES.get(recipe, recipe)
     sections = recipe_sections()
     if recipe in sections:

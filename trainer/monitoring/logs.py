@@ -181,7 +181,8 @@ class RunLog:
         """Write the affinities of the tasks and how firm their groups are to `grouping.jsonl`."""
         if self._main:
             self._grouping.pairs(step, "affinity", start.affinity)
-            self._grouping.pairs(step, "co_assignment", start.co_assignment)
+            if start.co_assignment is not None:
+                self._grouping.pairs(step, "co_assignment", start.co_assignment)
 
     def advance(self, step: int, shown: Mapping[str, str]) -> None:
         """Move the bar to the step of a log record, and show values."""

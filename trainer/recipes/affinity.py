@@ -1,13 +1,12 @@
-"""The recipe `affinity`: groups from affinities of the tasks, which only evidence changes.
+"""The recipe `affinity`: groups from affinities of the tasks, then from their losses.
 
 1. Warm-up: every task trains on every branch, and the gradient statistics of all heads are summed.
 2. Tasks of high affinity start on the same branch; branches beyond the number of groups go.
-3. The Categorical is a posterior. Its prior is the start. Its likelihood comes from the differences
-   between the losses of a task's heads on the same batches, from half of the time to
-   `pruning.end` on: by then the branches differ by their groups rather than by their first weights.
-   Heads that have become unlikely are switched off on the way.
+3. The Categorical is the posterior softmax(-loss / (mean loss * temperature)) of the losses that a
+   task has on the branches, averaged over steps; the temperature falls to zero at `pruning.end`,
+   and heads are switched off on the way.
 
-Legend: N tasks, K branches, C chunks of the warm-up.
+Legend: N tasks, K branches.
 """
 
 from __future__ import annotations
@@ -17,30 +16,27 @@ import math
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
 from dmtg.plugins import register_recipe
+from model.grouping.affinity import group_tasks, task_affinity
 from model.grouping.gradient_statistics import GradientStatistics
-from model.grouping.group_start import branches_of_groups, find_groups
+from model.grouping.group_start import GroupStart
 from model.grouping.grouping import Grouping
-from model.grouping.paired_losses import PairedLosses
-from model.grouping.pruning import harden
+from model.grouping.head_sampling import running_mean
 from trainer.config.config import Config
 from trainer.config.grouping import GroupingSection, LearnedGroupingSection
+from trainer.config.section import PositiveFloat
 from trainer.recipes.learner import GroupLearner, LearnerInput
 
 logger = logging.getLogger(__name__)
 
 _IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
 _MAX_COLLECTED_STEPS = 200  # steps whose statistics are summed, a small fraction of a long run
-_CHUNKS = 8  # of the collected steps, which the bootstrap resamples
-_HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which tasks keep their first branch
-_FIRM = 0.8  # firmness from which evidence may switch off a task's other heads before that
+_HELD_FRACTION = 0.1  # of the time from warm-up to finish, in which tasks keep their first branch
 _LOWEST_TEMPERATURE = 1e-3
-_STATISTICS = "gradient_statistics."  # prefix of their tensors
 
 
 class AffinitySection(LearnedGroupingSection):
@@ -51,13 +47,17 @@ class AffinitySection(LearnedGroupingSection):
     num_groups: Literal["estimate", "all"] = "estimate"
     """`all` makes as many groups as there are branches, `estimate` fewer if the affinities suggest
     fewer."""
-    initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.97
-    """Prior probability of a task on the branch of its group."""
+    initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.75
+    """Probability of a task on the branch of its group after the warm-up."""
+    loss_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.98
+    """Weight of the past in the averaged losses."""
+    temperature: PositiveFloat = 0.1
+    """Temperature of the posterior when the warm-up ends, relative to a task's mean loss."""
 
 
 @register_recipe("affinity")
 class AffinityGroups(GroupLearner):
-    """Logits set from affinities first and from paired losses afterwards, without sampling.
+    """Logits set from affinities first and from averaged losses afterwards, without sampling.
 
     Attributes:
         warmup_end: Steps of the warm-up.
@@ -77,26 +77,24 @@ class AffinityGroups(GroupLearner):
         self._held_until = self.warmup_end + round(
             _HELD_FRACTION * (self.finish_step - self.warmup_end)
         )
-        self.start_step = max(self.start_step, self.warmup_end)
+        self.start_step = max(self.start_step, self._held_until)
         self._first_collected = int(_IGNORED_FRACTION * self.warmup_end)
         self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
-        self._collected = 0
         self._statistics: GradientStatistics = {}
         self._tasks = torch.empty(0, dtype=torch.long)
-        self._prior = torch.zeros_like(self.grouping.logits.detach())
+        self._average = torch.full_like(self.grouping.logits.detach(), torch.nan)
         with torch.no_grad():
             self.grouping.logits.zero_()
 
     def temperature(self, step: int) -> float:
-        """Return the temperature of the weights of the heads in `step`; it falls from 1 to zero."""
+        """Return the posterior's temperature in `step`, relative to a task's mean loss."""
         length = max(1, self.finish_step - self.warmup_end)
         left = 1 - min(1.0, max(0.0, (step - self.warmup_end) / length))
-        return (1 - _LOWEST_TEMPERATURE) * left**2 + _LOWEST_TEMPERATURE
+        return self._section.temperature * left**2 + _LOWEST_TEMPERATURE
 
     @override
     def weights(self, step: int, num_samples: int) -> Tensor:
-        logits = self.grouping.logits.detach() / self.temperature(step)
-        return logits.masked_fill(~self.grouping.alive, -torch.inf).softmax(dim=1)
+        return self.grouping.probabilities()
 
     def collects(self, step: int) -> bool:
         """Return whether `collect` needs the gradient statistics of `step`."""
@@ -105,43 +103,43 @@ class AffinityGroups(GroupLearner):
         return in_time and not self.finished and offset % self._collect_every == 0
 
     def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
-        """Add the statistics of a step, summed over ranks, to one of C chunks [C,...]."""
+        """Add the statistics of a step, summed over ranks."""
         self._tasks = tasks
-        if not self._statistics:
-            self._statistics = {
-                name: value.new_zeros(_CHUNKS, *value.shape) for name, value in statistics.items()
+        if self._statistics:
+            statistics = {
+                name: self._statistics[name] + value for name, value in statistics.items()
             }
-        for name, value in statistics.items():
-            self._statistics[name][self._collected % _CHUNKS] += value
-        self._collected += 1
+        self._statistics = statistics
 
     def update(self, inputs: LearnerInput) -> None:
-        """Set the logits from the affinities once, then from the paired losses."""
+        """Average the losses; set the logits from the affinities once, then from the losses."""
         done = inputs.step + 1
         if self.finished or done < self.warmup_end:
             return
         if done == self.warmup_end:
             self._start_groups()
             return
+        self._average = running_mean(
+            self._average, inputs.losses, self._section.loss_decay, inputs.head_sample.gap
+        )
         self.updates += 1
         if done > self._held_until:
-            self._set_logits(self._posterior())
+            self._set_logits(self._posterior(done))
 
     def leave_out(self, step: int) -> None:
         """Set the logits from the affinities even if the step in which that is due is left out."""
         if not self.finished and step + 1 == self.warmup_end:
             self._start_groups()
 
-    def _posterior(self) -> Tensor:
-        """Return the log of prior times likelihood, up to a constant for each task [N,K].
-
-        That branch k is better than the present one has the likelihood ratio of a normal
-        distribution, exp(z^2 / 2), where z is the mean difference in standard errors.
-        """
-        logits = self.grouping.logits.detach().masked_fill(~self.grouping.alive, -torch.inf)
-        mean, error = self.paired_losses.compare(logits.argmax(dim=1))
-        worse = torch.where(error > 0, mean / error.clamp_min(1e-30), 0.0)
-        return self._prior - worse * worse.abs() / 2
+    def _posterior(self, step: int) -> Tensor:
+        seen = self.grouping.alive & ~self._average.isnan()
+        count = seen.sum(dim=1, keepdim=True)
+        mean = torch.where(seen, self._average, 0.0).sum(dim=1, keepdim=True) / count.clamp_min(1)
+        # A head without a loss so far gets the mean of the task's other heads.
+        losses = torch.where(seen, self._average, mean)
+        scaled = -losses / (mean.clamp_min(1e-12) * self.temperature(step))
+        # A task that never had a label keeps its logits.
+        return torch.where(count > 0, scaled, self.grouping.logits)
 
     def _set_logits(self, logits: Tensor) -> None:
         with torch.no_grad():
@@ -153,72 +151,50 @@ class AffinityGroups(GroupLearner):
         from accelerate.utils import broadcast_object_list
 
         num_tasks, num_branches = self.grouping.logits.shape
+        affinity = task_affinity(self._statistics, self._tasks, num_tasks)
         estimate = self._section.num_groups == "estimate"
-        found = branches = None
-        if self._rank == 0:  # the others take its result: eigenvectors are not bitwise portable
-            found = find_groups(
-                self._statistics, self._tasks, num_tasks, num_branches, estimate=estimate
-            )
-            branches = branches_of_groups(found.labels, self.paired_losses.losses())
-        found, labels = broadcast_object_list([found, branches])
-        self._group_start = found
-        self.firmness = torch.tensor([*found.firmness, found.agreement])
-        branches = torch.tensor(labels, device=self._device)
-        num_groups = len(set(labels))
-        text = "affinities: %d groups on %d branches, agreement with resampled steps %.2f"
-        logger.info(text, num_groups, num_branches, found.agreement)
+        decided = [group_tasks(affinity, num_branches, estimate=estimate)]
+        # Broadcast rank 0's labels: eigenvectors are not bitwise portable.
+        groups = broadcast_object_list(decided)[0]
+        self._group_start = GroupStart(groups, affinity)
+        labels = torch.tensor(groups, device=self._device)
+        num_groups = int(labels.max()) + 1
+        logger.info("affinities: %d groups on %d branches", num_groups, num_branches)
         probability = self._section.initial_probability
         log_odds = math.log(probability / (1 - probability) * max(1, num_groups - 1))
-        logits = torch.full_like(self._prior, -1e4)
-        logits[:, branches.unique()] = 0.0
-        logits[torch.arange(num_tasks, device=self._device), branches] = log_odds
+        logits = torch.zeros_like(self._average)
+        logits[:, num_groups:] = -1e4
+        logits[torch.arange(num_tasks, device=self._device), labels] = log_odds
         self._set_logits(logits)
-        self._prior = self.grouping.logits.detach().clone()
-        self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
-        self._statistics, self._collected = {}, 0
+        self._statistics = {}
 
     def prunes_at(self, step: int) -> bool:
         """Return whether heads may be switched off; after the warm-up those of no group are."""
         return super().prunes_at(step) or (step == self.warmup_end and not self.finished)
 
     def _kept(self, step: int) -> Tensor:
-        alive, probabilities = self.grouping.alive, self.grouping.probabilities()
-        if step >= self.finish_step:
-            return super()._kept(step)
-        prior = self._prior.masked_fill(~alive, -torch.inf).softmax(dim=1)
-        if step <= self.warmup_end:
-            return alive & (prior > 0)
-        posterior = self._posterior().masked_fill(~alive, -torch.inf).softmax(dim=1)
-        # The prior alone switches nothing off.
-        unlikely = posterior < self._config.pruning.threshold * prior
-        if step <= self._held_until and self.firmness is not None:
-            unlikely &= (self.firmness[:-1, None] >= _FIRM).to(unlikely.device)
-        return (alive & ~unlikely) | harden(probabilities, alive)
+        if step == self.warmup_end < self.finish_step:
+            return self.grouping.alive & (self.grouping.probabilities() > 0)
+        return super()._kept(step)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return logits, mask and prior [N,K], and in the warm-up the statistics [C,...]."""
-        collected = {f"{_STATISTICS}{name}": value for name, value in self._statistics.items()}
+        """Return logits, mask and averaged losses [N,K], and in the warm-up the statistics."""
+        collected = {
+            f"gradient_statistics.{name}": value for name, value in self._statistics.items()
+        }
         if collected:
             collected["residual_tasks"] = self._tasks
-            collected["collected_steps"] = torch.tensor(self._collected)
-        return {**super().tensors(), "prior": self._prior, **collected}
+        return {**super().tensors(), "average": self._average, **collected}
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Restore `tensors`."""
         super().load(tensors, updates)
         tensors = {name: value.to(self._device) for name, value in tensors.items()}
-        logits = self.grouping.logits.detach()
-        # The recipe of an earlier version had no prior.
-        self._prior = tensors.get("prior", logits.clone())
+        self._average = tensors["average"]
+        prefix = "gradient_statistics."
         self._statistics = {
-            name.removeprefix(_STATISTICS): value
+            name.removeprefix(prefix): value
             for name, value in tensors.items()
-            if name.startswith(_STATISTICS)
+            if name.startswith(prefix)
         }
         self._tasks = tensors.get("residual_tasks", self._tasks)
-        self._collected = int(tensors.get("collected_steps", 0))
-        if self._statistics and "collected_steps" not in tensors:  # and all sums in one chunk
-            self._statistics = {
-                name: F.pad(value[None], [0, 0] * value.ndim + [0, _CHUNKS - 1])
-                for name, value in self._statistics.items()
-            }

@@ -1,0 +1,80 @@
+"""The first groups: how firm they are, and which branches they get."""
+# Legend: N tasks, K branches, C chunks, F features.
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import adjusted_rand_score
+
+from model.grouping.group_start import GroupStart, branches_of_groups, find_groups
+
+
+def statistics(rows):
+    """Statistics of one branch with white features, from the rows [C,N,F] of chunks."""
+    count, num_tasks, num_features = rows.shape
+    return {
+        "count": torch.ones(count, 1),
+        "features": torch.zeros(count, 1, 1, num_features),
+        "residuals": torch.zeros(count, 1, num_tasks, 1),
+        "products": torch.tensor(rows)[:, None],
+        "second": torch.eye(num_features).expand(count, 1, -1, -1),
+    }
+
+
+def found(noise, num_groups=3, num_tasks=24, num_branches=3):
+    rng = np.random.default_rng(0)
+    truth = np.arange(num_tasks) % num_groups
+    bases = np.linalg.qr(rng.normal(size=(20, 4 * num_groups)))[0].T.reshape(num_groups, 4, 20)
+    signal = np.einsum("nd,ndf->nf", rng.normal(size=(num_tasks, 4)), bases[truth])
+    rows = signal + noise * rng.normal(size=(8, num_tasks, 20))
+    chunks, tasks = statistics(rows), torch.arange(num_tasks)
+    return truth, find_groups(chunks, tasks, num_tasks, num_branches, estimate=True)
+
+
+def test_clear_groups_are_firm():
+    truth, start = found(noise=0.05)
+    assert adjusted_rand_score(truth, start.labels) == 1.0
+    assert start.agreement == 1.0 and start.firmness == [1.0] * 24
+    assert np.array_equal(start.co_assignment, np.equal.outer(truth, truth))
+
+
+def test_groups_of_noise_are_not_firm():
+    _, start = found(noise=30.0)
+    assert start.agreement < 0.4 and np.mean(start.firmness) < 0.6
+    assert np.allclose(np.diag(start.co_assignment), 1.0)
+    assert np.array_equal(start.co_assignment, start.co_assignment.T)
+
+
+def test_firmness_against_sets():
+    """The expected overlap over the expected union of a task's groups."""
+    rng = np.random.default_rng(0)
+    labels, others = rng.integers(3, size=10), rng.integers(3, size=(7, 10))
+    together = np.mean([np.equal.outer(row, row) for row in others], axis=0)
+    start = GroupStart(labels.tolist(), np.eye(10), together, 0.0)
+    for task in range(10):
+        own = {n for n in range(10) if labels[n] == labels[task]}
+        groups = [{n for n in range(10) if row[n] == row[task]} for row in others]
+        overlap = np.mean([len(own & group) for group in groups])
+        union = np.mean([len(own | group) for group in groups])
+        assert start.firmness[task] == pytest.approx(overlap / union)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_branches_of_the_lowest_sum_of_relative_losses(seed):
+    rng = np.random.default_rng(seed)
+    losses = rng.uniform(0.5, 1.5, size=(9, 4)) * 10.0 ** rng.integers(-3, 3, size=(9, 1))
+    labels = [0, 1, 2, 0, 1, 2, 0, 0, 1]
+    relative = losses / losses.mean(axis=1, keepdims=True)
+    best = min(
+        permutations(range(4), 3),
+        key=lambda branches: sum(relative[n, branches[g]] for n, g in enumerate(labels)),
+    )
+    assert branches_of_groups(labels, torch.tensor(losses)) == [best[g] for g in labels]
+
+
+def test_a_task_without_a_loss_has_no_say():
+    losses = torch.tensor([[1.0, 2.0], [torch.nan, torch.nan], [2.0, 1.0]])
+    assert branches_of_groups([1, 1, 0], losses) == [0, 0, 1]
+    assert branches_of_groups([0, 0, 1], torch.full((3, 2), torch.nan)) in ([0, 0, 1], [1, 1, 0])

@@ -1,0 +1,217 @@
+"""The recipe `evidence`: groups from the tasks' gradients, which only evidence changes.
+
+1. Warm-up: every task trains on every branch, and the gradient statistics of all heads are summed.
+2. Tasks of high affinity start on the same branch; branches beyond the number of groups go.
+3. The Categorical is a posterior. Its prior is the start. Its likelihood comes from the differences
+   between the losses of a task's heads on the same batches. Tasks move from half of the time to
+   `pruning.end` on: by then the branches differ by their groups rather than by their first weights.
+   Heads that have become unlikely are switched off on the way, those of tasks whose groups are
+   firm before that.
+
+Legend: N tasks, K branches, C chunks of the warm-up.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from dmtg.plugins import register_recipe
+from model.grouping.gradient_statistics import GradientStatistics
+from model.grouping.group_start import branches_of_groups, find_groups
+from model.grouping.grouping import Grouping
+from model.grouping.paired_losses import PairedLosses
+from model.grouping.pruning import harden
+from trainer.config.config import Config
+from trainer.config.grouping import GroupingSection, LearnedGroupingSection
+from trainer.recipes.learner import GroupLearner, LearnerInput
+
+logger = logging.getLogger(__name__)
+
+_IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
+_MAX_COLLECTED_STEPS = 200  # steps whose statistics are summed, a small fraction of a long run
+_CHUNKS = 8  # of the collected steps, which the bootstrap resamples
+_HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which tasks keep their first branch
+_FIRM = 0.8  # firmness from which evidence may switch off a task's other heads before that
+_LOWEST_TEMPERATURE = 1e-3
+_STATISTICS = "gradient_statistics."  # prefix of their tensors
+
+
+class EvidenceSection(LearnedGroupingSection):
+    """The keys of the recipe `evidence`."""
+
+    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """Fraction of the run in which all tasks train on all branches."""
+    num_groups: Literal["estimate", "all"] = "estimate"
+    """`all` makes as many groups as there are branches, `estimate` fewer if the affinities suggest
+    fewer."""
+    initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.97
+    """Prior probability of a task on the branch of its group."""
+
+
+@register_recipe("evidence")
+class EvidenceGroups(GroupLearner):
+    """Logits set from affinities first and from paired losses afterwards, without sampling.
+
+    Attributes:
+        warmup_end: Steps of the warm-up.
+    """
+
+    section: ClassVar[type[GroupingSection]] = EvidenceSection
+    collects_gradient_statistics: ClassVar[bool] = True
+
+    def __init__(
+        self, grouping: Grouping, config: Config, num_steps: int, device: torch.device, rank: int
+    ) -> None:
+        super().__init__(grouping, config, num_steps, device, rank)
+        assert isinstance(config.grouping, EvidenceSection), "the recipe has this section"
+        self._section = config.grouping
+        self.warmup_end = max(1, round(self._section.warmup * num_steps))
+        self.finish_step = min(max(self.finish_step, self.warmup_end + 1), num_steps)
+        self._held_until = self.warmup_end + round(
+            _HELD_FRACTION * (self.finish_step - self.warmup_end)
+        )
+        self.start_step = max(self.start_step, self.warmup_end)
+        self._first_collected = int(_IGNORED_FRACTION * self.warmup_end)
+        self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
+        self._collected = 0
+        self._statistics: GradientStatistics = {}
+        self._tasks = torch.empty(0, dtype=torch.long)
+        self._prior = torch.zeros_like(self.grouping.logits.detach())
+        with torch.no_grad():
+            self.grouping.logits.zero_()
+
+    def temperature(self, step: int) -> float:
+        """Return the temperature of the weights of the heads in `step`; it falls from 1 to zero."""
+        length = max(1, self.finish_step - self.warmup_end)
+        left = 1 - min(1.0, max(0.0, (step - self.warmup_end) / length))
+        return (1 - _LOWEST_TEMPERATURE) * left**2 + _LOWEST_TEMPERATURE
+
+    @override
+    def weights(self, step: int, num_samples: int) -> Tensor:
+        logits = self.grouping.logits.detach() / self.temperature(step)
+        return logits.masked_fill(~self.grouping.alive, -torch.inf).softmax(dim=1)
+
+    def collects(self, step: int) -> bool:
+        """Return whether `collect` needs the gradient statistics of `step`."""
+        offset = step - self._first_collected
+        in_time = 0 <= offset < self.warmup_end - self._first_collected
+        return in_time and not self.finished and offset % self._collect_every == 0
+
+    def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
+        """Add the statistics of a step, summed over ranks, to one of C chunks [C,...]."""
+        self._tasks = tasks
+        if not self._statistics:
+            self._statistics = {
+                name: value.new_zeros(_CHUNKS, *value.shape) for name, value in statistics.items()
+            }
+        for name, value in statistics.items():
+            self._statistics[name][self._collected % _CHUNKS] += value
+        self._collected += 1
+
+    def update(self, inputs: LearnerInput) -> None:
+        """Set the logits from the affinities once, then from the paired losses."""
+        done = inputs.step + 1
+        if self.finished or done < self.warmup_end:
+            return
+        if done == self.warmup_end:
+            self._start_groups()
+            return
+        self.updates += 1
+        if done > self._held_until:
+            self._set_logits(self._posterior())
+
+    def leave_out(self, step: int) -> None:
+        """Set the logits from the affinities even if the step in which that is due is left out."""
+        if not self.finished and step + 1 == self.warmup_end:
+            self._start_groups()
+
+    def _posterior(self) -> Tensor:
+        """Return the log of prior times likelihood, up to a constant for each task [N,K].
+
+        That branch k is better than the present one has the likelihood ratio of a normal
+        distribution, exp(z^2 / 2), where z is the mean difference in standard errors.
+        """
+        logits = self.grouping.logits.detach().masked_fill(~self.grouping.alive, -torch.inf)
+        mean, error = self.paired_losses.compare(logits.argmax(dim=1))
+        worse = torch.where(error > 0, mean / error.clamp_min(1e-30), 0.0)
+        return self._prior - worse * worse.abs() / 2
+
+    def _set_logits(self, logits: Tensor) -> None:
+        with torch.no_grad():
+            # The best is zero, so that no logit overflows as the temperature falls.
+            best = logits.masked_fill(~self.grouping.alive, -torch.inf).amax(dim=1, keepdim=True)
+            self.grouping.logits.copy_((logits - best).clamp_min(-1e4))
+
+    def _start_groups(self) -> None:
+        from accelerate.utils import broadcast_object_list
+
+        num_tasks, num_branches = self.grouping.logits.shape
+        estimate = self._section.num_groups == "estimate"
+        decided: list[Any] = [None, None]
+        if self._rank == 0:  # the others take its result: eigenvectors are not bitwise portable
+            start = find_groups(
+                self._statistics, self._tasks, num_tasks, num_branches, estimate=estimate
+            )
+            decided = [start, branches_of_groups(start.labels, self.paired_losses.losses())]
+        found, labels = broadcast_object_list(decided)
+        self._group_start = found
+        self.firmness = torch.tensor([*found.firmness, found.agreement])
+        branches = torch.tensor(labels, device=self._device)
+        num_groups = len(set(labels))
+        text = "affinities: %d groups on %d branches, agreement with resampled steps %.2f"
+        logger.info(text, num_groups, num_branches, found.agreement)
+        probability = self._section.initial_probability
+        log_odds = math.log(probability / (1 - probability) * max(1, num_groups - 1))
+        logits = torch.full_like(self._prior, -1e4)
+        logits[:, branches.unique()] = 0.0
+        logits[torch.arange(num_tasks, device=self._device), branches] = log_odds
+        self._set_logits(logits)
+        self._prior = self.grouping.logits.detach().clone()
+        self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
+        self._statistics, self._collected = {}, 0
+
+    def prunes_at(self, step: int) -> bool:
+        """Return whether heads may be switched off; after the warm-up those of no group are."""
+        return super().prunes_at(step) or (step == self.warmup_end and not self.finished)
+
+    def _kept(self, step: int) -> Tensor:
+        alive, probabilities = self.grouping.alive, self.grouping.probabilities()
+        if step >= self.finish_step:
+            return super()._kept(step)
+        prior = self._prior.masked_fill(~alive, -torch.inf).softmax(dim=1)
+        if step <= self.warmup_end:
+            return alive & (prior > 0)
+        posterior = self._posterior().masked_fill(~alive, -torch.inf).softmax(dim=1)
+        # The prior alone switches nothing off.
+        unlikely = posterior < self._config.pruning.threshold * prior
+        if step <= self._held_until and self.firmness is not None:
+            unlikely &= (self.firmness[:-1, None] >= _FIRM).to(unlikely.device)
+        return (alive & ~unlikely) | harden(probabilities, alive)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return logits, mask and prior [N,K], and in the warm-up the statistics [C,...]."""
+        collected = {f"{_STATISTICS}{name}": value for name, value in self._statistics.items()}
+        if collected:
+            collected["residual_tasks"] = self._tasks
+            collected["collected_steps"] = torch.tensor(self._collected)
+        return {**super().tensors(), "prior": self._prior, **collected}
+
+    def load(self, tensors: dict[str, Tensor], updates: int) -> None:
+        """Restore `tensors`."""
+        super().load(tensors, updates)
+        tensors = {name: value.to(self._device) for name, value in tensors.items()}
+        self._prior = tensors["prior"]
+        self._statistics = {
+            name.removeprefix(_STATISTICS): value
+            for name, value in tensors.items()
+            if name.startswith(_STATISTICS)
+        }
+        self._tasks = tensors.get("residual_tasks", self._tasks)
+        self._collected = int(tensors.get("collected_steps", 0))
