@@ -25,20 +25,20 @@ def error_of(**grouping):
     return [line.strip() for line in lines]
 
 
-def test_the_default_recipe_is_affinity():
-    assert config_of().grouping == config_of(recipe="affinity").grouping
-    assert config_of(warmup=0.3).grouping.recipe == "affinity"
-    assert type(config_of().grouping) is RECIPES["affinity"].section
+def test_the_default_recipe_is_evidence():
+    assert config_of().grouping == config_of(recipe="evidence").grouping
+    assert config_of(warmup=0.3).grouping.recipe == "evidence"
+    assert type(config_of().grouping) is RECIPES["evidence"].section
 
 
 def test_a_key_of_another_recipe_is_named_with_the_recipe_and_its_keys():
-    assert error_of(lr=0.1, temperature=0.2) == [
+    assert error_of(recipe="affinity", lr=0.1, temperature=0.2) == [
         "grouping.lr: unknown key of recipe 'affinity'; allowed: initial_probability, loss_decay, "
         "num_groups, recipe, sampled_heads, temperature, warmup; lr is a key of recipe published"
     ]
     assert error_of(recipe="multitask", warmup=0.2) == [
         "grouping.warmup: unknown key of recipe 'multitask'; allowed: recipe; warmup is a key of "
-        "recipe affinity"
+        "recipe affinity or evidence"
     ]
     assert error_of(recipe="tag", projection=8) == [
         "grouping.projection: unknown key of recipe 'tag'; allowed: recipe, search_every, "
@@ -50,7 +50,7 @@ def test_an_unknown_recipe():
     (line,) = error_of(recipe="best", lr=1)
     # Other tests may have registered more.
     assert line.startswith(
-        "grouping.recipe: found 'best'; allowed: affinity, fixed, grad_tag, multitask, published, "
+        "grouping.recipe: found 'best'; allowed: affinity, evidence, fixed, grad_tag, multitask, published, "
         "random, single_task, tag"
     )
 

@@ -18,7 +18,7 @@ TREE = {
 COUNT = "a whole number from 1 to 10^12"
 SIZE = "[height, width], two whole numbers from 1 to 4096, or one number for both"
 ENCODERS = "backbone, mlp, residual64, timm, xception"
-RECIPES = "affinity, fixed, grad_tag, multitask, published, random, single_task, tag"
+RECIPES = "affinity, evidence, fixed, grad_tag, multitask, published, random, single_task, tag"
 SAMPLERS = "diagonal, gumbel, gumbel_per_sample, relaxed_one_hot, softmax, straight_through"
 KINDS = "binary, dense_classification, dense_regression, multiclass, regression"
 # Words of pydantic, of Python and of this program's classes.
@@ -205,7 +205,7 @@ def test_an_unknown_key_that_is_like_no_other():
 def test_a_key_of_another_recipe_is_named_with_that_recipe():
     (line,) = errors_of("grouping.recipe=published", "grouping.warmup=0.1")
     assert line.startswith("grouping.warmup: unknown key of recipe 'published'; allowed: entropy, ")
-    assert line.endswith("; warmup is a key of recipe affinity")
+    assert line.endswith("; warmup is a key of recipe affinity or evidence")
     (line,) = errors_of("grouping.recipe=published", "grouping.temprature.initial=3")
     assert line.endswith("; did you mean grouping.temperature?")
     (line,) = errors_of("grouping.recipe=published", "grouping.sampler=gumbell")

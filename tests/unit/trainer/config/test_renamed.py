@@ -107,7 +107,7 @@ def test_a_saved_run_can_be_continued(tmp_path):
     tree["run"] = {**tree["run"], "resume": "auto", "out": str(tmp_path)}
     folder.check(parse_config(tree, "test"))
     with pytest.raises(UserError, match=r"grouping\.warmup was 0\.2, is 0\.1"):
-        folder.check(parse_config({**tree, "grouping": {}}, "test"))
+        folder.check(parse_config({**tree, "grouping": {"recipe": "affinity"}}, "test"))
     with pytest.raises(UserError, match=r"grouping\.recipe was 'affinity', is 'tag'"):
         folder.check(parse_config({**tree, "grouping": {"recipe": "tag"}}, "test"))
 

@@ -126,11 +126,11 @@ def test_signals_of_micro_batches_and_steps_are_added():
 def test_affinities_are_returned_once_after_the_warm_up():
     own = learner()
     advance(own, 0, WARM - 1)
-    assert own.take_affinity() is None
+    assert own.take_group_start() is None
     own = started()
-    affinity, same = own.take_affinity(), np.equal.outer(GROUPS, GROUPS)
+    affinity, same = own.take_group_start().affinity, np.equal.outer(GROUPS, GROUPS)
     assert affinity.shape == (N, N) and affinity[same].min() > affinity[~same].max()
-    assert own.take_affinity() is None
+    assert own.take_group_start() is None
 
 
 def test_groups_start_together_and_surplus_branches_go():

@@ -14,7 +14,7 @@ from trainer.recipes.learner import GroupLearner
 from trainer.recipes.searched import SearchedGroups
 
 BUILT_IN = (
-    "affinity", "fixed", "grad_tag", "multitask", "published", "random", "single_task", "tag",
+    "affinity", "evidence", "fixed", "grad_tag", "multitask", "published", "random", "single_task", "tag",
 )  # fmt: skip
 ROOT = Path(trainer.recipes.__file__).parents[2]
 
@@ -38,8 +38,8 @@ def test_the_facts_of_a_recipe(name):
     assert issubclass(recipe, GroupLearner) and issubclass(recipe.section, GroupingSection)
     assert recipe.searches == issubclass(recipe, SearchedGroups) == (name in ("tag", "grad_tag"))
     assert recipe.groups_given == issubclass(recipe, GivenGroups)
-    assert recipe.groups_given == (name not in ("affinity", "published"))
-    assert recipe.collects_gradient_statistics == (name == "affinity")
+    assert recipe.groups_given == (name not in ("affinity", "evidence", "published"))
+    assert recipe.collects_gradient_statistics == (name in ("affinity", "evidence"))
 
 
 def test_a_configuration_imports_nothing_heavy():
