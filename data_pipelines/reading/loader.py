@@ -18,6 +18,7 @@ from data_pipelines.reading.order import (
     Order,
     TrainBatches,
     default_num_streams,
+    spread_samples,
 )
 from data_pipelines.shards.manifest import Manifest, Split
 from data_pipelines.shards.sources import Location
@@ -142,7 +143,7 @@ def eval_loader(
         split: Name of the split.
         rank: Number of this process.
         world_size: Number of processes.
-        limit: Number of samples to read, evenly spread over the split; None for all.
+        limit: Number of samples to read, see `spread_samples`; None for all.
         workers: Number of reading processes; 0 reads in this process.
         on_error: Action for a damaged sample, as in `ShardDataset`.
 
@@ -151,8 +152,16 @@ def eval_loader(
     """
     geometry = Geometry(image_size)
     dataset = ShardDataset(location, manifest, split, requests, geometry, on_error=on_error)
+    chosen = None
+    if manifest.sources and limit is not None:
+        chosen = spread_samples(manifest.split(split), limit)
     batches = EvalBatches(
-        len(dataset), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
+        len(dataset),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        limit=limit,
+        chosen=chosen,
     )
     return _loader(dataset, batches, workers)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -139,7 +139,7 @@ class MixedOrder:
         """Return the number of samples that each source has in all batches before a step."""
         limits = [global_batch * share for share in accumulate(self.shares)]
         below = [0, *(_sum_of_ceilings(limit, step) for limit in limits)]
-        return [upper - lower for lower, upper in zip(below, below[1:], strict=False)]
+        return [upper - lower for lower, upper in pairwise(below)]
 
     def local_samples(
         self, step: int, global_batch: int, rank: int, world_size: int
@@ -211,7 +211,7 @@ def _sum_of_ceilings(limit: Fraction, count: int) -> int:
 
 
 def _numbers_below(limit: Fraction, count: int) -> int:
-    """Return how many of the first `count` numbers of the van der Corput sequence are below a limit.
+    """Return how many of the first `count` numbers u_t are below a limit.
 
     u_t has the binary digits of t in reverse order behind the point. The first `count` numbers are
     divided into runs of 2**b numbers, one for each binary digit 1 of `count`. The numbers of a run

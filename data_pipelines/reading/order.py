@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from data_pipelines.errors import DataError
+from data_pipelines.shards.manifest import Split
 
 MAX_STREAMS = 64
 FILLER = -1  # id of a sample without data, which fills the last evaluation batch of a process
@@ -239,6 +241,7 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
         rank: Number of this process.
         world_size: Number of processes.
         limit: Number of samples to evaluate, evenly spread over the split; None for all.
+        chosen: Ids of the samples to evaluate, in place of all; without `limit`.
 
     Raises:
         ValueError: batch_size or limit is below 1.
@@ -252,12 +255,16 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
         if limit is not None and limit < 1:
             raise ValueError(f"limit: {limit} must be at least 1, or none for all samples")
         total = num_samples if limit is None else min(limit, num_samples)
+        if chosen is not None:
+            total = len(chosen)
+        self._chosen = chosen
         self.num_batches = -(-total // (batch_size * world_size))
         self._num_samples, self._total = num_samples, total
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
@@ -272,7 +279,29 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
             yield [(0, self._sample(position)) for position in positions]
 
     def _sample(self, position: int) -> int:
+        if self._chosen is not None and position < self._total:
+            return self._chosen[position]
         return position * self._num_samples // self._total if position < self._total else FILLER
+
+
+def spread_samples(split: Split, limit: int) -> list[int]:
+    """Return the ids of at most `limit` samples, evenly spread over a split.
+
+    Of a mix they are equally many of each source, as far as it has them: tasks of a small source
+    have labels among a few samples, too.
+    """
+    groups: dict[str | None, list[np.ndarray]] = {}
+    for shard, end in zip(
+        split.shards, accumulate(shard.samples for shard in split.shards), strict=True
+    ):
+        groups.setdefault(shard.source, []).append(np.arange(end - shard.samples, end))
+    chosen, left = [], min(limit, split.num_samples)
+    for number, parts in enumerate(sorted(groups.values(), key=lambda parts: sum(map(len, parts)))):
+        ids = np.concatenate(parts)
+        count = min(len(ids), left // (len(groups) - number))
+        chosen.append(ids[np.arange(count) * len(ids) // max(1, count)])
+        left -= count
+    return np.sort(np.concatenate(chosen)).tolist()
 
 
 def _check_batch(

@@ -90,7 +90,7 @@ class StoredField(Frozen):
     member: Suffix
     key: str | None = None
     dtype: Dtype | None = None
-    values: Values = {}
+    values: Values = Bound(default_factory=dict)
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -25,6 +25,7 @@ Side = Annotated[int, Field(gt=0, le=MAX_IMAGE_SIDE)]
 _SIZE = Words(
     f"[height, width], two whole numbers from 1 to {MAX_IMAGE_SIDE}, or one number for both", Side
 )
+_WEIGHTS = Words("one or more names of sources with numbers above 0")
 
 
 def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -80,7 +81,7 @@ class DataSection(Section):
     num_streams: PositiveInt | None = None
     """Parts of the train split that are read and shuffled side by side; null takes the largest
     power of two up to 64 that divides `data.global_batch`."""
-    mix: Annotated[dict[str, PositiveFloat], Field(min_length=1)] | None = None
+    mix: Annotated[dict[str, PositiveFloat], Field(min_length=1), _WEIGHTS] | None = None
     """Relative weight of each source of a mix in the training stream, by name; a source that is not
     named has the weight 1. Null reads every sample once in an epoch."""
     flip: bool = False
