@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data_pipelines.convert.mixed_manifest import (
     Part,
+    check_sources,
     default_name,
     joined_conversion,
     joined_manifest,
@@ -81,6 +82,8 @@ def mix_shards(
         DataError: A data set cannot be read, fields or names clash, or `out` holds other files.
     """
     parts = _parts(sources, prefix)
+    check_sources(parts)
+    transfers = _transfers(parts)
     planned = joined_manifest(parts)
     arguments = {"sources": tuple(without_secrets_in(list(sources))), "prefix": tuple(prefix)}
     planned = planned.model_copy(
@@ -98,7 +101,7 @@ def mix_shards(
         _check_begun(work, planned)
         remove_partial_shards(out)
         sizes = LocalFolder(out).sizes()
-        todo = [t for t in _transfers(parts) if sizes.get(t.name) != t.file.bytes]
+        todo = [t for t in transfers if sizes.get(t.name) != t.file.bytes]
         place = partial(_place, out, copy)
         bar = progress_bar(sum(t.file.bytes for t in todo), progress, "B")
         bar.unit_scale = True
@@ -185,19 +188,29 @@ def _check_begun(work: Path, planned: Manifest) -> None:
 
 
 def _transfers(parts: Sequence[Part]) -> list[_Transfer]:
-    """Return the files of all parts, each once, an index before its shard."""
+    """Return the files of all parts, each once, an index before its shard.
+
+    Raises:
+        DataError: Two files would have one name.
+    """
     transfers: dict[str, _Transfer] = {}
     for part in parts:
         for split in part.manifest.splits.values():
             for shard in split.shards:
                 name = part.shard(shard).name
+                files = [(name, StoredFile(shard.name, shard.bytes, shard.sha256))]
                 if shard.index is not None:
-                    index = StoredFile(
-                        index_name(shard.name), shard.index.bytes, shard.index.sha256
-                    )
-                    transfers[index_name(name)] = _Transfer(part.folder, index, index_name(name))
-                file = StoredFile(shard.name, shard.bytes, shard.sha256)
-                transfers[name] = _Transfer(part.folder, file, name)
+                    index = shard.index
+                    stored = StoredFile(index_name(shard.name), index.bytes, index.sha256)
+                    files.insert(0, (index_name(name), stored))
+                for target, file in files:
+                    transfer = _Transfer(part.folder, file, target)
+                    if transfers.setdefault(target, transfer) != transfer:
+                        raise DataError(
+                            f"{part.folder.where(file.name)}: would be {target}, and so would "
+                            f"{transfers[target].folder.where(transfers[target].file.name)}; give "
+                            "one of the sources another name, as in NAME=FOLDER"
+                        )
     return list(transfers.values())
 
 
@@ -206,20 +219,26 @@ def _place(out: Path, copy: bool, transfer: _Transfer) -> None:
     target = out / transfer.name
     if isinstance(transfer.folder, LocalFolder) and not copy:
         try:
-            _link(transfer.folder.root / transfer.file.name, target)
+            if _link(transfer.folder.root / transfer.file.name, target):
+                add_progress(transfer.file.bytes)
+                return
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-        else:
-            add_progress(transfer.file.bytes)
-            return
     _copy(transfer, target)
 
 
-def _link(source: Path, target: Path) -> None:
+def _link(source: Path, target: Path) -> bool:
+    """Make a hard link; return whether it was made.
+
+    A symbolic link may lead out of the folder: what it names is copied, and compared with its hash.
+    """
+    if source.is_symlink():
+        return False
     partial_link = partial_path(target)
-    os.link(source.resolve(), partial_link)  # of the file itself, if `source` is a symbolic link
+    os.link(source, partial_link)
     publish(partial_link, target)
+    return True
 
 
 def _copy(transfer: _Transfer, target: Path) -> None:

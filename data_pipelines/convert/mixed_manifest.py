@@ -87,12 +87,14 @@ def default_name(manifest: Manifest) -> str:
 def joined_manifest(parts: Sequence[Part]) -> Manifest:
     """Return the manifest of the mix, without its conversion.
 
+    Args:
+        parts: The data sets, with sources and shards of different names.
+
     Raises:
-        DataError: Names or fields clash; all errors are in one message.
+        DataError: Fields clash; all errors are in one message.
     """
     names = {part.manifest.image for part in parts}
     image = parts[0].manifest.image if len(names) > 1 else names.pop()
-    _check_sources(parts)
     fields = _joined_fields(parts, image)
     split_names = dict.fromkeys(name for part in parts for name in part.manifest.splits)
     return Manifest(
@@ -130,8 +132,12 @@ def joined_conversion(
     )
 
 
-def _check_sources(parts: Sequence[Part]) -> None:
-    """Check that names of sources and shards can be used, and that nothing occurs twice."""
+def check_sources(parts: Sequence[Part]) -> None:
+    """Check that names of sources can be used, and that no name and no data set occurs twice.
+
+    Raises:
+        DataError: They cannot.
+    """
     owners: dict[str, Part] = {}
     digests: set[str] = set()
     for part in parts:
@@ -153,16 +159,6 @@ def _check_sources(parts: Sequence[Part]) -> None:
                     f"source {name!r}: the name of {first.folder.where('')} and of "
                     f"{part.folder.where('')}; name them, as in NAME=FOLDER"
                 )
-    files: dict[str, str] = {}
-    for part in parts:
-        for split in part.manifest.splits.values():
-            for shard in map(part.shard, split.shards):
-                assert shard.source is not None, "Part.shard sets it"
-                if files.setdefault(shard.name, shard.source) != shard.source:
-                    raise DataError(
-                        f"shard {shard.name}: would be of the sources {files[shard.name]} and "
-                        f"{shard.source}; give one of them another name, as in NAME=FOLDER"
-                    )
 
 
 def _joined_fields(parts: Sequence[Part], image: str) -> dict[str, Field]:

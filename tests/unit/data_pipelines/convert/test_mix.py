@@ -331,6 +331,37 @@ def test_without_links_files_are_copied_and_compared(cats, dogs, tmp_path, monke
     assert not [name for name in left if name.startswith(".partial")]
 
 
+def test_a_symbolic_link_is_copied_and_compared(cats, dogs, tmp_path):
+    """It may lead to a file of the user that has the size of the shard."""
+    linked = tmp_path / "cats"
+    shutil.copytree(cats, linked)
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"s" * (cats / "val-000000.tar").stat().st_size)
+    (linked / "val-000000.tar").unlink()
+    (linked / "val-000000.tar").symlink_to(secret)
+    with pytest.raises(DataError, match=r"val-000000\.tar: damaged: sha256"):
+        join(linked, dogs, out=tmp_path / "mix", prefix=PREFIX)
+    assert not (tmp_path / "mix" / "cats-val-000000.tar").exists()
+    secret.write_bytes((cats / "val-000000.tar").read_bytes())
+    join(linked, dogs, out=tmp_path / "mix", prefix=PREFIX)
+    assert secret.stat().st_nlink == 1
+
+
+def test_two_files_of_one_name_are_refused(cats, dogs, tmp_path):
+    """Source `a` with a shard `b-train-...`, and source `a-b` with `train-...`."""
+    other = tmp_path / "dogs"
+    shutil.copytree(dogs, other)
+    content = json.loads((other / "manifest.json").read_text()) | {"checksum": None}
+    for shard in content["splits"]["train"]["shards"]:
+        old, shard["name"] = shard["name"], f"b-{shard['name']}"
+        for end in ("", ".index"):
+            (other / f"{old}{end}").rename(other / f"b-{old}{end}")
+    (other / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"would be a-b-train-000000\.tar\.index, and so would"):
+        join(f"a={other}", f"a-b={cats}", out=tmp_path / "mix", prefix=("all",))
+    assert not (tmp_path / "mix").exists()
+
+
 def test_an_interrupted_call_continues(cats, dogs, tmp_path, monkeypatch):
     out, placed, place = tmp_path / "mix", [], module._copy
 
