@@ -129,6 +129,10 @@ def test_a_command(dmtg, folder, command):
     num_samples = sum(split.num_samples for split in manifest.splits.values())
     assert num_samples == {"index": 25, "mix": 2 * NUM_ROWS}.get(words[2], NUM_ROWS)
     assert not manifest.conversion.skipped
+    if words[2] == "mix":
+        shown = re.search(r"```text\n( *source .*?)```", PAGE, re.DOTALL)[1]
+        printed = [line.strip() for line in out.splitlines()]
+        assert [line.strip() for line in shown.splitlines()] == printed[1:5]
     if "--group-by" in words:
         shown = re.search(r"```text\n(labels\.csv: .*?)```", PAGE, re.DOTALL)[1]
         lines = [line.rstrip() for line in out.splitlines()]

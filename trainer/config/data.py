@@ -83,7 +83,7 @@ class DataSection(Section):
     power of two up to 64 that divides `data.global_batch`."""
     mix: Annotated[dict[str, PositiveFloat], Field(min_length=1), _WEIGHTS] | None = None
     """Relative weight of each source of a mix in the training stream, by name; a source that is not
-    named has the weight 1. Null reads every sample once in an epoch."""
+    named has the weight 1, and null reads every sample once in an epoch."""
     flip: bool = False
     """Mirror training samples left and right with probability one half."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
