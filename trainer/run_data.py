@@ -171,6 +171,7 @@ def steps_per_epoch(config: Config, manifest: Manifest) -> int:
         seed=config.run.seed,
         global_batch=config.data.global_batch,
         num_streams=config.data.num_streams,
+        mix=config.data.mix,
     )
     return order.steps_per_epoch(config.data.global_batch)
 
@@ -211,6 +212,7 @@ def build_train_loader(
         *described,
         split=data.train_split,
         num_streams=data.num_streams,
+        mix=data.mix,
         **options,
     )
 

@@ -76,7 +76,7 @@ def convert(
         return finished(root, jobs)
     work = root / WORK_FOLDER
     work.mkdir(parents=True, exist_ok=True)
-    with _locked(work):
+    with locked(work):
         _check_arguments(work, jobs)
         remove_partial_shards(root)
         if num_samples is None:
@@ -132,7 +132,7 @@ def _write_shards(
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def locked(work: Path) -> Iterator[None]:
     """Hold the work folder for this process; the system releases the lock if it is killed."""
     lock = FileLock(work / LOCK_NAME, timeout=0, fallback_to_soft=False)
     try:

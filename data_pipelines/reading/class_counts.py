@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
@@ -25,7 +25,7 @@ from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.parallel import mapped
 from data_pipelines.progress import progress_bar
-from data_pipelines.reading.fields import Label, LabelRequest, resolve_labels
+from data_pipelines.reading.fields import Label, LabelRequest, labels_of_source, resolve_labels
 from data_pipelines.shards.cache import lock_between_processes, make_room, mark_used
 from data_pipelines.shards.manifest import Manifest, Shard
 from data_pipelines.shards.sources import Location
@@ -79,7 +79,9 @@ def class_counts(
         return counts
     ranges = _ranges(manifest.split(split).shards)
     store = ShardStore(location, manifest.split(split).shards)
-    of_samples = partial(_count_samples, store, tuple(missing), skip_damaged)
+    sources = {shard.source for shard in store.shards}
+    stored = {source: labels_of_source(manifest, missing, source) for source in sources}
+    of_samples = partial(_count_samples, store, stored, skip_damaged)
 
     def count() -> Counts:
         names = ", ".join(label.task for label in missing[:3])
@@ -151,17 +153,21 @@ def _padded(counts: Sequence[int], request: LabelRequest) -> tuple[int, ...]:
 
 
 def _count_samples(
-    store: ShardStore, labels: Sequence[Label], skip_damaged: bool, ids: range
+    store: ShardStore,
+    labels_of: Mapping[str | None, Sequence[Label]],
+    skip_damaged: bool,
+    ids: range,
 ) -> list[NDArray[np.int64]]:
-    """Return the number of labels of each class of some samples, for every label."""
-    members = frozenset(label.field.member for label in labels)
+    """Return the number of labels of each class of the samples of a shard, for every label."""
+    labels = labels_of[store.shard(ids[0]).source]
+    members = frozenset(label.field.member for label in labels if not label.absent)
     totals = [np.zeros(label.request.num_classes or 0, np.int64) for label in labels]
     for sample in ids:
         try:
             key, contents = store.read(sample, members)
             try:
                 decoded = {name: decode(name, data) for name, data in contents.items()}
-                found = [_class_ids(label, decoded.get(label.field.member)) for label in labels]
+                found = [_class_ids(label, decoded) for label in labels]
             except DataError as error:
                 raise DataError(f"{store.where(sample)}: sample {key}: {error}") from error
         except SourceError:
@@ -175,9 +181,12 @@ def _count_samples(
     return totals
 
 
-def _class_ids(label: Label, content: np.ndarray | dict[str, object] | None) -> NDArray[np.int64]:
+def _class_ids(
+    label: Label, decoded: Mapping[str, np.ndarray | dict[str, object]]
+) -> NDArray[np.int64]:
     """Return the class ids of a label of a sample; none where it is missing."""
     none = np.zeros(0, np.int64)
+    content = None if label.absent else decoded.get(label.field.member)
     if content is None:
         return none
     if isinstance(content, dict):

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.reading.fields import LabelRequest, resolve_labels
 from data_pipelines.reading.order import FILLER
-from data_pipelines.reading.samples import Sample, SampleBuilder
+from data_pipelines.reading.samples import Sample, builders_by_source
 from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.sources import Location
 from data_pipelines.shards.store import ShardStore
@@ -51,8 +51,8 @@ class ShardDataset(Dataset[Sample]):
         on_error: OnError = "stop",
     ) -> None:
         self.labels = resolve_labels(manifest, split, requests, flip=geometry.flip)
-        image_member = manifest.fields[manifest.image].member
-        self.builder = SampleBuilder(image_member, self.labels, geometry)
+        self._builders = builders_by_source(manifest, self.labels, geometry)
+        self.builder = next(iter(self._builders.values()))  # of blank samples, equal for all
         self.store = ShardStore(location, manifest.split(split).shards)
         self.seed = seed
         self.on_error = on_error
@@ -80,9 +80,10 @@ class ShardDataset(Dataset[Sample]):
             return self.builder.blank(str(error))
 
     def _read(self, epoch: int, sample_id: int) -> Sample:
-        key, members = self.store.read(sample_id, self.builder.members)
+        builder = self._builders[self.store.shard(sample_id).source]
+        key, members = self.store.read(sample_id, builder.members)
         rng = np.random.default_rng([self.seed, epoch, sample_id])
         try:
-            return self.builder.build(key, members, rng)
+            return builder.build(key, members, rng)
         except DataError as error:
             raise DataError(f"{self.store.where(sample_id)}: sample {key}: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,10 +41,17 @@ class LabelRequest:
 
 @dataclass(frozen=True)
 class Label:
-    """A request and the manifest's description of its field."""
+    """A request and the manifest's description of its field.
+
+    Attributes:
+        request: The field that a task reads.
+        field: Its description.
+        absent: Whether no sample of the source has the field, whatever its members hold.
+    """
 
     request: LabelRequest
     field: Field
+    absent: bool = False
 
     @property
     def task(self) -> str:
@@ -171,6 +178,25 @@ def resolve_labels(
     if errors:
         raise DataError("\n".join(errors))
     return tuple(labels)
+
+
+def labels_of_source(
+    manifest: Manifest, labels: Sequence[Label], source: str | None
+) -> tuple[Label, ...]:
+    """Return the same labels as the samples of a source hold them.
+
+    Args:
+        manifest: Manifest of the shards.
+        labels: As `resolve_labels` returns them.
+        source: That of a shard; None where there are no sources.
+    """
+    fields = manifest.fields_of(source)
+    return tuple(
+        replace(label, field=fields[label.request.field])
+        if label.request.field in fields
+        else replace(label, absent=True)
+        for label in labels
+    )
 
 
 def _misread(request: LabelRequest, field: Field) -> list[str]:

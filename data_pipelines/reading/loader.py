@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -11,11 +11,14 @@ from torch.utils.data import DataLoader, Sampler
 from data_pipelines.reading.collate import Batch, Collate
 from data_pipelines.reading.dataset import OnError, ShardDataset
 from data_pipelines.reading.fields import LabelRequest
+from data_pipelines.reading.mixed_order import mixed_order
 from data_pipelines.reading.order import (
     EpochOrder,
     EvalBatches,
+    Order,
     TrainBatches,
     default_num_streams,
+    spread_samples,
 )
 from data_pipelines.shards.manifest import Manifest, Split
 from data_pipelines.shards.sources import Location
@@ -24,8 +27,13 @@ from dmtg.terminal import protect_output
 
 
 def epoch_order(
-    split: Split, *, seed: int, global_batch: int, num_streams: int | None
-) -> EpochOrder:
+    split: Split,
+    *,
+    seed: int,
+    global_batch: int,
+    num_streams: int | None,
+    mix: Mapping[str, float] | None = None,
+) -> Order:
     """Return the sample order of a split for training.
 
     Args:
@@ -33,10 +41,16 @@ def epoch_order(
         seed: Seed of the permutations.
         global_batch: Samples of an optimizer step.
         num_streams: Number of streams of the order; None takes a default.
+        mix: Relative weights of the sources of a mix; None takes every sample once in an epoch.
+
+    Raises:
+        DataError: The weights do not fit the split.
     """
-    shard_sizes = tuple(shard.samples for shard in split.shards)
     if num_streams is None:
         num_streams = default_num_streams(global_batch)
+    if mix is not None:
+        return mixed_order(split, mix, seed=seed, num_streams=num_streams)
+    shard_sizes = tuple(shard.samples for shard in split.shards)
     return EpochOrder(shard_sizes, seed, num_streams)
 
 
@@ -57,6 +71,7 @@ def train_loader(
     start_step: int = 0,
     workers: int = 0,
     on_error: OnError = "stop",
+    mix: Mapping[str, float] | None = None,
 ) -> DataLoader[Batch]:
     """Return the loader of one process's micro-batches from `start_step` to the end of the run.
 
@@ -77,13 +92,19 @@ def train_loader(
         start_step: Optimizer steps already done.
         workers: Number of reading processes; 0 reads in this process.
         on_error: Action for a damaged sample, as in `ShardDataset`.
+        mix: As in `epoch_order`.
 
     Raises:
-        DataError: A request cannot be met, or the sizes are not divisible.
+        DataError: A request cannot be met, the sizes are not divisible, or the weights of a mix do
+            not fit.
     """
     dataset = ShardDataset(location, manifest, split, requests, geometry, seed, on_error)
     order = epoch_order(
-        manifest.split(split), seed=seed, global_batch=global_batch, num_streams=num_streams
+        manifest.split(split),
+        seed=seed,
+        global_batch=global_batch,
+        num_streams=num_streams,
+        mix=mix,
     )
     batches = TrainBatches(
         order,
@@ -122,7 +143,7 @@ def eval_loader(
         split: Name of the split.
         rank: Number of this process.
         world_size: Number of processes.
-        limit: Number of samples to read, evenly spread over the split; None for all.
+        limit: Number of samples to read, see `spread_samples`; None for all.
         workers: Number of reading processes; 0 reads in this process.
         on_error: Action for a damaged sample, as in `ShardDataset`.
 
@@ -131,8 +152,16 @@ def eval_loader(
     """
     geometry = Geometry(image_size)
     dataset = ShardDataset(location, manifest, split, requests, geometry, on_error=on_error)
+    chosen = None
+    if manifest.sources and limit is not None:
+        chosen = spread_samples(manifest.split(split), limit)
     batches = EvalBatches(
-        len(dataset), batch_size=batch_size, rank=rank, world_size=world_size, limit=limit
+        len(dataset),
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        limit=limit,
+        chosen=chosen,
     )
     return _loader(dataset, batches, workers)
 

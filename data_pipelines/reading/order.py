@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from data_pipelines.errors import DataError
+from data_pipelines.shards.manifest import Split
 
 MAX_STREAMS = 64
 FILLER = -1  # id of a sample without data, which fills the last evaluation batch of a process
@@ -33,7 +36,8 @@ class EpochOrder:
 
     The shards are permuted, their samples concatenated, and the sequence is rotated and divided
     into equal streams. Each stream is shuffled within blocks, which limits the number of shards
-    that it reads at a time. Samples that do not fill the streams are left out in this epoch.
+    that it reads at a time. Samples that do not fill the streams are the rest, which the steps of
+    this epoch leave out.
 
     Args:
         shard_sizes: Number of samples of each shard.
@@ -62,14 +66,48 @@ class EpochOrder:
         """Return the number of complete batches of `global_batch` samples in an epoch."""
         return self.per_stream * self.num_streams // global_batch
 
+    def check_batch(self, global_batch: int) -> None:
+        """Check that an epoch has a batch.
+
+        Raises:
+            DataError: The split is smaller than a batch.
+        """
+        if self.per_stream < global_batch // self.num_streams:
+            raise DataError(
+                f"data.global_batch: {global_batch} is more than the split's {self.num_samples} "
+                f"samples give in {self.num_streams} streams of {self.per_stream}; at most "
+                f"{self.per_stream * self.num_streams} allowed"
+            )
+
+    def local_samples(
+        self, step: int, global_batch: int, rank: int, world_size: int
+    ) -> list[tuple[int, int]]:
+        """Return the (epoch, id) of one process's part of the global batch of a step."""
+        epoch, index = divmod(step, self.steps_per_epoch(global_batch))
+        size = global_batch // self.num_streams
+        lo = index * size
+        per_rank = self.num_streams // world_size
+        return [
+            (epoch, sample_id)
+            for stream in range(rank * per_rank, (rank + 1) * per_rank)
+            for sample_id in self.positions(epoch, stream, lo, lo + size).tolist()
+        ]
+
     def positions(self, epoch: int, stream: int, lo: int, hi: int) -> np.ndarray:
         """Return the global sample ids at positions lo to hi (exclusive) of a stream.
+
+        Args:
+            epoch: Number of the epoch.
+            stream: Number of the stream; `num_streams` is the rest that fills no stream.
+            lo: First position.
+            hi: Position after the last one.
 
         Raises:
             ValueError: The positions are outside the stream.
         """
-        if not 0 <= lo < hi <= self.per_stream:
-            raise ValueError(f"lo, hi: {lo}, {hi} must be within the stream's {self.per_stream}")
+        length = self._length(stream)
+        if not 0 <= lo < hi <= length:
+            raise ValueError(f"lo, hi: {lo}, {hi} must be within the stream's {length}")
         tables = self._tables(epoch)
         parts = []
         for number in range(lo // self.block_size, (hi - 1) // self.block_size + 1):
@@ -81,11 +119,17 @@ class EpochOrder:
         shard = np.searchsorted(tables.starts, positions, side="right") - 1
         return tables.first_id[shard] + positions - tables.starts[shard]
 
+    def _length(self, stream: int) -> int:
+        """Return the number of samples of a stream, or of the rest."""
+        if stream < self.num_streams:
+            return self.per_stream
+        return self.num_samples - self.per_stream * self.num_streams
+
     def _shuffled_block(self, tables: _EpochTables, stream: int, number: int) -> np.ndarray:
         current = tables.blocks.get(stream)
         if current is None or current[0] != number:
             rng = np.random.default_rng([self.seed, tables.epoch, stream, number])
-            size = min(self.block_size, self.per_stream - number * self.block_size)
+            size = min(self.block_size, self._length(stream) - number * self.block_size)
             current = tables.blocks[stream] = (number, rng.permutation(size))
         return current[1]
 
@@ -111,12 +155,34 @@ def default_num_streams(global_batch: int) -> int:
     return math.gcd(global_batch, MAX_STREAMS)
 
 
+class Order(Protocol):
+    """The samples of every step: `EpochOrder`, or `mixed_order.MixedOrder`."""
+
+    @property
+    def num_streams(self) -> int:
+        """Number of streams, a multiple of every world size that the run may have."""
+
+    def steps_per_epoch(self, global_batch: int) -> int:
+        """Return the number of steps in an epoch."""
+
+    def check_batch(self, global_batch: int) -> None:
+        """Raise DataError if there are too few samples for a batch."""
+
+    def local_samples(
+        self, step: int, global_batch: int, rank: int, world_size: int
+    ) -> list[tuple[int, int]]:
+        """Return the (epoch, id) of one process's part of the global batch of a step.
+
+        The parts in rank order are the same list for every number of processes.
+        """
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Micro-batches of (epoch, id) that one process trains on, over as many epochs as needed.
 
-    Each step takes the same number of samples from every stream, and each process reads a
-    contiguous range of streams. The samples of a step, concatenated in rank order, therefore
-    depend neither on the number of processes nor on gradient accumulation.
+    The samples of a step, concatenated in rank order, depend neither on the number of processes
+    nor on gradient accumulation: in an `EpochOrder` each step takes the same number of samples
+    from every stream, and each process reads a contiguous range of streams.
 
     Args:
         order: Order of the samples.
@@ -133,7 +199,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        order: EpochOrder,
+        order: Order,
         *,
         global_batch: int,
         num_steps: int,
@@ -151,25 +217,14 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.num_steps = num_steps
         self.gradient_accumulation_steps = gradient_accumulation_steps
         self.start_step = start_step
-        self.per_stream = global_batch // order.num_streams
-        self.steps_per_epoch = order.steps_per_epoch(global_batch)
-        per_rank = order.num_streams // world_size
-        self.local_streams = range(rank * per_rank, (rank + 1) * per_rank)
+        self._place = (global_batch, rank, world_size)
 
     def __len__(self) -> int:
         return (self.num_steps - self.start_step) * self.gradient_accumulation_steps
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start_step, self.num_steps):
-            epoch, index = divmod(step, self.steps_per_epoch)
-            lo = index * self.per_stream
-            samples = [
-                (epoch, sample_id)
-                for stream in self.local_streams
-                for sample_id in self.order.positions(
-                    epoch, stream, lo, lo + self.per_stream
-                ).tolist()
-            ]
+            samples = self.order.local_samples(step, *self._place)
             size = len(samples) // self.gradient_accumulation_steps
             for micro in range(self.gradient_accumulation_steps):
                 yield samples[micro * size : (micro + 1) * size]
@@ -186,6 +241,7 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
         rank: Number of this process.
         world_size: Number of processes.
         limit: Number of samples to evaluate, evenly spread over the split; None for all.
+        chosen: Ids of the samples to evaluate, in place of all; without `limit`.
 
     Raises:
         ValueError: batch_size or limit is below 1.
@@ -199,12 +255,16 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         limit: int | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} must be at least 1")
         if limit is not None and limit < 1:
             raise ValueError(f"limit: {limit} must be at least 1, or none for all samples")
         total = num_samples if limit is None else min(limit, num_samples)
+        if chosen is not None:
+            total = len(chosen)
+        self._chosen = chosen
         self.num_batches = -(-total // (batch_size * world_size))
         self._num_samples, self._total = num_samples, total
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
@@ -219,11 +279,33 @@ class EvalBatches(Sampler[list[tuple[int, int]]]):
             yield [(0, self._sample(position)) for position in positions]
 
     def _sample(self, position: int) -> int:
+        if self._chosen is not None and position < self._total:
+            return self._chosen[position]
         return position * self._num_samples // self._total if position < self._total else FILLER
 
 
+def spread_samples(split: Split, limit: int) -> list[int]:
+    """Return the ids of at most `limit` samples, evenly spread over a split.
+
+    Of a mix they are equally many of each source, as far as it has them: tasks of a small source
+    have labels among a few samples, too.
+    """
+    groups: dict[str | None, list[np.ndarray]] = {}
+    for shard, end in zip(
+        split.shards, accumulate(shard.samples for shard in split.shards), strict=True
+    ):
+        groups.setdefault(shard.source, []).append(np.arange(end - shard.samples, end))
+    chosen, left = [], min(limit, split.num_samples)
+    for number, parts in enumerate(sorted(groups.values(), key=lambda parts: sum(map(len, parts)))):
+        ids = np.concatenate(parts)
+        count = min(len(ids), left // (len(groups) - number))
+        chosen.append(ids[np.arange(count) * len(ids) // max(1, count)])
+        left -= count
+    return np.sort(np.concatenate(chosen)).tolist()
+
+
 def _check_batch(
-    order: EpochOrder, global_batch: int, world_size: int, gradient_accumulation_steps: int
+    order: Order, global_batch: int, world_size: int, gradient_accumulation_steps: int
 ) -> None:
     parts = world_size * gradient_accumulation_steps
     if global_batch < 1 or global_batch % parts:
@@ -240,9 +322,4 @@ def _check_batch(
             f"data.num_streams: {num_streams} must be a multiple of the {world_size} processes and "
             f"divide data.global_batch {global_batch}; allowed are {allowed}"
         )
-    if order.per_stream < global_batch // num_streams:
-        raise DataError(
-            f"data.global_batch: {global_batch} is more than the split's {order.num_samples} "
-            f"samples give in {num_streams} streams of {order.per_stream}; at most "
-            f"{order.per_stream * num_streams} allowed"
-        )
+    order.check_batch(global_batch)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from data_pipelines.decode.codecs import decode_sample
 from data_pipelines.errors import DataError
-from data_pipelines.reading.fields import Label
+from data_pipelines.reading.fields import Label, labels_of_source
+from data_pipelines.shards.manifest import Manifest
 from data_pipelines.transforms import Geometry, Params
 
 
@@ -40,7 +41,8 @@ class SampleBuilder:
         self.image_member = image_member
         self.labels = tuple(labels)
         self.geometry = geometry
-        self.members = frozenset({image_member, *(label.field.member for label in labels)})
+        stored = (label.field.member for label in labels if not label.absent)
+        self.members = frozenset({image_member, *stored})
         self.num_scalars = sum(label.field.is_scalar for label in labels)
 
     def build(self, key: str, members: Mapping[str, bytes], rng: np.random.Generator) -> Sample:
@@ -76,7 +78,7 @@ class SampleBuilder:
         row = -1
         for number, label in enumerate(self.labels):
             row += label.field.is_scalar
-            content = decoded.get(label.field.member)
+            content = None if label.absent else decoded.get(label.field.member)
             if content is None:
                 continue
             if label.field.is_scalar:
@@ -97,6 +99,25 @@ class SampleBuilder:
             "nearest",
             negate_x=label.field.on_flip == "negate_x",
         )
+
+
+def builders_by_source(
+    manifest: Manifest, labels: Sequence[Label], geometry: Geometry
+) -> dict[str | None, SampleBuilder]:
+    """Return what builds the samples of each source; without sources that of None.
+
+    Args:
+        manifest: Manifest of the shards.
+        labels: One per task, as `resolve_labels` returns them.
+        geometry: Crop, resize and flip of the pictures.
+    """
+    sources: Iterable[str | None] = manifest.sources or (None,)
+    return {
+        source: SampleBuilder(
+            manifest.image_member(source), labels_of_source(manifest, labels, source), geometry
+        )
+        for source in sources
+    }
 
 
 def _checked_image(member: str, decoded: dict[str, Any]) -> np.ndarray:

@@ -175,7 +175,8 @@ def stream_batches(
         retry_seconds: See `TarStream`.
 
     Raises:
-        DataError: A request cannot be met, or the global batch is not divisible.
+        DataError: A request cannot be met, the manifest is that of a mix, or the global batch is
+            not divisible.
     """
     from webdataset.shardlists import expand_urls
 
@@ -185,8 +186,13 @@ def stream_batches(
             f"data.global_batch: {global_batch} must be a multiple of {world_size} processes x "
             f"{gradient_accumulation_steps} accumulated batches = {parts}"
         )
+    if manifest.sources:
+        raise DataError(
+            f"data.tar_urls: {manifest.dataset} is a mix, and samples of a stream have no source; "
+            "allowed: the manifest of one of its sources"
+        )
     labels = resolve_labels(manifest, None, requests, flip=geometry.flip)
-    builder = SampleBuilder(manifest.fields[manifest.image].member, labels, geometry)
+    builder = SampleBuilder(manifest.image_member(None), labels, geometry)
     urls = expand_urls(remote.check_url(tar_urls))
     logger.warning(
         "%s: %d tars are read as a stream: their order is random with repeats, and a resumed run "

@@ -39,31 +39,38 @@ def extract_images(
     """
     manifest = Manifest.load(root)
     shards = manifest.split(split)
-    member = manifest.fields[manifest.image].member
+    store = ShardStore(root, shards.shards)
+    samples = range(min(limit, shards.num_samples))
+    keys = [store.read(sample, ())[0] for sample in samples]
+    members = [manifest.image_member(store.shard(sample).source) for sample in samples]
+    paths = [
+        out / f"{to_file_name(key)}.{_suffix(manifest, member)}"
+        for key, member in zip(keys, members, strict=True)
+    ]
+    _check_outputs(zip(paths, (f"sample {one_line(key)}" for key in keys), strict=True), overwrite)
+    out.mkdir(parents=True, exist_ok=True)
+    for sample, member, path in zip(samples, members, paths, strict=True):
+        key, contents = store.read(sample, [member])
+        place = f"{store.where(sample)}: sample {one_line(key)}"
+        if member not in contents:
+            raise DataError(f"{place}: no member {member}, every sample needs its image")
+        try:
+            decode(member, contents[member])
+        except DataError as error:
+            raise DataError(f"{place}: {error}") from error
+        with atomic_write(path, "wb", sync=False) as file:
+            file.write(contents[member])
+    return paths
+
+
+def _suffix(manifest: Manifest, member: str) -> str:
     suffix = member.rpartition(".")[2]
     if suffix not in PICTURES:
         raise DataError(
             f"fields.{manifest.image}.member: found {member!r}; images are copied to files from "
             f"{', '.join(sorted(PICTURES))}"
         )
-    store = ShardStore(root, shards.shards)
-    samples = range(min(limit, shards.num_samples))
-    keys = [store.read(sample, ())[0] for sample in samples]
-    paths = [out / f"{to_file_name(key)}.{suffix}" for key in keys]
-    _check_outputs(zip(paths, (f"sample {one_line(key)}" for key in keys), strict=True), overwrite)
-    out.mkdir(parents=True, exist_ok=True)
-    for sample, path in zip(samples, paths, strict=True):
-        key, members = store.read(sample, [member])
-        place = f"{store.where(sample)}: sample {one_line(key)}"
-        if member not in members:
-            raise DataError(f"{place}: no member {member}, every sample needs its image")
-        try:
-            decode(member, members[member])
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
-        with atomic_write(path, "wb", sync=False) as file:
-            file.write(members[member])
-    return paths
+    return suffix
 
 
 def _check_outputs(outputs: Iterable[tuple[Path, str]], overwrite: bool) -> None:

@@ -35,6 +35,7 @@ REGRESSION_KINDS = frozenset({"regression", "dense_regression"})
 Suffix = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$")
 ]
+Values = Annotated[dict[str, FiniteFloat | None], Bound(max_length=MAX_VALUES)]
 
 
 class Frozen(BaseModel):
@@ -71,7 +72,7 @@ class Field(Frozen):
     std: FiniteFloat | None = None
     dtype: Dtype | None = None
     on_flip: Literal["keep", "negate_x", "forbid"] = "keep"
-    values: Annotated[dict[str, FiniteFloat | None], Bound(max_length=MAX_VALUES)] = {}
+    values: Values = {}
 
     @property
     def is_scalar(self) -> bool:
@@ -98,6 +99,12 @@ class Field(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Field:
+        if errors := self.errors():
+            raise ValueError("; ".join(errors))
+        return self
+
+    def errors(self) -> list[str]:
+        """Return what does not fit together in the description, such as a kind and its member."""
         in_record = self.member.rpartition(".")[2] in RECORDS
         errors = []
         if self.is_scalar and not (in_record and self.key):
@@ -129,10 +136,7 @@ class Field(Frozen):
             errors.append(f"dtype {self.dtype!r}: kind {self.kind} has none")
         if self.on_flip == "negate_x" and self.kind != "dense_regression":
             errors.append(f"on_flip 'negate_x': kind {self.kind} allows 'keep' or 'forbid'")
-        errors += self._wrong_values()
-        if errors:
-            raise ValueError("; ".join(errors))
-        return self
+        return errors + self._wrong_values()
 
     def _wrong_values(self) -> list[str]:
         if self.values and not self.is_scalar:

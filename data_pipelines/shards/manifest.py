@@ -24,7 +24,7 @@ from pydantic import Field as Bound
 
 from data_pipelines.errors import DataError, SourceError
 from data_pipelines.shards.conversion import Conversion
-from data_pipelines.shards.field import Field, Frozen
+from data_pipelines.shards.field import Dtype, Field, Frozen, Suffix, Values
 from data_pipelines.shards.sources import Location, missing, open_folder, wrong_size
 from dmtg.files import atomic_write
 from dmtg.names import MAX_TEXT, check_file_name, shortened
@@ -46,6 +46,8 @@ MAX_SHARD_SAMPLES = MAX_SHARD_BYTES // 512  # each has a header at least
 SHARD_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 ShardName = Annotated[str, StringConstraints(pattern=rf"^{SHARD_NAME}$")]
 FileName = Annotated[str, AfterValidator(partial(check_file_name, "the name"))]
+SOURCE_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,49}"  # it begins the names of the source's shards
+SourceName = Annotated[str, StringConstraints(pattern=rf"^{SOURCE_NAME}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -57,13 +59,54 @@ class IndexFile(Frozen):
 
 
 class Shard(Frozen):
-    """One tar file: name in the folder, number of samples, size in bytes, content hash, index."""
+    """One tar file: name in the folder, number of samples, size in bytes, content hash, index.
+
+    In a mix it has the name of its source, too.
+    """
 
     name: ShardName
     samples: Annotated[int, Bound(gt=0, le=MAX_SHARD_SAMPLES)]
     bytes: Annotated[int, Bound(gt=0, le=MAX_SHARD_BYTES)]
     sha256: Sha256
     index: IndexFile | None = None
+    source: SourceName | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_source(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave an absent source out: a data set that is no mix keeps its digest."""
+        content: dict[str, Any] = serialize(self)
+        if self.source is None:
+            content.pop("source", None)
+        return content
+
+
+class StoredField(Frozen):
+    """Where the samples of one source hold a field; the rest of its description is the mix's.
+
+    Attributes:
+        member, key, dtype, values: As of a `Field`.
+    """
+
+    member: Suffix
+    key: str | None = None
+    dtype: Dtype | None = None
+    values: Values = Bound(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in serialize(self).items() if value not in (None, {})}
+
+
+class Source(Frozen):
+    """One of the data sets that a mix joins.
+
+    Attributes:
+        dataset: Its own name.
+        fields: The fields that its samples can have, by their names in the mix.
+    """
+
+    dataset: Annotated[str, StringConstraints(max_length=MAX_TEXT)]
+    fields: dict[FileName, StoredField]
 
 
 ClassCounts = dict[str, Annotated[tuple[NonNegativeInt, ...], FailFast()]]
@@ -127,6 +170,7 @@ class Manifest(Frozen):
         image: The field that is the input.
         fields: The fields that a sample can have, by name.
         splits: The shards, by split.
+        sources: The data sets that were joined to this one, by name; empty if it is no mix.
         conversion: How the shards were converted; for information only.
         checksum: The digest when the file was written, which reveals damage.
     """
@@ -137,6 +181,7 @@ class Manifest(Frozen):
     image: str = "rgb"
     fields: dict[FileName, Field]
     splits: dict[FileName, Split]
+    sources: dict[SourceName, Source] = Bound(default_factory=dict)
     conversion: Conversion | None = None
     checksum: Sha256 | None = None
 
@@ -157,9 +202,42 @@ class Manifest(Frozen):
                 for name, counts in split.class_counts.items()
                 if name in self.fields and len(counts) != self.fields[name].num_classes
             ]
+        errors += self._wrong_sources()
         if errors:
             raise ValueError("; ".join(errors))
         return self
+
+    def _wrong_sources(self) -> list[str]:
+        errors = []
+        for name, source in self.sources.items():
+            unknown = sorted(set(source.fields) - set(self.fields))
+            if unknown:
+                errors.append(f"sources.{name}.fields {unknown}: no such fields")
+            elif self.image not in source.fields:
+                errors.append(f"sources.{name}.fields: the image, {self.image!r}, is missing")
+            else:
+                errors += [
+                    f"sources.{name}.fields.{field_name}: {error}"
+                    for field_name, field in self.fields_of(name).items()
+                    for error in field.errors()
+                ]
+        wrong = {
+            f"splits.{split_name}.shards {shard.name}: source {shard.source!r}: "
+            + (f"must be one of {sorted(self.sources)}" if self.sources else "there are none")
+            for split_name, split in self.splits.items()
+            for shard in split.shards
+            if (shard.source is None) != (not self.sources)
+            or (shard.source is not None and shard.source not in self.sources)
+        }
+        return errors + sorted(wrong)[:MAX_ERRORS_SHOWN]
+
+    @model_serializer(mode="wrap")
+    def _without_no_sources(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave absent sources out: a data set that is no mix keeps its digest."""
+        content: dict[str, Any] = serialize(self)
+        if not self.sources:
+            content.pop("sources", None)
+        return content
 
     @classmethod
     def load(cls, location: Location) -> Manifest:
@@ -213,6 +291,24 @@ class Manifest(Frozen):
                 f"split {name!r}: {self.dataset} has {', '.join(has)}{did_you_mean(name, has)}"
             )
         return self.splits[name]
+
+    def fields_of(self, source: str | None) -> dict[str, Field]:
+        """Return the fields that the samples of a source can have, as they are stored there.
+
+        Args:
+            source: That of a shard; None for all fields, where there are no sources.
+        """
+        if source is None:
+            return dict(self.fields)
+        return {
+            name: self.fields[name].model_copy(update=dict(stored))
+            for name, stored in self.sources[source].fields.items()
+        }
+
+    def image_member(self, source: str | None) -> str:
+        """Return the member that holds the image in the samples of a source, see `fields_of`."""
+        holder = self.fields if source is None else self.sources[source].fields
+        return holder[self.image].member
 
     def digest(self) -> str:
         """Return the hex sha256 of all entries but those below, independent of formatting.

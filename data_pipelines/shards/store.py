@@ -55,6 +55,8 @@ class ShardStore:
     def read(self, sample_id: int, members: Collection[str]) -> tuple[str, dict[str, bytes]]:
         """Return the key and the bytes of the requested members that the sample has.
 
+        In a mix the key is `SOURCE/KEY`: keys of different sources can be equal.
+
         Args:
             sample_id: Number of the sample in the split.
             members: Suffixes, such as `rgb.png`.
@@ -95,7 +97,8 @@ class ShardStore:
                     f"{zlib.crc32(data):08x}, recorded {member.crc32:08x}"
                 )
             contents[member.suffix] = data
-        return key, contents
+        source = self.shards[number].source
+        return (key if source is None else f"{source}/{key}"), contents
 
     def _discard_copy(self, number: int) -> bool:
         """Delete the local copy of a damaged shard, once; return whether to read it again."""
@@ -109,9 +112,13 @@ class ShardStore:
         self._index_bytes -= index.num_bytes if index else 0
         return True
 
+    def shard(self, sample_id: int) -> Shard:
+        """Return the shard that holds a sample."""
+        return self.shards[bisect_right(self._ends, sample_id)]
+
     def where(self, sample_id: int) -> str:
         """Return the path or URL of the shard that holds a sample, for messages."""
-        return self.folder.where(self.shards[bisect_right(self._ends, sample_id)].name)
+        return self.folder.where(self.shard(sample_id).name)
 
     def close(self) -> None:
         """Close all shards; a later read opens them again."""

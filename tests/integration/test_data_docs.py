@@ -11,6 +11,7 @@ import tarfile
 import datasets
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from data_pipelines.shards.manifest import Manifest
@@ -18,6 +19,7 @@ from tests.documents import PAGES, read_page
 from tests.faces import NUM_ROWS, label_row, picture, write_table
 from tests.servers import FileServer
 from trainer.commands import app as cli
+from trainer.config.loading import load_config
 
 PAGE = PAGES["docs/data.md"].read_text()
 COMMANDS = read_page("docs/data.md").commands()
@@ -112,21 +114,25 @@ def dmtg(folder, monkeypatch, capsys):
 
 def test_the_page_has_an_example_of_every_source():
     sources = {command.split()[2] for command in COMMANDS if command.startswith("dmtg shards")}
-    assert sources == {"csv", "huggingface", "index"}
+    assert sources == {"csv", "huggingface", "index", "mix"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command(dmtg, folder, command):
     out = dmtg(command)
     words = shlex.split(command)
-    if words[1] == "doctor":
+    if words[1] in ("doctor", "init"):
         return
     manifest = Manifest.load(
         folder / (words[words.index("--out") + 1] if "--out" in words else words[3])
     )
     num_samples = sum(split.num_samples for split in manifest.splits.values())
-    assert num_samples == (25 if words[2] == "index" else NUM_ROWS)
+    assert num_samples == {"index": 25, "mix": 2 * NUM_ROWS}.get(words[2], NUM_ROWS)
     assert not manifest.conversion.skipped
+    if words[2] == "mix":
+        shown = re.search(r"```text\n( *source .*?)```", PAGE, re.DOTALL)[1]
+        printed = [line.strip() for line in out.splitlines()]
+        assert [line.strip() for line in shown.splitlines()] == printed[1:5]
     if "--group-by" in words:
         shown = re.search(r"```text\n(labels\.csv: .*?)```", PAGE, re.DOTALL)[1]
         lines = [line.rstrip() for line in out.splitlines()]
@@ -150,6 +156,18 @@ def test_the_labels_of_the_examples(folder):
     assert scans.split("train").class_counts == {"organ": (7, 7, 6), "healthy": (10, 10)}
     assert scans.split("train").labelled["dose"] == 20
     assert Manifest.load(folder / "data" / "products").fields["sold"].kind == "binary"
+
+
+def test_the_example_of_a_mix(folder):
+    """Only the images of a source have its labels."""
+    mix = Manifest.load(folder / "data" / "both")
+    assert list(mix.sources) == ["faces", "animals"]
+    assert mix.split("train").labelled["animals_species"] == 48
+    assert mix.split("test").labelled["mood"] == 0
+    start = load_config(folder / "both.yaml", [])
+    assert {"mood", "animals_species"} <= set(start.tasks.names)
+    weights = yaml.safe_load(re.search(r"```yaml\n(data:\n  mix:.*?)```", PAGE, re.DOTALL)[1])
+    assert set(weights["data"]["mix"]) == set(mix.sources)
 
 
 def test_another_reader(folder, monkeypatch, capsys):

@@ -25,7 +25,13 @@ from trainer.commands.shards_options import (
     Workers,
     split_names,
 )
-from trainer.commands.shards_summary import next_commands, split_sizes, summarise, user_errors
+from trainer.commands.shards_summary import (
+    next_commands,
+    split_sizes,
+    summarise,
+    summarise_mix,
+    user_errors,
+)
 
 shards = typer.Typer(help="Write data sets as WebDataset shards.", no_args_is_help=True)
 shards.command()(csv)
@@ -237,6 +243,36 @@ def index(
     from data_pipelines.convert.mapping import FieldMap
 
     summarise(as_json, root, index_shards(root, FieldMap.load(map_file), workers=workers))
+
+
+@shards.command()
+def mix(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...", help="Folders or URLs of shards; NAME=FOLDER gives a name."
+        ),
+    ],
+    out: OutDir,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of sources, separated by commas, or 'all': their tasks are called "
+            "NAME_TASK, as two data sets with different labels of one name need."
+        ),
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy shards that could be hard links.")
+    ] = False,
+    workers: Workers = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Join folders of shards to one data set; data.mix weighs its sources."""
+    from data_pipelines.convert.mix import mix_shards
+
+    names = split_names(prefix) or ()
+    manifest = mix_shards(sources, out, prefix=names, copy=copy, workers=workers)
+    summarise_mix(as_json, out, manifest)
 
 
 @shards.command()

@@ -77,6 +77,44 @@ def summarise(
     next_commands(out)
 
 
+def summarise_mix(as_json: bool, out: Path, manifest: Manifest) -> None:
+    """Print the sources of a mix and their tasks, and the commands that come next.
+
+    Args:
+        as_json: Whether to print one JSON object instead.
+        out: Folder of the mix.
+        manifest: Its manifest.
+    """
+    samples = {name: _samples_of(name, manifest) for name in manifest.sources}
+    tasks = {
+        name: [field for field in source.fields if manifest.fields[field].kind != "image"]
+        for name, source in manifest.sources.items()
+    }
+    num_tasks = len(set().union(*tasks.values()))
+    values: dict[str, Any] = {"out": str(out), "samples": split_sizes(manifest)}
+    if as_json:
+        sources = {name: {"samples": samples[name], "tasks": tasks[name]} for name in samples}
+        finish(True, values | {"sources": sources, "tasks": num_tasks})
+        return
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("source", *map(escape, manifest.splits), "tasks", box=box.SIMPLE)
+    for name, counts in samples.items():
+        table.add_row(escape(name), *map(str, counts.values()), str(len(tasks[name])))
+    table_console(WIDTH).print(table)
+    finish(False, values | {"tasks": num_tasks})
+    next_commands(out)
+
+
+def _samples_of(source: str, manifest: Manifest) -> dict[str, int]:
+    return {
+        name: sum(shard.samples for shard in split.shards if shard.source == source)
+        for name, split in manifest.splits.items()
+    }
+
+
 def next_commands(out: Path) -> None:
     """Print the commands that a user can run with new shards."""
     folder = shlex.quote(str(out))

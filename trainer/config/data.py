@@ -25,6 +25,7 @@ Side = Annotated[int, Field(gt=0, le=MAX_IMAGE_SIDE)]
 _SIZE = Words(
     f"[height, width], two whole numbers from 1 to {MAX_IMAGE_SIDE}, or one number for both", Side
 )
+_WEIGHTS = Words("one or more names of sources with numbers above 0")
 
 
 def _location(value: Any) -> Any:  # noqa: ANN401 - whatever the file holds
@@ -80,6 +81,9 @@ class DataSection(Section):
     num_streams: PositiveInt | None = None
     """Parts of the train split that are read and shuffled side by side; null takes the largest
     power of two up to 64 that divides `data.global_batch`."""
+    mix: Annotated[dict[str, PositiveFloat], Field(min_length=1), _WEIGHTS] | None = None
+    """Relative weight of each source of a mix in the training stream, by name; a source that is not
+    named has the weight 1, and null reads every sample once in an epoch."""
     flip: bool = False
     """Mirror training samples left and right with probability one half."""
     crop: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -94,4 +98,12 @@ class DataSection(Section):
             raise ValueError("data.shards: required by data.source 'shards' and not given")
         if self.source == "shards" and self.source_options:
             raise ValueError("data.source_options: given, but data.source 'shards' has no options")
+        return self
+
+    @model_validator(mode="after")
+    def _mix_of_indexed_shards(self) -> DataSection:
+        if self.mix is not None and self.source != "shards":
+            raise ValueError(f"data.mix: given, but data.source {self.source!r} has no sources")
+        if self.mix is not None and self.tar_urls is not None:
+            raise ValueError("data.mix: given, but data.tar_urls has no sources")
         return self

@@ -102,6 +102,11 @@ def _refuse_true_as_number(value: Any, of: Type) -> Any:  # noqa: ANN401 - any Y
         if element is None:
             return value
         return type(value)(_refuse_true_as_number(each, element) for each in value)
+    if isinstance(value, Mapping):
+        element = of.element("")
+        if element is None:
+            return value
+        return {key: _refuse_true_as_number(each, element) for key, each in value.items()}
     is_number = not of.takes(bool) and (of.takes(int) or of.takes(float))
     return _NoNumber(value) if isinstance(value, bool) and is_number else value
 

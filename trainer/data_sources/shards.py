@@ -50,6 +50,8 @@ class ShardData:
         train_split = data.train_split if data.tar_urls is None else None
         resolve_labels(self.manifest, train_split, requests, flip=data.flip)
         resolve_labels(self.manifest, data.eval_split, requests, flip=False)
+        if data.mix is not None:  # errors of its weights, before anything is built
+            steps_per_epoch(self._config, self.manifest)
 
     def steps_per_epoch(self) -> int:
         """See `RunData`."""

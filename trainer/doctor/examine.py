@@ -13,6 +13,7 @@ from data_pipelines.doctor.statistics import DataStatistics, LabelStatistics
 from data_pipelines.errors import DataError
 from data_pipelines.reading.collate import Batch, Collate
 from data_pipelines.reading.dataset import ShardDataset
+from data_pipelines.reading.order import spread_samples
 from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.sources import Location
 from data_pipelines.transforms import Geometry
@@ -92,7 +93,7 @@ class Report:
 
 
 def examine(location: Location, samples: int, split: str, sheet: Path | None = None) -> Report:
-    """Read evenly spaced samples of a split and check every label of the manifest.
+    """Read evenly spaced samples of a split, see `spread_samples`, and check every label.
 
     Args:
         location: Folder or URL of the shards.
@@ -112,8 +113,8 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
     requests = [replace(request, num_classes=None) for request in label_requests(present)]
     dataset = ShardDataset(location, manifest, split, requests, Geometry(SIZE), on_error="replace")
     statistics = DataStatistics([rule_of(task) for task in present])
-    numbers = np.arange(min(samples, total)) * total // min(samples, total)
-    shown, damage = _read(dataset, numbers.tolist(), statistics)
+    numbers = spread_samples(manifest.split(split), samples)
+    shown, damage = _read(dataset, numbers, statistics)
     if not shown:
         raise DataError(f"{location}: none of {len(numbers)} samples could be read: {damage[0]}")
     if sheet is not None:

@@ -186,12 +186,12 @@ def _rounded(side: float) -> int:
 
 
 def _stored_sizes(location: Location, manifest: Manifest, split: str) -> Sequence[tuple[int, int]]:
-    member = manifest.fields[manifest.image].member
     store = ShardStore(open_folder(location), manifest.split(split).shards)
     count = min(_MEASURED, len(store))
     sizes: list[tuple[int, int]] = []
     for number in range(count):
         sample = number * len(store) // count
+        member = manifest.image_member(store.shard(sample).source)
         _, members = store.read(sample, [member])
         if member not in members:
             raise DataError(f"{store.where(sample)}: no member {member}, a sample needs its image")

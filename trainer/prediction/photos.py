@@ -16,7 +16,7 @@ from PIL import Image
 from data_pipelines.decode.codecs import decode
 from data_pipelines.errors import DataError
 from data_pipelines.reading.fields import Label, LabelRequest, resolve_labels
-from data_pipelines.reading.samples import SampleBuilder
+from data_pipelines.reading.samples import builders_by_source
 from data_pipelines.shards.manifest import Manifest
 from data_pipelines.shards.sources import Location, open_folder
 from data_pipelines.shards.store import ShardStore
@@ -125,8 +125,7 @@ class ShardPhotos:
         self.inputs: list[Path] = []
         self._tasks = {task.name: task for task in tasks}
         labels = self._labels(manifest, split, tasks)
-        member = manifest.fields[manifest.image].member
-        self._builder = SampleBuilder(member, labels, Geometry(image_size))
+        self._builders = builders_by_source(manifest, labels, Geometry(image_size))
         self._store = ShardStore(folder, samples.shards)
         count = samples.num_samples if limit is None else min(limit, samples.num_samples)
         self.sources = [self._store.read(number, ())[0] for number in range(count)]
@@ -150,17 +149,18 @@ class ShardPhotos:
 
     def __call__(self, number: int) -> Read:
         """Return a photo and its labels."""
-        key, members = self._store.read(number, self._builder.members)
-        member = self._builder.image_member
+        builder = self._builders[self._store.shard(number).source]
+        key, members = self._store.read(number, builder.members)
+        member = builder.image_member
         try:
-            sample = self._builder.build(key, members, np.random.default_rng(0))
+            sample = builder.build(key, members, np.random.default_rng(0))
             picture = decode(member, members[member])
         except DataError as error:
             place = f"{self._store.where(number)}: sample {one_line(key)}"
             raise DataError(f"{place}: {error}") from error
         assert isinstance(picture, np.ndarray), "an image is no record"
         labels, drawn, row = {}, {}, -1
-        for label, valid in zip(self._builder.labels, sample.valid, strict=True):
+        for label, valid in zip(builder.labels, sample.valid, strict=True):
             row += label.field.is_scalar
             task = self._tasks[label.task]
             if not valid:
