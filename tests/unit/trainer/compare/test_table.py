@@ -76,12 +76,15 @@ def test_without_the_reference_there_are_no_gains():
 def test_the_reference_is_a_finished_recipe():
     other = [record("random", 0, 0.3, 0.4)]
     multitask = record("multitask", 0, 0.2, 0.4)
-    assert choose_reference([*RECORDS[:2], *other]) == "tag"
-    assert choose_reference([*RECORDS[:2], *other, multitask]) == "multitask"
+    published = [record("published", 0, 0.3, 0.4)]
+    assert choose_reference([*RECORDS, *other]) == "random"
+    assert choose_reference([*RECORDS, multitask]) == "single_task"
+    assert choose_reference([*RECORDS[:2], *published]) == "tag"
+    assert choose_reference([*RECORDS[:2], *published, multitask]) == "multitask"
     assert choose_reference([*RECORDS, multitask], "random") is None, "it has no run"
-    assert choose_reference([*RECORDS, *other], "random") == "random"
-    failed = record("single_task", 0, 0, 0, status="failed")
-    assert choose_reference([*RECORDS[:2], *other, failed]) == "tag"
+    assert choose_reference([*RECORDS, *other], "single_task") == "single_task"
+    failed = record("random", 0, 0, 0, status="failed")
+    assert choose_reference([*RECORDS[:2], *published, failed]) == "tag"
 
 
 def test_a_recipe_that_is_worse_ranks_lower_whatever_its_kind_of_task():
@@ -100,17 +103,20 @@ def test_a_recipe_that_is_worse_ranks_lower_whatever_its_kind_of_task():
 
 def test_the_definition_is_beside_the_table():
     text = notes(tabulate(RECORDS, "single_task"), 3, "single_task")
-    assert "3 of 3 tasks against the mean of the runs of single_task" in text
+    assert "mean over 3 of 3 tasks and over the seeds, of runs with the same seed, against " in text
+    assert "against single_task, in brackets its 95 % interval" in text
     assert "(reference - value) / reference where lower is better" in text
     header = recipe_rows(tabulate(RECORDS, "single_task"), "single_task")[0]
-    assert "mean change against single_task, %" in header
+    assert "change against single_task, %" in header
 
 
 def test_a_reference_of_zero_is_left_out():
     records = [*RECORDS[:2], record("single_task", 0, 0.0, 0.4)]
     tag, _ = tabulate(records, "single_task")
-    assert set(tag.gains) == {"segments"}
-    assert tag.gain.values == pytest.approx((-25.0, 25.0))
+    assert set(tag.gains) == {"segments"} and tag.gain.left_out == ("sphere", "solids")
+    # Only the seed that both have is compared.
+    assert tag.gain.seeds == (0,) and tag.gain.values == pytest.approx((-25.0,))
+    assert "Without a change: sphere, solids." in notes([tag], 3, "single_task")
 
 
 def test_failed_and_single_cells():
@@ -149,7 +155,9 @@ def test_tables_of_tasks_and_markdown():
 def test_files_of_a_comparison(tmp_path):
     save_comparison(RECORDS, tmp_path, "Two recipes.")
     text = (tmp_path / "compare.md").read_text()
-    assert "Two recipes." in text and "| tag | 2 | +26.7 ± 2.4 |" in text
+    # The changes are 25 and 28.3, those of the tasks 40, 40 and 0: s²/n are 2.8 and 177.8, Student's
+    # t has 2.06 degrees of freedom.
+    assert "Two recipes." in text and "| tag | 2 | +26.7 [-29.5, +82.8] |" in text
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["cells"] == RECORDS
     assert saved["recipes"][0]["total_error"]["mean"] == pytest.approx(36.0)
