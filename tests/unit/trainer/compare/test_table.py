@@ -264,11 +264,15 @@ def test_published_comparisons_of_earlier_versions_can_be_read(tmp_path):
         [c["metrics"]["has_box"]["error"] for c in cells if c["recipe"] == recipe]
         for recipe in ("affinity", "random")
     ]
-    differences = [100 * (b - a) / (sum(errors[1]) / 3) for a, b in zip(*errors, strict=True)]
+    mean = sum(errors[1]) / len(errors[1])
+    differences = [100 * (b - a) / mean for a, b in zip(*errors, strict=True)]
     assert by_recipe["affinity"].gains["has_box"].values == pytest.approx(tuple(differences))
     assert comparison.verdict in (tmp_path / "compare.md").read_text()
-    assert len(comparison.sentences) == 5
+    assert len(comparison.sentences) == len(by_recipe) - 1
     tree = json.loads((tmp_path / "compare.json").read_text())
     assert tree["verdict"] == comparison.verdict and tree["level"] == 0.95
     gain = tree["recipes"][0]["gain"]
-    assert gain["seeds"] == [0, 1, 2] and gain["low"] < gain["mean"] < gain["high"]
+    assert (
+        gain["seeds"] == sorted({c["seed"] for c in cells})
+        and gain["low"] < gain["mean"] < gain["high"]
+    )
