@@ -140,8 +140,8 @@ def _against_one_branch(results: Sequence[RecipeResult]) -> str:
     ratio = _ratio(best, one)
     if change.sign > 0:
         text = (
-            f"Grouping pays: {best.recipe} is {percent(change.mean or 0.0)} % better than one "
-            f"branch ({_interval(change)}), with {times(ratio)} times the parameters."
+            f"More than one branch pays: {best.recipe} is {percent(change.mean or 0.0)} % better "
+            f"than one branch ({_interval(change)}), with {times(ratio)} times the parameters."
         )
     else:
         if all(each.sign < 0 for _, each in grouped):

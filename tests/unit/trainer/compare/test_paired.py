@@ -45,7 +45,10 @@ def test_a_noisy_copy_of_the_reference_is_neither_better_nor_worse():
 
     def runs():
         noise = np.exp(0.3 * rng.standard_normal((10, len(names))))
-        return {s: {n: {"error": 0.1 * v} for n, v in zip(names, noise[s])} for s in range(10)}
+        return {
+            s: {n: {"error": 0.1 * v} for n, v in zip(names, noise[s], strict=True)}
+            for s in range(10)
+        }
 
     ours, theirs = runs(), runs()
     change = paired_change(specs, ours, theirs, "r")

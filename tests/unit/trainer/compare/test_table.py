@@ -156,8 +156,8 @@ def test_tables_of_tasks_and_markdown():
 def test_files_of_a_comparison(tmp_path):
     save_comparison(RECORDS, tmp_path, "Two recipes.")
     text = (tmp_path / "compare.md").read_text()
-    # The changes are 25 and 28.3, those of the tasks 40, 40 and 0: s²/n are 2.8 and 177.8, Student's
-    # t has 2.06 degrees of freedom.
+    # The changes are 25 and 28.3, those of the tasks 40, 40 and 0: s²/n are 2.8 and 177.8, and
+    # Student's t has 2.06 degrees of freedom.
     assert "Two recipes." in text and "| tag | 2 | +26.7 [-29.5, +82.8] |" in text
     saved = json.loads((tmp_path / "compare.json").read_text())
     assert saved["cells"] == RECORDS
@@ -181,7 +181,7 @@ def test_each_number_of_branches_has_its_own_reference():
     records = [
         *labelled("affinity", 2, 0.09), *labelled("affinity", 4, 0.05),
         *labelled("random", 2, 0.10, parameters=2000), *labelled("random", 4, 0.10),
-        *labelled("multitask", None, 0.20, parameters=500, groups=[["sphere", "solids", "segments"]]),
+        *labelled("multitask", None, 0.20, parameters=500, groups=[[t.name for t in TASKS]]),
         *labelled("single_task", None, 0.10, groups=[[t.name] for t in TASKS]),
     ]  # fmt: skip
     assert choose_reference(records) == "random"
@@ -234,7 +234,7 @@ def test_runs_of_some_tasks_count_as_one():
     assert specs_of([merged]) == TASKS and "part" not in merged
     assert merged["groups"] == [["sphere"], ["solids"], ["segments"]]
     assert (merged["seconds"], merged["parameters"], merged["train_loss"]) == (10.0, 2000, 1.0)
-    single, tag = tabulate(merge_parts([*parts, *RECORDS[:2]]), "tag")
+    single, _ = tabulate(merge_parts([*parts, *RECORDS[:2]]), "tag")
     assert single.done == 1 and set(single.gain.by_task) == {"sphere", "solids", "segments"}
     assert merge_parts(RECORDS) == RECORDS
 
