@@ -143,14 +143,13 @@ def _compare_job(
     wrap: str,
 ) -> tuple[str, dict[str, Any]]:
     """Return the script of a job array for a comparison and the values to print."""
-    from trainer.config.loading import load_config
+    from trainer.compare.plan import config_of
     from trainer.slurm.scripts import compare_script
 
     cells = compared.plan(source, overrides)
     arguments = [str(source.resolve()), *overrides, *compared.options()]
     if launch is not None:
         arguments += ["--launch", str(launch.resolve())]
-    _, file, *options = cells[0].arguments
-    workers = load_config(Path(file), options).data.workers
+    workers = config_of(cells[0]).data.workers
     text = compare_script(arguments, len(cells), workers, resources, setup, WRAP=wrap)
     return text, {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}

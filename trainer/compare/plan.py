@@ -9,11 +9,14 @@ from pathlib import Path
 from trainer.compare.cells import Cell
 from trainer.compare.rows import Row, parse_rows
 from trainer.compare.single_task import SINGLE_TASK, in_parts, shared_by_tasks
+from trainer.config.config import Config
 from trainer.config.grouping import recipe_sections
 from trainer.config.loading import load_config, load_plugins_of
 from trainer.config.renamed import RENAMED
 from trainer.config.unions import has_value
 from trainer.errors import UserError
+from trainer.recipes.given import given_groups
+from trainer.run_data import open_data
 from trainer.run_folder import RunFolder
 
 _CELL_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
@@ -77,7 +80,27 @@ def plan_cells(
                 cells += in_parts(cell, config, single_task_chunk)
             else:
                 cells.append(cell)
-    return [_checked(replace(cell, index=index), config) for index, cell in enumerate(cells)]
+    cells = [_checked(replace(cell, index=index), config) for index, cell in enumerate(cells)]
+    for row in rows:
+        if _sets(row.settings, "grouping.groups"):
+            _check_groups(next(cell for cell in cells if cell.row == row.label))
+    return cells
+
+
+def _check_groups(cell: Cell) -> None:
+    """Check that a file holds groups of the tasks, before hours of training.
+
+    Raises:
+        UserError: It does not.
+        DataError: The data cannot be read.
+    """
+    config = config_of(cell)
+    given_groups(config, [task.name for task in open_data(config).tasks])
+
+
+def config_of(cell: Cell) -> Config:
+    """Return the configuration of a planned cell."""
+    return load_config(Path(cell.arguments[1]), cell.arguments[2:])
 
 
 def _checked(cell: Cell, config: Path) -> Cell:
@@ -128,9 +151,7 @@ def _paired_init(folders: Sequence[Path], overrides: Sequence[str]) -> list[str]
 def remarks(cells: Sequence[Cell]) -> list[str]:
     """Return sentences about what makes cells less comparable than they seem."""
     found = []
-    configs = {
-        cell.recipe: load_config(Path(cell.arguments[1]), cell.arguments[2:]) for cell in cells
-    }
+    configs = {cell.recipe: config_of(cell) for cell in cells}
     if not all(config.model.paired_init for config in configs.values()):
         found.append("Recipes with the same seed have the same batches, but other initial heads.")
     shared = shared_by_tasks(configs[SINGLE_TASK]) if SINGLE_TASK in configs else []

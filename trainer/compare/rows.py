@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dmtg.names import to_file_name
+from dmtg.names import FILE_NAME_RULE, is_file_name, to_file_name
 from dmtg.plugins import RECIPES
 from dmtg.suggestions import did_you_mean
 from model.bounds import MAX_BRANCHES
@@ -93,20 +93,18 @@ def _row_of_branches(recipe: str, k: int) -> Row:
 
 
 def _row_of_groups(text: str, label: str | None) -> Row:
+    """Return the row of a file of groups; what the file holds is checked by each run."""
     path = Path(text)
-    if not text or label == "" or not path.exists():
-        found = f"fixed{'' if label is None else f':{label}'}={text}"
-        reason = "no such file or folder" if text and label != "" else "expected fixed:LABEL=PATH"
-        raise UserError(f"--recipes: found {found!r}: {reason}")
+    found = f"fixed{'' if label is None else f':{label}'}={text}"
+    if label is not None and not is_file_name(label):
+        raise UserError(f"--recipes: found {found!r}: the label must be {FILE_NAME_RULE}")
+    if not text or not path.exists():
+        raise UserError(f"--recipes: found {found!r}: no such file or folder")
     if label is None:
         absolute = path.resolve()
-        label = (
-            absolute.parent.name
-            if path.name in _NAMED_BY_FOLDER and path.parent != Path()
-            else absolute.stem
-        )
-    folder = to_file_name(f"{_FIXED}-{label}")
-    return Row(f"{_FIXED}={label}", _FIXED, folder, None, (f"grouping.groups={path}",))
+        is_of_run = path.name in _NAMED_BY_FOLDER and path.parent != Path()
+        label = to_file_name(absolute.parent.name if is_of_run else absolute.stem)
+    return Row(f"{_FIXED}={label}", _FIXED, f"{_FIXED}-{label}", None, (f"grouping.groups={path}",))
 
 
 def _check_labels(rows: Sequence[Row]) -> None:

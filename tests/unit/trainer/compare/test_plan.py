@@ -1,16 +1,14 @@
 """The cells of comparisons with files of groups, numbers of branches, and runs of some tasks."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import TASKS
 from trainer.compare.cells import run_cell
-from trainer.compare.plan import plan_cells, remarks
+from trainer.compare.plan import config_of, plan_cells, remarks
 from trainer.compare.rows import parse_rows
 from trainer.compare.single_task import shared_by_tasks
-from trainer.config.loading import load_config
 from trainer.errors import UserError
 from trainer.run_data import open_data
 
@@ -33,11 +31,6 @@ def groups_file(tmp_path):
         return path
 
     return write
-
-
-def config_of(cell):
-    _, path, *overrides = cell.arguments
-    return load_config(Path(path), overrides)
 
 
 def described(cells):
@@ -105,20 +98,21 @@ def test_groups_of_files_take_part(plan, groups_file):
 def test_labels_of_groups(groups_file, monkeypatch):
     path = groups_file("runs/first/result.json")
     monkeypatch.chdir(path.parent.parent.parent)
-    rows = parse_rows(["fixed=runs/first", "fixed=runs/first/../second.x/../first/result.json"][:1])
-    assert [row.label for row in rows] == ["fixed=first"]
+    assert parse_rows(["fixed=runs/first"])[0].label == "fixed=first"
     assert parse_rows(["fixed=runs/first/result.json"])[0].label == "fixed=first"
     monkeypatch.chdir(path.parent)
     assert parse_rows(["fixed=result.json"])[0].label == "fixed=result"
-    assert parse_rows(["fixed:a/../b=result.json"])[0].folder == "fixed-a_.._b"
+    path.rename(path.with_name("a b|c.json"))
+    assert parse_rows(["fixed=a b|c.json"])[0].label == "fixed=a_b_c"
 
 
 @pytest.mark.parametrize(
     ("recipes", "branches", "message"),
     [
         ("random,fixed=no.json", (), r"found 'fixed=no\.json': no such file or folder$"),
-        ("fixed=", (), r"found 'fixed=': expected fixed:LABEL=PATH$"),
-        ("fixed:=x", (), r"found 'fixed:=x': expected fixed:LABEL=PATH$"),
+        ("fixed=", (), r"found 'fixed=': no such file or folder$"),
+        ("fixed:=x", (), r"found 'fixed:=x': the label must be 1 to 100 letters"),
+        ("fixed:../a=x", (), r"found 'fixed:\.\./a=x': the label must be 1 to 100 letters"),
         ("randm", (2,), r"found 'randm'; allowed, each once: .*fixed=PATH; did you mean 'random'"),
         ("random", (2, 2), r"--k: found 2,2; allowed: numbers from 1 to \d+, each once"),
         ("random", (0,), r"--k: found 0; allowed: numbers from 1"),
@@ -128,6 +122,13 @@ def test_labels_of_groups(groups_file, monkeypatch):
 def test_rows_that_cannot_be(recipes, branches, message, plan):
     with pytest.raises(UserError, match=message):
         plan(recipes, branches=branches)
+
+
+def test_groups_of_other_tasks_are_refused_before_the_training(plan, groups_file):
+    path = groups_file("mine.json")
+    path.write_text(json.dumps({"groups": [list(TASKS[:2])]}))
+    with pytest.raises(UserError, match=r"mine\.json: task 'segment_semantic' .* is in no group"):
+        plan(f"random,fixed={path}")
 
 
 def test_two_rows_of_one_label(plan, groups_file):

@@ -144,8 +144,8 @@ def test_grouping_that_pays_and_single_networks_that_pay_more():
     ]
     assert closing(rows) == (
         "More than one branch pays: affinity is 7.0 % better than one branch (95 % interval 5.0 to "
-        "9.0), with 3.0 times the parameters. One network for each task is 10.0 % better than one branch, "
-        "with 12 times the parameters."
+        "9.0), with 3.0 times the parameters. One network for each task is 10.0 % better than one "
+        "branch, with 12 times the parameters."
     )
 
 
