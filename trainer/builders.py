@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from model.common_weights import copy_common_weights
 from model.encoders import build_encoder
 from model.gradient_scale import gradient_factors
 from model.heads.layout import Head
@@ -33,11 +34,21 @@ def build_network(
 ) -> MultiTaskNetwork:
     """Build the network with all K*N heads, or with a branch for each given group.
 
-    The weights are a function of `run.seed`.
+    The weights are a function of `run.seed`. With `model.paired_init`, those of given groups equal
+    the weights of the same branches and heads in the network with all K*N heads.
 
     Raises:
         UserError: The encoder or the decoder cannot be built as configured.
     """
+    network = _build_network(config, tasks, groups)
+    if groups is not None and config.model.paired_init:
+        copy_common_weights(_build_network(config, tasks, None), network)
+    return network
+
+
+def _build_network(
+    config: Config, tasks: tuple[TaskSpec, ...], groups: Groups | None
+) -> MultiTaskNetwork:
     torch.manual_seed(config.run.seed)
     section = config.model
     try:

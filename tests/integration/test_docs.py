@@ -20,6 +20,7 @@ from tests.processes import ROOT
 # Pages, and what of the folder they make themselves.
 RUN = {
     "README.md": ("runs/first", "model.safetensors"),
+    "docs/compare.md": (),
     "docs/configuration.md": (),
     "docs/file_formats.md": (),
     "docs/five_minutes.md": ("runs/first",),

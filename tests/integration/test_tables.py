@@ -93,13 +93,12 @@ def test_compare_with_seven_recipes(capsys, tmp_path):
         for recipe in ("affinity", "published", "random", "multitask", "single_task", "grad_tag")
         for seed in range(3)
     ]  # fmt: skip
-    _, tables, defined = save_comparison(records, tmp_path, "Runs.")
-    print_tables(tables, table_console())
-    table_console().print(defined, markup=False)
+    comparison = save_comparison(records, tmp_path, "Runs.")
+    print_tables(comparison.tables, table_console())
+    table_console().print(comparison.notes, markup=False)
     lines = capsys.readouterr().out.splitlines()
     check(lines)
     text = "".join(lines)
     assert text.count("0.134 ± 0.01") == 6 and "single_task" in text
-    assert "of 2 tasks against the mean of the runs of single_task" in " ".join(
-        " ".join(lines).split()
-    )
+    notes = " ".join(" ".join(lines).split())
+    assert "of 2 tasks and over the seeds, of runs with the same seed, against random" in notes

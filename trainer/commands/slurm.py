@@ -11,7 +11,7 @@ import typer
 
 from dmtg.files import atomic_write
 from dmtg.secrets import without_secrets
-from trainer.commands.compare import DEFAULT_RECIPES
+from trainer.commands.compare import DEFAULT_RECIPES, ComparedCells
 from trainer.commands.output import AsJson, finish
 from trainer.errors import UserError
 
@@ -54,6 +54,12 @@ def slurm(
         Path | None, typer.Option(help="A job array for `dmtg compare` with this --out instead.")
     ] = None,
     recipes: Annotated[str, typer.Option(help="Of the comparison, by commas.")] = DEFAULT_RECIPES,
+    k: Annotated[
+        str | None, typer.Option("--k", help="Numbers of branches of the comparison, by commas.")
+    ] = None,
+    single_task_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Of the comparison: tasks in a run of single_task.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every recipe.")] = 3,
     seed_base: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="The script to write.")] = Path("job.sbatch"),
@@ -83,9 +89,8 @@ def slurm(
         if nodes > 1:
             raise UserError(f"--nodes: found {nodes}; a run of --compare has one node")
         numbers = range(seed_base, seed_base + seeds)
-        text, result = _compare_job(
-            config, options, compare, recipes, numbers, resources, launch, setup, wrap
-        )
+        cells = ComparedCells(compare, recipes, numbers, k, single_task_chunk)
+        text, result = _compare_job(config, options, cells, resources, launch, setup, wrap)
     with atomic_write(out) as file:
         file.write(text)
     result = {"script": str(out), **result}
@@ -131,26 +136,20 @@ def _train_job(
 def _compare_job(
     source: Path,
     overrides: Sequence[str],
-    out: Path,
-    recipes: str,
-    seeds: range,
+    compared: ComparedCells,
     resources: Resources,
     launch: Path | None,
     setup: str | None,
     wrap: str,
 ) -> tuple[str, dict[str, Any]]:
     """Return the script of a job array for a comparison and the values to print."""
-    from trainer.compare.cells import plan_cells
-    from trainer.config.loading import load_config
+    from trainer.compare.plan import config_of
     from trainer.slurm.scripts import compare_script
 
-    names = [name.strip() for name in recipes.split(",")]
-    cells = plan_cells(source, names, seeds, out, overrides)
-    arguments = [str(source.resolve()), *overrides, "--out", str(out), "--recipes", recipes]
-    arguments += ["--seeds", str(len(seeds)), "--seed-base", str(seeds.start)]
+    cells = compared.plan(source, overrides)
+    arguments = [str(source.resolve()), *overrides, *compared.options()]
     if launch is not None:
         arguments += ["--launch", str(launch.resolve())]
-    _, file, *options = cells[0].arguments
-    workers = load_config(Path(file), options).data.workers
+    workers = config_of(cells[0]).data.workers
     text = compare_script(arguments, len(cells), workers, resources, setup, WRAP=wrap)
     return text, {"runs": len(cells), "then": shlex.join(["dmtg", "compare", *arguments])}

@@ -1,4 +1,4 @@
-"""Compare recipes: train each with each seed, in a separate process and folder.
+"""The cells of a comparison: each is trained in a separate process and folder.
 
 A finished cell is not trained again; a stopped cell resumes from its newest checkpoint.
 """
@@ -11,27 +11,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from dmtg.plugins import RECIPES
 from dmtg.secrets import without_secrets
-from dmtg.suggestions import did_you_mean
 from trainer.compare.result import read_result
-from trainer.config.grouping import recipe_sections
-from trainer.config.loading import load_config, load_plugins_of
-from trainer.config.renamed import RENAMED
-from trainer.config.unions import has_value
 from trainer.errors import STOPPED, UserError
 from trainer.json_file import write_json
 from trainer.launch_files import TRAIN_SCRIPT
-from trainer.run_folder import RunFolder
 
-_CELL_KEYS = ("run.out", "run.seed", "run.resume", "grouping.recipe")
 _HEARTBEAT = 5.0  # seconds between two updates of the record of a running cell
 _LOG_LINES = 20
 
@@ -46,6 +38,9 @@ class Cell:
         seed: Value of `run.seed`.
         folder: Run folder.
         arguments: Arguments of `trainer/main.py`.
+        label: Of the row of the comparison that it belongs to; empty if that is the recipe.
+        branches: Number of branches, where the comparison varies it.
+        part: Number of this run and number of runs, where each trains some of the tasks.
     """
 
     index: int
@@ -53,6 +48,27 @@ class Cell:
     seed: int
     folder: Path
     arguments: tuple[str, ...]
+    label: str = ""
+    branches: int | None = None
+    part: tuple[int, int] | None = None
+
+    @property
+    def row(self) -> str:
+        """The label of its row."""
+        return self.label or self.recipe
+
+    @property
+    def name(self) -> str:
+        """What the cell is called in messages, without the seed."""
+        return f"{self.row}, part {self.part[0]} of {self.part[1]}" if self.part else self.row
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The values of its record that say which cell it is."""
+        part = list(self.part or ())
+        more = {"label": self.label, "branches": self.branches, "part": part}
+        values = {key: value for key, value in more.items() if value}
+        return {"recipe": self.recipe, "seed": self.seed, **values}
 
     @property
     def log(self) -> Path:
@@ -67,83 +83,15 @@ class Cell:
         """
         path = self.folder / "cell.json"
         if not path.exists():
-            return {"recipe": self.recipe, "seed": self.seed, "status": "waiting", "seconds": 0.0}
+            return {**self.identity, "status": "waiting", "seconds": 0.0}
         try:
-            return json.loads(path.read_text())
+            return {**json.loads(path.read_text()), **self.identity}
         except ValueError as error:
             raise UserError(f"{path} is not JSON: {error}") from None
 
     def save(self, record: dict[str, Any]) -> None:
         """Write the record."""
         write_json(self.folder / "cell.json", record)
-
-
-def plan_cells(
-    config: Path, recipes: Sequence[str], seeds: Sequence[int], out: Path, overrides: Sequence[str]
-) -> list[Cell]:
-    """Return the cells of a comparison, in the order of the recipes, then of the seeds.
-
-    The keys under `grouping` in the file apply to the recipe that the file names; other recipes
-    use their defaults.
-
-    Args:
-        config: YAML file of all cells.
-        recipes: Names of the recipes.
-        seeds: Values of `run.seed`.
-        out: Folder of the comparison.
-        overrides: `section.key=value` for all cells; `grouping.key=value` for the cells whose
-            recipe has the key.
-
-    Raises:
-        UserError: A recipe is unknown or named twice, an override sets a key that compare sets or
-            that no recipe has, the configuration of a cell is invalid, or its folder holds another
-            run.
-    """
-    load_plugins_of(config, overrides)
-    unknown = [recipe for recipe in recipes if recipe not in RECIPES]
-    if unknown or not recipes or len(set(recipes)) < len(recipes):
-        allowed = ", ".join(RECIPES.names())
-        hint = did_you_mean(unknown[0], RECIPES.names()) if unknown else ""
-        raise UserError(
-            f"--recipes: found {','.join(recipes)!r}; allowed, each once: {allowed}{hint}"
-        )
-    for override in overrides:
-        if override.partition("=")[0] in _CELL_KEYS:
-            raise UserError(f"override {override!r}: compare sets this key for every cell")
-    by_recipe = _overrides_by_recipe(recipes, overrides)
-    cells: list[Cell] = []
-    for recipe in recipes:
-        for seed in seeds:
-            folder = out / recipe / f"seed-{seed}"
-            settings = [
-                *by_recipe[recipe],
-                *(f"run.out={folder}", f"run.seed={seed}", "run.resume=auto"),
-                *(f"grouping.recipe={recipe}", "log.progress=false"),
-            ]
-            RunFolder(folder).check(load_config(config, settings), may_change=False)
-            arguments = ("--config", str(config), *settings)
-            cells.append(Cell(len(cells), recipe, seed, folder, arguments))
-    return cells
-
-
-def _overrides_by_recipe(recipes: Sequence[str], overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Return the overrides of each recipe, without `grouping` keys that the recipe lacks.
-
-    Raises:
-        UserError: No recipe has the key of an override.
-    """
-    sections = recipe_sections()
-    by_recipe: dict[str, list[str]] = {recipe: [] for recipe in recipes}
-    for override in overrides:
-        path = override.partition("=")[0]
-        key = path.removeprefix("grouping.")
-        matching = [r for r in recipes if key == path or has_value(sections[r], key)]
-        if not matching:
-            hint = f"renamed to {RENAMED[path]}" if path in RENAMED else "no recipe here has it"
-            raise UserError(f"override {override!r}: {path}: {hint}")
-        for recipe in matching:
-            by_recipe[recipe].append(override)
-    return by_recipe
 
 
 def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
@@ -163,7 +111,7 @@ def run_cell(cell: Cell, launch: Path | None) -> dict[str, Any]:
     cell.folder.mkdir(parents=True, exist_ok=True)
     earlier_seconds = record["seconds"]
     command = _command(cell, launch)
-    record = {"recipe": cell.recipe, "seed": cell.seed, "command": _shown(command)}
+    record = {**cell.identity, "command": _shown(command)}
     start, earlier_status = time.monotonic(), _run_status(cell)
     with open(cell.log, "ab") as log, _running(command, log) as (process, asked):
         code = None
@@ -247,6 +195,6 @@ def _failure(cell: Cell, code: int, command: list[str]) -> str:
     last_lines = cell.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
     lines = "\n".join(f"    {line}" for line in last_lines)
     return (
-        f"cell {cell.index} ({cell.recipe}, seed {cell.seed}) ended with exit code {code}\n"
+        f"cell {cell.index} ({cell.name}, seed {cell.seed}) ended with exit code {code}\n"
         f"  command: {_shown(command)}\n  last lines of {cell.log}:\n{lines}"
     )

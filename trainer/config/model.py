@@ -89,6 +89,9 @@ class ModelSection(Section):
     """Number of the encoder's first stages that all branches share."""
     branch_init: Literal["independent", "copies"] = "independent"
     """Give the branches independent random weights, or copies of the same ones."""
+    paired_init: bool = False
+    """Give each branch and head of given groups the random weights that it has in the network of
+    all K*N heads, so that recipes with the same seed start equal; `dmtg compare` sets it."""
     init_from: tuple[Path, ...] = ()
     """Exported models whose weights initialise the network: one for all branches, or one for
     each."""

@@ -89,6 +89,14 @@ def test_one_cell_of_a_job_array(compare_with, tmp_path):
     [
         (("--only", "4"), r"--only: found 4; allowed: 0 to 3"),
         (("--launch", "/none.yaml"), r"--launch /none\.yaml: no such file"),
+        (("--k", "2,x"), r"--k: found '2,x'; allowed: numbers by commas, as in 1,2,4"),
+        (("--k", "2,2"), r"--k: found 2,2; allowed: numbers from 1 to \d+, each once"),
+        (("--single-task-chunk", "2"), r"needs the recipe single_task in --recipes"),
+        (("--reference", "tag"), r"--reference: found 'tag'; allowed: random, multitask"),
+        (
+            ("--k", "2,3", "--reference", "random K=4"),
+            r"found 'random K=4'; allowed: random K=2, random, random K=3, multitask",
+        ),
     ],
 )
 def test_options_that_cannot_be(options, message, compare_with):
@@ -113,3 +121,31 @@ def test_a_stopped_cell_ends_the_comparison(compare_with, tmp_path):
     states = [cell["status"] for cell in last_line(compare_with("", "--list", "--json"))["cells"]]
     assert states == ["done", "stopped", "waiting", "waiting"]
     assert compare_with("", "--only", "1").exit_code == 0
+
+
+def test_numbers_of_branches_in_the_list_and_the_verdict(compare_with):
+    lines = compare_with("", "--k", "1,2", "--list").stdout.splitlines()
+    assert [line.split("  ") for line in lines[:-1]] == [
+        ["0", "random K=2", "0", "waiting"],
+        ["1", "random K=2", "1", "waiting"],
+        ["2", "multitask", "0", "waiting"],
+        ["3", "multitask", "1", "waiting"],
+    ]
+    result = compare_with("", "--k", "1,2", "--reference", "multitask", "--json")
+    assert result.exit_code == 0, result.output
+    found = last_line(result)
+    # The stub gives every run the same metrics.
+    assert found["sentences"] == [
+        "random K=2 against multitask: no difference that 2 seeds can show (95 % interval 0.0 to "
+        f"0.0, 2 tasks); {found['sentences'][0].partition('; ')[2]}"
+    ]
+    assert found["verdict"].startswith("No grouping is better than one branch by a difference")
+    assert "nothing here, take K = 1" in found["verdict"]
+    one = last_line(compare_with("", "--k", "1,2", "--only", "1", "--json"))
+    assert (one["label"], one["branches"], one["status"]) == ("random K=2", 2, "done")
+
+
+def test_a_failed_run_is_called_by_its_row(compare_with):
+    result = compare_with("import sys; sys.exit(4)", "--k", "2")
+    assert result.exit_code == 1
+    assert "error: cell 0 (random K=2, seed 0) ended with exit code 4" in result.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trainer.compare import cells as compare
-from trainer.compare.cells import plan_cells, run_cell
+from trainer.compare.cells import run_cell
+from trainer.compare.plan import plan_cells
 from trainer.config.loading import load_config
 from trainer.errors import UserError
 
@@ -52,6 +53,7 @@ def test_cells_and_their_arguments(cells_of, rooms_yaml, tmp_path):
         "run.resume=auto",
         "grouping.recipe=random",
         "log.progress=false",
+        "model.paired_init=true",
     }
     assert cells[0].load() == {"recipe": "random", "seed": 3, "status": "waiting", "seconds": 0.0}
 

@@ -135,6 +135,16 @@ def test_the_script_of_a_comparison(slurm, rooms_yaml):
     assert shlex.split(variables(lines)["COMPARE"]) == [arguments]
 
 
+def test_the_script_of_a_comparison_of_numbers_of_branches(slurm, rooms_yaml):
+    options = ("--compare", "runs/all", "--recipes", "random,single_task", "--seeds", "1")
+    result, lines = slurm(*options, "--k", "1,2,3", "--single-task-chunk", "4")
+    assert result.exit_code == 0, result.output
+    arguments = f"{rooms_yaml} --out runs/all --recipes random,single_task --seeds 1 --seed-base 0"
+    arguments += " --k 1,2,3 --single-task-chunk 4"
+    assert result.stdout.splitlines()[1:] == ["runs: 5", f"then: dmtg compare {arguments}"]
+    assert "array=0-4" in directives(lines)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
