@@ -1,4 +1,4 @@
-"""docs/icons.md: the embedded icons, from the shards to the scores of a model on the split test."""
+"""docs/icons.md: the embedded icons, from shards to the scores of a model on the split test."""
 
 import json
 
