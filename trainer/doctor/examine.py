@@ -126,7 +126,7 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
             statistics.labels.get(task.name),
             labelled.get(task.field, 0),
             all_seen=all_seen,
-            more_classes=np.count_nonzero(counts.get(task.field, ())) > 1,
+            more_classes=sum(map(bool, counts.get(task.field, ()))) > 1,
         )
         for task in tasks
     ]
