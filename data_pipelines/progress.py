@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+Item = TypeVar("Item")
 
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.1, 30.0  # between two updates
 
@@ -26,3 +29,10 @@ def progress_bar(total: int, progress: bool, unit: str = " images") -> tqdm[Any]
         mininterval=seconds,
         maxinterval=max(seconds, 10.0),
     )
+
+
+def counted(items: Iterable[Item], bar: tqdm[Any]) -> Iterator[Item]:
+    """Yield the items, and count each on a progress bar when the next one is asked for."""
+    for item in items:
+        yield item
+        bar.update()

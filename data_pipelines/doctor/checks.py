@@ -38,12 +38,15 @@ def worst(findings: Sequence[Finding]) -> Level:
     return max((finding.level for finding in findings), key=LEVELS.index, default="ok")
 
 
-def task_findings(statistics: LabelStatistics, *, all_seen: bool) -> list[Finding]:
+def task_findings(
+    statistics: LabelStatistics, *, all_seen: bool, more_classes: bool = False
+) -> list[Finding]:
     """Return the defects of one task's labels.
 
     Args:
         statistics: Statistics of the labels.
         all_seen: Whether every sample of the split was read, so that absence is proven.
+        more_classes: Whether the manifest counts labels of more than one class in the split.
     """
     if statistics.present == 0:
         return [Finding("warning", "no label in the samples read")]
@@ -52,7 +55,7 @@ def task_findings(statistics: LabelStatistics, *, all_seen: bool) -> list[Findin
         return [Finding("error", f"every pixel of every label is invalid or ignored{unknown}")]
     findings = [*_coverage(statistics)]
     if statistics.rule.has_classes:
-        findings += _class_findings(statistics, all_seen)
+        findings += _class_findings(statistics, all_seen, more_classes)
     else:
         findings += _flatness(statistics)
         findings += _scaling(statistics)
@@ -108,14 +111,19 @@ def _unknown(statistics: LabelStatistics) -> float:
     return statistics.unknown / statistics.pixels
 
 
-def _class_findings(statistics: LabelStatistics, all_seen: bool) -> Iterator[Finding]:
+def _class_findings(
+    statistics: LabelStatistics, all_seen: bool, more_classes: bool
+) -> Iterator[Finding]:
     names = statistics.rule.classes
     seen = {int(value) for value in statistics.counts}
     if len(seen) == 1:
         name = names[next(iter(seen))]
+        message = f"only class {name!r} in {statistics.present} labels"
         enough = all_seen or statistics.rule.dense or statistics.present >= MANY_LABELS
-        level: Level = "error" if enough else "warning"
-        yield Finding(level, f"only class {name!r} in {statistics.present} labels")
+        if more_classes and not all_seen:
+            yield Finding("warning", f"{message}, others in the rest of the split")
+        else:
+            yield Finding("error" if enough else "warning", message)
         return
     absent = [
         name

@@ -1,4 +1,4 @@
-"""Datasets that need no download: ray-cast rooms, pairs of digits, and a planted problem.
+"""Datasets that need no download: ray-cast rooms, pairs of digits, icons, and a planted problem.
 
-Called by `dmtg shards rooms|digits`, by `dmtg bench` (the planted problem) and by the tests.
+Called by `dmtg shards rooms|digits|icons`, by `dmtg bench` (the planted problem) and by the tests.
 """

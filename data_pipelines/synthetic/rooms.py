@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipelines.parallel import mapped
-from data_pipelines.progress import progress_bar
-from data_pipelines.shards.encoded import EncodedSample, Storage
+from data_pipelines.progress import counted, progress_bar
+from data_pipelines.shards.encoded import Storage
 from data_pipelines.shards.manifest import Field, Manifest
 from data_pipelines.synthetic.attributes import attribute_fields
 from data_pipelines.synthetic.dataset_writer import DatasetWriter
@@ -72,7 +69,7 @@ def write_rooms(
         progress_bar(samples, progress) as bar,
     ):
         for name, count in counts.items():
-            writer.write_split(name, _counted(islice(made, count), bar))
+            writer.write_split(name, counted(islice(made, count), bar))
     logger.info("wrote %d rooms of %d pixels to %s", samples, image_size, root)
     return writer.finish("rooms", image=IMAGE)
 
@@ -113,9 +110,3 @@ def _check_arguments(
     ]
     if errors:
         raise ValueError("; ".join(errors))
-
-
-def _counted(samples: Iterable[EncodedSample], bar: tqdm[Any]) -> Iterator[EncodedSample]:
-    for sample in samples:
-        yield sample
-        bar.update()

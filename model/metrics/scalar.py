@@ -37,6 +37,22 @@ class BinaryMetric(Metric):
         }
 
 
+@register_metric("balanced_binary")
+class BalancedBinaryMetric(BinaryMetric):
+    """Balanced error rate: the mean of those of positives and negatives; error rate and F1.
+
+    Where positives are rare the best constant has a small error rate, but a balanced one of 0.5.
+    """
+
+    primary = "balanced_error"
+
+    def ratios(self, sums: list[float]) -> dict[str, float]:
+        hits, false_alarms, misses, rejections = sums
+        of_classes = ((misses, hits), (false_alarms, rejections))
+        rates = [wrong / (wrong + right) for wrong, right in of_classes if wrong + right]
+        return {"balanced_error": sum(rates) / len(rates), **super().ratios(sums)}
+
+
 @register_metric("multiclass")
 class MulticlassMetric(Metric):
     """Error rate."""

@@ -25,7 +25,7 @@ from packaging.utils import canonicalize_name as canonical
 MIB = 2**20
 TOOLS = ("psutil", "pytest", "pytest-xdist")  # of the tests
 # torch brings its own; the others are imported by commands that no GPU test and no benchmark calls.
-LEFT_OUT = ("torch", "datasets", "hf-xet", "matplotlib", "tensorboard")
+LEFT_OUT = ("torch", "datasets", "hf-xet", "matplotlib", "resvg-py", "tensorboard")
 FROM_SOURCE = ("deepspeed",)  # there are no wheels of it; with DS_BUILD_OPS=0 it is pure Python
 GLIBC = (5, 12, 17, 24, 26, 27, 28, 31, 34, 35)  # pip matches the tag of a platform exactly
 

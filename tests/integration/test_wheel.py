@@ -51,6 +51,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(archives):
     expected = set().union(*(sources(package, ".py") for package in PACKAGES))
     expected |= sources("accelerate_configs", ".yaml") | sources("accelerate_configs", ".sbatch")
     expected |= sources("trainer/report/web", "")
+    icons = "data_pipelines/synthetic/icons"
+    expected |= {f"{icons}/NOTICE", f"{icons}/material_design_icons.json.xz"}
     assert names == expected
     assert {f"accelerate_configs/{name}.yaml" for name in LAUNCHERS} <= names
 

@@ -12,6 +12,7 @@ RUN_BY = {
     "docs/data.md": "tests/integration/test_data_docs.py",
     "docs/deployment.md": "tests/integration/test_deployment.py",
     "docs/extending.md": "tests/integration/test_extending.py",
+    "docs/icons.md": "tests/integration/test_icons.py",
 }
 
 

@@ -84,6 +84,29 @@ def digits(
 
 
 @shards.command()
+def icons(
+    out: NewDir,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 48,
+    seed: Seed = 0,
+    limit: Limit = None,
+    workers: Workers = 1,
+    samples_per_shard: PerShard = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """Drawings of the Material Design icons, 103 binary tasks: words of names, and tags."""
+    from data_pipelines.synthetic.icons.write import write_icons
+
+    with user_errors():
+        manifest = write_icons(
+            out, size, seed, limit=limit, workers=workers, samples_per_shard=samples_per_shard
+        )
+    tasks = len(manifest.fields) - 1  # without the image
+    finish(as_json, {"out": str(out), "samples": split_sizes(manifest), "tasks": tasks})
+    if not as_json:
+        next_commands(out)
+
+
+@shards.command()
 def taskonomy(
     root: Root,
     out: OutDir,

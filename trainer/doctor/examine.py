@@ -107,6 +107,7 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
     """
     manifest = Manifest.load(location)
     total, labelled = manifest.split(split).num_samples, manifest.split(split).labelled
+    counts = manifest.split(split).class_counts
     tasks = resolve_tasks(TasksSection(), manifest)
     present = tuple(task for task in tasks if labelled.get(task.field))
     # Ids without a class are counted, not refused: the task of a run can name one of them.
@@ -122,7 +123,11 @@ def examine(location: Location, samples: int, split: str, sheet: Path | None = N
     all_seen = statistics.num_samples == total
     reports = [
         _task_report(
-            task, statistics.labels.get(task.name), labelled.get(task.field, 0), all_seen=all_seen
+            task,
+            statistics.labels.get(task.name),
+            labelled.get(task.field, 0),
+            all_seen=all_seen,
+            more_classes=sum(map(bool, counts.get(task.field, ()))) > 1,
         )
         for task in tasks
     ]
@@ -158,12 +163,17 @@ def _damage(damage: list[str], num_samples: int) -> list[Finding]:
 
 
 def _task_report(
-    task: TaskSpec, seen: LabelStatistics | None, labelled: int, *, all_seen: bool
+    task: TaskSpec,
+    seen: LabelStatistics | None,
+    labelled: int,
+    *,
+    all_seen: bool,
+    more_classes: bool,
 ) -> TaskReport:
     findings = (
         [Finding("warning", "no label in this split: name the tasks to train without it")]
         if seen is None
-        else task_findings(seen, all_seen=all_seen)
+        else task_findings(seen, all_seen=all_seen, more_classes=more_classes)
     )
     numbers: dict[str, tuple[float, ...]] = dict.fromkeys(("low", "high", "mean", "deviation"), ())
     shares: dict[str, float] = {}

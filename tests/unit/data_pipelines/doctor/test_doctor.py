@@ -27,8 +27,8 @@ def statistics_of(rule, labels):
     return statistics
 
 
-def messages(statistics, level, all_seen=False):
-    findings = task_findings(statistics, all_seen=all_seen)
+def messages(statistics, level, **known):
+    findings = task_findings(statistics, **{"all_seen": False, **known})
     return " | ".join(finding.message for finding in findings if finding.level == level)
 
 
@@ -138,6 +138,14 @@ def test_one_class_needs_enough_labels_to_be_an_error():
     assert messages(few, "error") == ""
     assert messages(few, "error", all_seen=True) == "only class '1' in 20 labels"
     assert messages(many, "error") == "only class '1' in 600 labels"
+
+
+def test_a_class_that_only_the_samples_read_lack_is_no_error():
+    many = statistics_of(HAT, [0] * 600)
+    assert messages(many, "error", more_classes=True) == ""
+    expected = "only class '0' in 600 labels, others in the rest of the split"
+    assert messages(many, "warning", more_classes=True).startswith(expected)
+    assert messages(many, "error", all_seen=True, more_classes=True).startswith("only class '0'")
 
 
 def test_class_balance_and_absent_classes():

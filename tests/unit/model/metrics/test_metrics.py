@@ -16,6 +16,7 @@ from tests.waits import Waits
 SPECS = {
     "bce": TaskSpec("t", "binary"),
     "two_way": TaskSpec("t", "binary", loss="cross_entropy"),
+    "balanced": TaskSpec("t", "binary", metric="balanced_binary"),
     "multiclass": TaskSpec("t", "multiclass", channels=4),
     "regression": TaskSpec("t", "regression", mean=(2.0,), scale=(3.0,), unit_scale=-0.5),
     "depth": TaskSpec(
@@ -129,6 +130,28 @@ def test_the_primary_metric_is_reported_and_perfect_predictions_are_perfect(name
     assert result[metric.primary] == pytest.approx(best, abs=1e-5)
     worse = evaluate(spec, (torch.randn_like(perfect) * 3, target, mask))[metric.primary]
     assert (worse < best) == metric.higher_is_better
+
+
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_the_balanced_error_against_sklearn(seed):
+    spec = SPECS["balanced"]
+    prediction, target, mask, _ = draw(spec, seed)
+    result = evaluate(spec, (prediction, target, mask))
+    if not mask.any():
+        assert result == {}
+        return
+    called = (prediction[:, 0] > 0)[mask]
+    recalls = sk.recall_score(target[mask], called, average=None, labels=target[mask].unique())
+    assert result.pop("balanced_error") == pytest.approx(1 - recalls.mean())
+    assert result == evaluate(SPECS["bce"], (prediction, target, mask))
+
+
+def test_a_constant_has_a_balanced_error_of_one_half_however_rare_positives_are():
+    target, mask = torch.zeros(500), torch.ones(500, dtype=torch.bool)
+    target[7] = 1
+    result = evaluate(SPECS["balanced"], (torch.full((500, 1), -1.0), target, mask))
+    assert (result["balanced_error"], result["error"]) == (0.5, 1 / 500)
 
 
 @pytest.mark.parametrize("name", ["bce", "two_way"])

@@ -132,3 +132,25 @@ def test_digits_and_rooms_take_the_format(dmtg, tmp_path, flag, suffix):
     assert Manifest.load(tmp_path / "rooms").fields["rgb"].member == f"rgb.{suffix}"
     code, _, err = dmtg("shards", "rooms", "--out", tmp_path / "other", "--size", 4)
     assert (code, "size is 4, must be at least 32 pixels" in err) == (2, True)
+
+
+def test_icons(dmtg, tmp_path):
+    out = tmp_path / "icons"
+    options = ("--out", out, "--size", 16, "--limit", 3)
+    code, text, err = dmtg("shards", "icons", *options, "--json")
+    assert code == 0, err
+    assert json.loads(text.splitlines()[-1]) == {
+        "out": str(out), "samples": {"train": 3, "val": 3, "test": 3}, "tasks": 103,
+    }  # fmt: skip
+    code, _, err = dmtg("shards", "icons", *options)
+    assert (code, "a data set is already here" in err) == (2, True)
+    code, text, _ = dmtg("shards", "icons", "--help")
+    assert code == 0 and "103 binary tasks" in " ".join(text.split())
+
+
+def test_icons_without_the_package_that_draws(dmtg, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    code, _, err = dmtg("shards", "icons", "--out", tmp_path / "icons")
+    assert code == 2 and not (tmp_path / "icons").exists()
+    (line,) = err.splitlines()
+    assert "needs the package resvg_py" in line and "pip install resvg-py" in line

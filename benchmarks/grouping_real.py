@@ -1,0 +1,180 @@
+"""Compare grouping recipes on real images: faces, several domains, drawings, rooms, digits.
+
+python benchmarks/grouping_real.py PROBLEM --out runs/real [--celeba DIR] [--seeds 5]
+
+Makes the shards of a problem once, and trains all recipes with `dmtg compare`: with each seed they
+have the same initial weights and batches. Prints the verdict, and writes the tables to
+OUT/PROBLEM-kK. --celeba is the folder of the official download. docs/real_problems.md describes
+the problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from data_pipelines.shards.manifest import MANIFEST_NAME
+
+CONFIGS = Path(__file__).resolve().parent / "real"
+SIZE = 48
+KEPT_LABELS = 0.02
+RICH = (
+    "Attractive", "Bangs", "Black_Hair", "Eyeglasses", "Male", "Mouth_Slightly_Open", "No_Beard",
+    "Young",
+)  # fmt: skip
+ALL = "evidence,affinity,published,random,multitask,single_task,tag,grad_tag"
+FEW = "evidence,affinity,published,random,multitask"  # where searches would take days
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained.
+
+    Attributes:
+        config: Configuration file.
+        shards: Makes the shards in a folder, from the folder of all data and that of CelebA.
+        branches: Numbers of branches; one comparison for each.
+        recipes: As `dmtg compare --recipes`.
+        overrides: `section.key=value` for all runs.
+    """
+
+    config: Path
+    shards: Callable[[Path, Path, Path | None], None]
+    branches: tuple[int, ...]
+    recipes: str = ALL
+    overrides: tuple[str, ...] = ()
+
+
+def dmtg(*arguments: object) -> None:
+    """Run the command line."""
+    words = [str(argument) for argument in arguments]
+    print(shlex.join(["dmtg", *words]), flush=True)
+    code = "from trainer.commands.app import main; main()"
+    subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, check=True)
+
+
+def celeba_shards(out: Path, data: Path, celeba: Path | None) -> None:  # noqa: ARG001
+    """Convert the official download."""
+    if celeba is None:
+        sys.exit("--celeba: this problem needs the folder of the official download")
+    dmtg("shards", "celeba", "--root", celeba, "--size", SIZE, "--out", out)
+
+
+def synthetic_shards(name: str, *options: object) -> Callable[[Path, Path, Path | None], None]:
+    """Return the function that makes an embedded data set."""
+
+    def make(out: Path, data: Path, celeba: Path | None) -> None:  # noqa: ARG001
+        dmtg("shards", name, "--out", out, *options)
+
+    return make
+
+
+def mixed_shards(out: Path, data: Path, celeba: Path | None) -> None:
+    """Join faces, digits, rooms and drawings; few samples are of rooms."""
+    sources = {
+        "faces": celeba_shards,
+        "digits": synthetic_shards("digits"),
+        "rooms": synthetic_shards("rooms", "--size", SIZE, "--samples", 1200),
+        "drawings": synthetic_shards("icons", "--size", SIZE),
+    }
+    folders = []
+    for name, make in sources.items():
+        folder = data / ("celeba" if name == "faces" else f"domains-{name}")
+        make_once(folder, lambda out, make=make: make(out, data, celeba))
+        folders.append(f"{name}={folder}")
+    dmtg("shards", "mix", *folders, "--out", out)
+
+
+def few_label_shards(out: Path, data: Path, celeba: Path | None) -> None:
+    """Convert CelebA with 2 % of the training labels of all attributes but those of `RICH`."""
+    if celeba is None:
+        sys.exit("--celeba: this problem needs the folder of the official download")
+    table = data / "few_labels.csv"
+    draw = random.Random(0)
+    lines = (celeba / "list_attr_celeba.txt").read_text().splitlines()
+    attributes = lines[1].split()
+    parts = dict(
+        line.split() for line in (celeba / "list_eval_partition.txt").read_text().splitlines()
+    )
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["picture", "split", *attributes])
+        for line in lines[2:]:
+            name, *values = line.split()
+            split = ("train", "val", "test")[int(parts[name])]
+            kept = [
+                str(int(value == "1"))
+                if split != "train" or attribute in RICH or draw.random() < KEPT_LABELS
+                else ""
+                for attribute, value in zip(attributes, values, strict=True)
+            ]
+            writer.writerow([name, split, *kept])
+    dmtg(
+        *("shards", "csv", table, "--images", celeba / "img_align_celeba"),
+        *("--image-column", "picture", "--split-column", "split", "--size", SIZE, "--out", out),
+    )
+
+
+PROBLEMS = {
+    "celeba9": Problem(
+        CONFIGS / "celeba.yaml", celeba_shards, (2, 3, 4), overrides=("tasks.preset=celeba9",)
+    ),
+    "celeba40": Problem(CONFIGS / "celeba.yaml", celeba_shards, (4, 8), FEW),
+    "domains": Problem(CONFIGS / "domains.yaml", mixed_shards, (4,), FEW),
+    "few_labels": Problem(CONFIGS / "few_labels.yaml", few_label_shards, (4,), FEW),
+    "icons": Problem(
+        ROOT / "experiments" / "icons.yaml", synthetic_shards("icons"), (4,), FEW
+    ),
+    "rooms": Problem(
+        ROOT / "experiments" / "demo.yaml", synthetic_shards("rooms"), (3,),
+        overrides=("run.steps=300", "run.checkpoint_every=300", "eval.every=300"),
+    ),
+    "digits": Problem(
+        ROOT / "experiments" / "digits.yaml", synthetic_shards("digits"), (2,),
+        overrides=("run.steps=600", "run.checkpoint_every=600", "eval.every=600"),
+    ),
+}  # fmt: skip
+
+
+def make_once(folder: Path, make: Callable[[Path], None]) -> None:
+    """Make shards unless they are there; the converters write the manifest last."""
+    if not (folder / MANIFEST_NAME).exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make(folder)
+
+
+def main() -> None:
+    """Run the comparisons of a problem."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("problem", choices=PROBLEMS)
+    parser.add_argument("--out", type=Path, default=Path("runs/real"))
+    parser.add_argument("--celeba", type=Path, help="folder of the official download")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--recipes", help="instead of those of the problem")
+    parser.add_argument("--k", type=int, action="append", help="instead of those of the problem")
+    given = parser.parse_args()
+    problem, out = PROBLEMS[given.problem], given.out.resolve()
+    shards = out / "data" / ("celeba" if given.problem == "celeba9" else given.problem)
+    if given.problem == "celeba40":
+        shards = out / "data" / "celeba"
+    make_once(shards, lambda folder: problem.shards(folder, out / "data", given.celeba))
+    for branches in given.k or problem.branches:
+        dmtg(
+            *("compare", problem.config, "--out", out / f"{given.problem}-k{branches}"),
+            *("--recipes", given.recipes or problem.recipes, "--seeds", given.seeds),
+            *(f"data.shards={shards}", f"model.branches={branches}", *problem.overrides),
+        )
+
+
+if __name__ == "__main__":
+    main()
