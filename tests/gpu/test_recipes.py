@@ -15,7 +15,7 @@ NAMES = RECIPES.names()
 LATE = ("pruning.begin=1", "pruning.end=1")
 TEN = ("run.steps=10", "run.checkpoint_every=10", "pruning.end=0.8")
 PRECISIONS = ON_THE_CPU if ON_CPU else ("fp32", "tf32", "bf16")
-SEARCHES = ("tag", "grad_tag")
+SEARCHES = ("tag", "grad_tag", "hoa")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def config_of(rooms_yaml, groups, tmp_path_factory):
     def make(recipe, *overrides):
         given = (f"grouping.groups={groups}",) if recipe == "fixed" else ()
         if recipe in SEARCHES:
-            given = ("grouping.search_every=2",)
+            given = ("grouping.search_steps=2",) if recipe == "hoa" else ("grouping.search_every=2",)
         out = tmp_path_factory.mktemp(recipe) / "run"
         options = (f"run.out={out}", f"grouping.recipe={recipe}", *given, *TEN, *overrides)
         return load_config(rooms_yaml, options)

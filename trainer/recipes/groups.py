@@ -65,13 +65,16 @@ def read_groups(path: Path, tasks: Sequence[str]) -> Groups:
 
     Args:
         path: A JSON file with `{"groups": [["task", ...], ...]}`, which `result.json` of a run is,
-            too; an exported model; or the folder of a run.
+            too; an exported model; or the folder of a run, whose result counts or else its newest
+            checkpoint.
         tasks: Names of the tasks.
 
     Raises:
         UserError: They cannot be read, or do not name every task exactly once.
     """
-    return groups_of_names(_names(path), tasks, str(path))
+    result = path / "result.json"
+    source = result if result.is_file() else path
+    return groups_of_names(_names(source), tasks, str(source))
 
 
 def groups_of_names(names: Sequence[Sequence[str]], tasks: Sequence[str], source: str) -> Groups:
@@ -127,27 +130,32 @@ def _names(path: Path) -> Sequence[Sequence[str]]:
 
 
 def _names_of_run(run: Path) -> Sequence[Sequence[str]]:
-    """Return the groups of a run folder: of its result, else of its newest record.
+    """Return the groups of the newest checkpoint in a run folder.
 
     Raises:
         UserError: It holds no run, or the branch of a task is not decided yet.
     """
-    from trainer.results.groups import read_groups as read_run
+    from trainer.checkpoints.checkpoint import load_grouping, newest_checkpoint
 
-    result = run / "result.json"
-    if result.is_file():
-        return _names(result)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{KEY}: {run} holds no run (config.yaml is missing)")
     try:
-        found = read_run(run)
+        checkpoint = newest_checkpoint(run / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"{run} has no result.json and no checkpoint yet")
+        progress, tensors = load_grouping(checkpoint)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from None
-    if found.num_decided < len(found.tasks):
+    tasks, alive = [str(task["name"]) for task in progress.network["tasks"]], tensors["alive"]
+    decided = int((alive.sum(dim=1) == 1).sum())
+    if decided < len(tasks):
         raise UserError(
-            f"{KEY}: {run}: {found.num_decided} of {len(found.tasks)} tasks are decided after step "
-            f"{found.step}; let the run end, or take the most probable branches with "
+            f"{KEY}: {run}: {decided} of {len(tasks)} tasks are decided after step "
+            f"{progress.step}; let the run end, or take the most probable branches with "
             f"`dmtg groups {run} --out FILE`"
         )
-    return found.groups
+    labels = alive.int().argmax(dim=1).tolist()
+    return [[tasks[task] for task in group] for group in groups_of_labels(labels)]
 
 
 def _is_group(value: object) -> bool:
