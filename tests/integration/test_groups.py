@@ -23,7 +23,16 @@ def test_groups_are_written_and_trained_by_another_run(first, dmtg, rooms_yaml, 
     path, model = tmp_path / "groups.json", tmp_path / "model.safetensors"
     end = dmtg("groups", first, "--out", path)
     assert end.code == 0, end.stderr
-    assert end.stdout.split() == ["groups:", str(path), "tasks:", "6", "decided:", "6", "step:", "4"]
+    assert end.stdout.split() == [
+        "groups:",
+        str(path),
+        "tasks:",
+        "6",
+        "decided:",
+        "6",
+        "step:",
+        "4",
+    ]
     assert sorted(map(sorted, json.loads(path.read_text())["groups"])) == groups_of(first)
     assert dmtg("export", first, "--out", model).code == 0
     for number, source in enumerate((path, first, first / "result.json", model)):
@@ -36,9 +45,10 @@ def test_groups_are_written_and_trained_by_another_run(first, dmtg, rooms_yaml, 
         assert groups_of(out) == groups_of(first)
         again = tmp_path / f"again-{number}.json"
         assert dmtg("groups", out, "--out", again, "--json").code == 0
-        assert json.loads(again.read_text())["groups"] == json.loads(
-            (out / "result.json").read_text()
-        )["groups"]
+        assert (
+            json.loads(again.read_text())["groups"]
+            == json.loads((out / "result.json").read_text())["groups"]
+        )
 
 
 def test_groups_do_not_replace_a_file(first, dmtg, tmp_path):

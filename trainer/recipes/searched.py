@@ -81,7 +81,11 @@ def groups_file(config: Config) -> Path:
 
 
 def write_searched(
-    config: Config, groups: Groups, affinity: np.ndarray, names: Sequence[str], **more: Any
+    config: Config,
+    groups: Groups,
+    affinity: np.ndarray,
+    names: Sequence[str],
+    **more: Any,  # noqa: ANN401 - anything that JSON can hold
 ) -> None:
     """Write the groups that a search has found, and why.
 

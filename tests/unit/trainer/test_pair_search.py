@@ -77,7 +77,7 @@ def test_a_search_that_was_stopped_goes_on(config_of, search_here, monkeypatch):
         started.append((session.folder.out.name, session.step))
         return train(session, interrupt if len(started) == 3 else None)
 
-    def interrupt(session, micro_batches):
+    def interrupt(session, _):
         if session.step == 2:  # after the checkpoint
             raise KeyboardInterrupt
 
@@ -121,7 +121,7 @@ def test_pairs_are_compared_on_the_split_that_is_named(config_of, search_here):
     assert not config_of("third").run.out.exists()
 
 
-def test_a_round_is_the_run_with_a_network_for_each_group(config_of, rooms_config):
+def test_a_round_is_the_run_with_a_network_for_each_group(config_of):
     config = config_of(
         "run",
         "model.init_from=[a, b, c]",
@@ -143,7 +143,7 @@ def test_a_round_is_the_run_with_a_network_for_each_group(config_of, rooms_confi
 def test_the_status_is_that_of_the_round(config_of, search_here, monkeypatch):
     config, seen = config_of("run"), []
 
-    def train(session):
+    def train(_):
         seen.append(read_status(config.run.out)["state"])
         raise KeyboardInterrupt
 

@@ -50,8 +50,8 @@ def test_an_unknown_recipe():
     (line,) = error_of(recipe="best", lr=1)
     # Other tests may have registered more.
     assert line.startswith(
-        "grouping.recipe: found 'best'; allowed: affinity, fixed, grad_tag, hoa, multitask, published, "
-        "random, single_task, tag"
+        "grouping.recipe: found 'best'; allowed: affinity, fixed, grad_tag, hoa, multitask, "
+        "published, random, single_task, tag"
     )
 
 

@@ -60,7 +60,7 @@ def test_groups_in_the_configuration(rooms_config):
         given_groups(rooms_config("grouping.recipe=fixed", f"grouping.groups={empty}"), TASKS)
 
 
-def test_groups_of_a_run(rooms_config, train_here, tmp_path):
+def test_groups_of_a_run(rooms_config, train_here):
     session = train_here(rooms_config("grouping.recipe=random", "run.steps=1"))
     run = session.folder.out
     assert not (run / "result.json").exists()
@@ -70,7 +70,9 @@ def test_groups_of_a_run(rooms_config, train_here, tmp_path):
     write(run / "result.json", other)
     assert read_groups(run, TASKS) == read_groups(run / "result.json", TASKS)
     assert read_groups(run, TASKS) == ((0, 1, 2), (3, 4, 5))
-    with pytest.raises(UserError, match=r"grouping\.groups: .*run/result\.json: task '.*' .* is not a t"):
+    with pytest.raises(
+        UserError, match=r"grouping\.groups: .*run/result\.json: task '.*' .* is not a t"
+    ):
         read_groups(run, ("a", "b"))
 
 
@@ -84,7 +86,9 @@ def test_folders_that_hold_no_groups(rooms_config, train_here, tmp_path):
     for step in (2, 3, 4):
         shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
     (run / "status.json").unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"groups: .*run: 0 of 6 tasks are decided after step 1; let"):
+    with pytest.raises(
+        UserError, match=r"groups: .*run: 0 of 6 tasks are decided after step 1; let"
+    ):
         read_groups(run, TASKS)
 
 
