@@ -20,11 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data_pipelines.shards.manifest import MANIFEST_NAME
 
+ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = Path(__file__).resolve().parent / "real"
 SIZE = 48
 KEPT_LABELS = 0.02
@@ -32,7 +32,7 @@ RICH = (
     "Attractive", "Bangs", "Black_Hair", "Eyeglasses", "Male", "Mouth_Slightly_Open", "No_Beard",
     "Young",
 )  # fmt: skip
-ALL = "evidence,affinity,published,random,multitask,single_task,tag,grad_tag"
+ALL = "evidence,affinity,published,random,multitask,single_task,tag,grad_tag,hoa"
 FEW = "evidence,affinity,published,random,multitask"  # where searches would take days
 
 

@@ -104,6 +104,30 @@ def evaluate_beside(
     return metrics, constant_sums.compute(engine.sum_over_ranks(constant_sums.vector))
 
 
+@torch.no_grad()
+def evaluate_losses(engine: Engine, batches: Iterable[Batch], heads: list[Head]) -> Tensor:
+    """Return the mean losses [N] of one head per task, NaN for tasks without labels.
+
+    They are the same on every rank. This is a collective operation: every rank must call it.
+
+    Args:
+        engine: As in `evaluate`.
+        batches: As in `evaluate`.
+        heads: As in `evaluate`.
+    """
+    module, device = engine.module, engine.accelerator.device
+    selection = module.select(heads)
+    sums = torch.zeros(2, len(module.tasks), dtype=torch.float64, device=device)
+    engine.network.eval()
+    for batch in on_device(batches, device):
+        targets = module.labels.targets(batch.scalars, batch.dense, batch.valid_rows)
+        losses = engine.network(batch.images, selection, targets)["losses"].sum(dim=1)
+        sums += torch.stack([losses, module.labels.label_counts(targets)])
+    engine.network.train()
+    losses, counts = engine.sum_over_ranks(sums)
+    return torch.where(counts > 0, losses / counts.clamp_min(1e-12), torch.nan)
+
+
 def share_constants(engine: Engine, training: Iterable[Batch]) -> Constants:
     """Return the best constants of all tasks, the same on every rank; every rank must call it.
 

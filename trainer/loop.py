@@ -236,7 +236,7 @@ def _prune(session: Session) -> None:
     session.refresh_selection()
 
 
-def _noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
+def noted(batches: Iterable[Batch], doing: str) -> Iterator[Batch]:
     """Yield the batches, and report each of them to the watchdog as progress."""
     report_progress(doing)
     for batch in batches:
@@ -258,9 +258,9 @@ def _evaluate(session: Session, with_constants: bool = False) -> Metrics:
         constants = None
         if with_constants:
             labels = label_batches(session.config, session.data)
-            constants = share_constants(session.engine, _noted(labels, activity))
+            constants = share_constants(session.engine, noted(labels, activity))
         metrics, session.constants = evaluate_beside(
-            session.engine, _noted(shown, activity), session.learner.chosen_heads(), constants
+            session.engine, noted(shown, activity), session.learner.chosen_heads(), constants
         )
     damaged.check(evaluated)
     session.log.write(session.step, "eval", metrics=metrics, **damaged.record())

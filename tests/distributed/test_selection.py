@@ -10,11 +10,12 @@ from tests.distributed.cells import PLAIN, Cell, Launch
 pytestmark = pytest.mark.distributed
 
 SHORT = ("run.steps=6", "grouping.search_every=2")
+PAIRS = ("run.steps=6", "grouping.search_steps=3")
 
 
 def both(recipe):
     """The search of one process and that of two."""
-    overrides = (f"grouping.recipe={recipe}", *SHORT)
+    overrides = (f"grouping.recipe={recipe}", *(PAIRS if recipe == "hoa" else SHORT))
     return {n: Cell(n, f"search-{recipe}", overrides) for n in (PLAIN, Launch("ddp_cpu"))}
 
 
@@ -23,7 +24,7 @@ def cells(recipe=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["tag", "grad_tag"])
+@pytest.mark.parametrize("recipe", ["tag", "grad_tag", "hoa"])
 def test_two_processes_find_what_one_finds(recipe, trained):
     found = {}
     for launch, cell in both(recipe).items():

@@ -7,19 +7,43 @@ from typing import Annotated
 
 import typer
 
-from trainer.commands.output import AsJson, echo, print_json
+from dmtg.files import check_outputs
+from trainer.commands.options import Overwrite
+from trainer.commands.output import AsJson, echo, finish, print_json
+from trainer.errors import UserError
+from trainer.json_file import write_json
 
 
 def groups(
-    run: Annotated[Path, typer.Argument(help="Folder of the run.")], as_json: AsJson = False
+    run: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file to write, which `grouping.groups` takes."),
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Print which tasks share a branch, at any time after the first log record of a run."""
+    """Print or write which tasks share a branch, from the first log record of a run on.
+
+    Another run trains these groups with grouping.recipe=fixed grouping.groups=FILE. Of tasks that
+    are not decided yet the file has the most probable branch.
+    """
     from trainer.results.groups import read_groups
     from trainer.results.text import describe_groups
 
     found = read_groups(run)
+    values = {"groups": found.groups, "decided": found.num_decided, **found.to_json()}
+    if out is not None:
+        try:
+            check_outputs([(out, "the groups")], overwrite=overwrite)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        write_json(out, values, indent=1)
+        summary = {"tasks": len(found.tasks), "decided": found.num_decided, "step": found.step}
+        finish(as_json, {"groups": str(out), **summary})
+        return
     if as_json:
-        print_json({"groups": found.groups, "decided": found.num_decided, **found.to_json()})
+        print_json(values)
         return
     echo(f"after step {found.step}")
     for line in describe_groups(found):

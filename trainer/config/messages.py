@@ -144,7 +144,8 @@ def _hint(of: Type, value: Any) -> str:  # noqa: ANN401 - any YAML value
     if tuple in origins:
         element = of.element(1000)  # none where the length is fixed
         texts = element is not None and (element.takes(str) or element.takes(Path))
-        fits = element is not None and texts == isinstance(value, str)
+        nested = element is not None and element.origin is tuple
+        fits = element is not None and not nested and texts == isinstance(value, str)
         return f"; a list is written [{value}]" if fits else ""
     if isinstance(value, bool) and origins & {str, Path}:
         return "; YAML reads yes, no, on and off as true and false unless they are in quotes"

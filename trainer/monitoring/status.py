@@ -178,10 +178,10 @@ def read_status(out: Path) -> dict[str, Any]:
     """
     status = _load(out / _NAME)
     if status is None or status["state"] == "starting":
-        search = _load(out / "search" / _NAME)
-        if search is not None and search["state"] not in ENDED:
+        search = _search_status(out / "search")
+        if search is not None:
             status = search
-            status.pop("grouping", None)  # all tasks share the branch of the search
+            status.pop("grouping", None)  # that of the search is not what it finds
     if status is None:
         raise UserError(f"{out} has no {_NAME}: no run has been started in this folder")
     updated = datetime.fromisoformat(status["updated"])
@@ -190,6 +190,15 @@ def read_status(out: Path) -> dict[str, Any]:
     if stale is not None and not _may_run(status):
         status["state"] = LOST
     return {**status, "age_seconds": round(age, 1), "stale": stale}
+
+
+def _search_status(folder: Path) -> dict[str, Any] | None:
+    """Return the status of a search, or of its newest run, that has not ended."""
+    for path in (folder, *sorted(folder.glob("round-*"), reverse=True)):
+        status = _load(path / _NAME)
+        if status is not None and status["state"] not in ENDED:
+            return status
+    return None
 
 
 def _load(path: Path) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 As in TAG (Fifty et al. 2021, section 4), a task's score in its group is the mean affinity of the
 group's other members onto it, and a grouping's score the sum over the tasks. There groups may
 overlap; here every task is trained once, so they do not. Like in its published code a group of one
-task scores -1e6, so that such groups are made only where nothing else is possible.
+task scores -1e6, so that such groups are made only where nothing else is possible. Where the score
+of a task on its own is known, as in HOA, it takes the place of that number.
 
 Legend: N tasks, G groups.
 """
@@ -19,7 +20,7 @@ MAX_EXACT = 12  # tasks; the exact search looks at 3^N pairs of sets
 _STARTS = 8
 
 
-def best_cover(affinity: np.ndarray, max_groups: int) -> Groups:
+def best_cover(affinity: np.ndarray, max_groups: int, alone: float = ALONE) -> Groups:
     """Partition the tasks into at most `max_groups` groups of the highest total score.
 
     Exact for up to `MAX_EXACT` tasks. For more, a local search: from several starts, the best
@@ -28,6 +29,7 @@ def best_cover(affinity: np.ndarray, max_groups: int) -> Groups:
     Args:
         affinity: [N,N], of the row's task onto the column's; the diagonal is not looked at.
         max_groups: At least 1.
+        alone: Score of a task that is a group of its own.
     """
     pair = affinity + affinity.T  # a grouping's score depends on both directions' sum only
     np.fill_diagonal(pair, 0.0)
@@ -35,38 +37,39 @@ def best_cover(affinity: np.ndarray, max_groups: int) -> Groups:
     if max_groups == 1 or num_tasks == 1:
         return (tuple(range(num_tasks)),)
     if num_tasks <= MAX_EXACT:
-        return groups_of_labels(_exact(pair, max_groups))
+        return groups_of_labels(_exact(pair, max_groups, alone))
     starts = [_merged(pair, max_groups)] + [
         _labels(random_groups(num_tasks, max_groups, seed), num_tasks) for seed in range(_STARTS)
     ]
-    ends = [_local_search(pair, start, max_groups) for start in starts]
-    return groups_of_labels(max(ends, key=lambda labels: cover_score(affinity, labels)).tolist())
+    ends = [_local_search(pair, start, max_groups, alone) for start in starts]
+    best = max(ends, key=lambda labels: cover_score(affinity, labels, alone))
+    return groups_of_labels(best.tolist())
 
 
-def cover_score(affinity: np.ndarray, labels: np.ndarray) -> float:
+def cover_score(affinity: np.ndarray, labels: np.ndarray, alone: float = ALONE) -> float:
     """The total score of a grouping, given as a label [N] for every task."""
     total = 0.0
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)
         inner = affinity[np.ix_(members, members)]
         size = len(members)
-        total += ALONE if size == 1 else (inner.sum() - inner.trace()) / (size - 1)
+        total += alone if size == 1 else (inner.sum() - inner.trace()) / (size - 1)
     return float(total)
 
 
-def _score(inside: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _score(inside: np.ndarray, size: np.ndarray, alone: float) -> np.ndarray:
     """Scores of groups from their members' summed pairs and their sizes; an empty one has 0."""
     several = inside / np.maximum(size - 1, 1)
-    return np.where(size > 1, several, np.where(size == 1, ALONE, 0.0))
+    return np.where(size > 1, several, np.where(size == 1, alone, 0.0))
 
 
-def _exact(pair: np.ndarray, max_groups: int) -> list[int]:
+def _exact(pair: np.ndarray, max_groups: int, alone: float) -> list[int]:
     """Dynamic programming over sets of tasks, as bit masks: one group, then the rest."""
     num_tasks = len(pair)
     everything = (1 << num_tasks) - 1
     members = (np.arange(everything + 1)[:, None] >> np.arange(num_tasks)) & 1  # [2^N,N]
     inside = np.einsum("sn,nm,sm->s", members, pair, members, optimize=True) / 2
-    score = _score(inside, members.sum(axis=1)).tolist()
+    score = _score(inside, members.sum(axis=1), alone).tolist()
     best, first_group = list(score), [list(range(everything + 1))]
     for _ in range(max_groups - 1):
         choice = _add_group(best, score)
@@ -121,7 +124,9 @@ def _merged(pair: np.ndarray, max_groups: int) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _local_search(pair: np.ndarray, labels: np.ndarray, num_groups: int) -> np.ndarray:
+def _local_search(
+    pair: np.ndarray, labels: np.ndarray, num_groups: int, alone: float
+) -> np.ndarray:
     """Make the best move of a task, or else the best exchange of two, until none is better."""
     num_tasks = len(pair)
     labels, tasks = labels.copy(), np.arange(num_tasks)
@@ -131,9 +136,10 @@ def _local_search(pair: np.ndarray, labels: np.ndarray, num_groups: int) -> np.n
         link, size = pair @ one_hot, one_hot.sum(axis=0)
         inside = (one_hot * link).sum(axis=0) / 2  # [G]
         here = link[tasks, labels]
-        without = _score(inside[labels] - here, size[labels] - 1)  # [N]
-        leaving = without - _score(inside, size)[labels]
-        joining = _score(inside + link, size + 1) - _score(inside, size)  # [N,G]
+        score = _score(inside, size, alone)  # [G]
+        without = _score(inside[labels] - here, size[labels] - 1, alone)  # [N]
+        leaving = without - score[labels]
+        joining = _score(inside + link, size + 1, alone) - score  # [N,G]
         gain = leaving[:, None] + joining
         gain[tasks, labels] = -np.inf
         task, group = np.unravel_index(int(gain.argmax()), gain.shape)

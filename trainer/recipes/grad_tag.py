@@ -26,7 +26,7 @@ from trainer.config.section import PositiveInt
 from trainer.recipes.groups import Groups, groups_of_labels
 from trainer.recipes.mean_affinity import add_affinity
 from trainer.recipes.observed_run import ObservedRun
-from trainer.recipes.searched import SearchedGroups, SearchSection
+from trainer.recipes.searched import ObservedGroups, SearchSection
 from trainer.recipes.task_losses import TaskLosses
 
 _TRAINED = 0.5  # fraction of the run after which the network counts as trained
@@ -41,7 +41,7 @@ class GradTagSection(SearchSection):
 
 
 @register_recipe("grad_tag")
-class GradTagGroups(SearchedGroups):
+class GradTagGroups(ObservedGroups):
     """Spectral clusters of the tasks by the direction of their projected gradients."""
 
     section: ClassVar[type[GroupingSection]] = GradTagSection

@@ -1,4 +1,4 @@
-"""Groups of tasks that share a branch: from a file, at random, and as the heads of a network.
+"""Groups of tasks that share a branch: from a file or a run, at random, and as heads.
 
 Legend: N tasks, K branches.
 """
@@ -18,6 +18,8 @@ from model.heads.layout import Head
 from trainer.errors import UserError
 
 Groups = tuple[tuple[int, ...], ...]  # the tasks of every branch, both ascending
+
+KEY = "grouping.groups"  # in messages
 
 
 def random_groups(num_tasks: int, num_branches: int, seed: int) -> Groups:
@@ -59,12 +61,33 @@ def grouping_of_groups(groups: Groups) -> Grouping:
 
 
 def read_groups(path: Path, tasks: Sequence[str]) -> Groups:
-    """Read the groups of a JSON file `{"groups": [["task", ...], ...]}` or of an exported model.
+    """Read the groups of a file or of a run.
+
+    Args:
+        path: A JSON file with `{"groups": [["task", ...], ...]}`, which `result.json` of a run is,
+            too; an exported model; or the folder of a run, whose result counts or else its newest
+            checkpoint.
+        tasks: Names of the tasks.
 
     Raises:
-        UserError: It cannot be read, or does not name every task exactly once.
+        UserError: They cannot be read, or do not name every task exactly once.
     """
-    names = _names(path)
+    result = path / "result.json"
+    source = result if result.is_file() else path
+    return groups_of_names(_names(source), tasks, str(source))
+
+
+def groups_of_names(names: Sequence[Sequence[str]], tasks: Sequence[str], source: str) -> Groups:
+    """Return groups of task names as groups of numbers, in the order of their first tasks.
+
+    Args:
+        names: The names of the tasks of every group.
+        tasks: Names of the tasks of the run.
+        source: Where the names are from, for messages.
+
+    Raises:
+        UserError: They do not name every task exactly once, or a group is empty.
+    """
     position = {name: index for index, name in enumerate(tasks)}
     listed = [name for group in names for name in group]
     times = Counter(listed)
@@ -76,31 +99,63 @@ def read_groups(path: Path, tasks: Sequence[str]) -> Groups:
     for error, wrong in errors.items():
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise UserError(f"grouping.groups: {path}: task {wrong[0]!r}{more} {error}")
+            raise UserError(f"{KEY}: {source}: task {wrong[0]!r}{more} {error}")
+    if not all(names):
+        raise UserError(f"{KEY}: {source}: group {list(map(len, names)).index(0)} is empty")
     return tuple(sorted(tuple(sorted(position[name] for name in group)) for group in names))
 
 
-def _names(path: Path) -> list[list[str]]:
+def _names(path: Path) -> Sequence[Sequence[str]]:
+    if path.is_dir():
+        return _names_of_run(path)
     if path.suffix == ".safetensors":
         from model.bundle import BundleError, load_pruned
 
         try:
             return load_pruned(path).groups
         except BundleError as error:
-            raise UserError(f"grouping.groups: {error}") from None
+            raise UserError(f"{KEY}: {error}") from None
     try:
-        tree = json.loads(path.read_text())
+        tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"grouping.groups: {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"grouping.groups: {path} is not JSON: {error}") from None
+        raise UserError(f"{KEY}: {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{KEY}: {path} is not JSON: {error}") from None
     groups = tree.get("groups") if isinstance(tree, dict) else None
     if isinstance(groups, list) and all(map(_is_group, groups)):
         return groups
     raise UserError(
-        f'grouping.groups: {path} must hold {{"groups": [["task", ...], ...]}} without an empty '
-        "group"
+        f'{KEY}: {path} must hold {{"groups": [["task", ...], ...]}} without an empty group'
     )
+
+
+def _names_of_run(run: Path) -> Sequence[Sequence[str]]:
+    """Return the groups of the newest checkpoint in a run folder.
+
+    Raises:
+        UserError: It holds no run, or the branch of a task is not decided yet.
+    """
+    from trainer.checkpoints.checkpoint import load_grouping, newest_checkpoint
+
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{KEY}: {run} holds no run (config.yaml is missing)")
+    try:
+        checkpoint = newest_checkpoint(run / "checkpoints")
+        if checkpoint is None:
+            raise UserError(f"{run} has no result.json and no checkpoint yet")
+        progress, tensors = load_grouping(checkpoint)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from None
+    tasks, alive = [str(task["name"]) for task in progress.network["tasks"]], tensors["alive"]
+    decided = int((alive.sum(dim=1) == 1).sum())
+    if decided < len(tasks):
+        raise UserError(
+            f"{KEY}: {run}: {decided} of {len(tasks)} tasks are decided after step "
+            f"{progress.step}; let the run end, or take the most probable branches with "
+            f"`dmtg groups {run} --out FILE`"
+        )
+    labels = alive.int().argmax(dim=1).tolist()
+    return [[tasks[task] for task in group] for group in groups_of_labels(labels)]
 
 
 def _is_group(value: object) -> bool:

@@ -15,12 +15,12 @@ from trainer.recipes.cover import best_cover
 from trainer.recipes.groups import Groups
 from trainer.recipes.mean_affinity import add_affinity
 from trainer.recipes.observed_run import ObservedRun
-from trainer.recipes.searched import SearchedGroups, SearchSection
+from trainer.recipes.searched import ObservedGroups, SearchSection
 from trainer.recipes.task_losses import TaskLosses
 
 
 @register_recipe("tag")
-class TagGroups(SearchedGroups):
+class TagGroups(ObservedGroups):
     """The groups of the highest mean affinity."""
 
     @staticmethod

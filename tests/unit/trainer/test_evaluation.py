@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data_pipelines.reading.loader import eval_loader
 from data_pipelines.shards.manifest import Manifest
@@ -7,7 +10,13 @@ from model.subset import subset
 from trainer.builders import build_network
 from trainer.engines.accelerator import make_accelerator
 from trainer.engines.engine import Engine
-from trainer.evaluation import MetricSums, evaluate, evaluate_pruned, task_targets
+from trainer.evaluation import (
+    MetricSums,
+    evaluate,
+    evaluate_losses,
+    evaluate_pruned,
+    task_targets,
+)
 from trainer.run_data import open_manifest
 from trainer.tasks import label_requests, resolve_tasks
 
@@ -66,3 +75,27 @@ def test_pruned_network_scores_as_its_heads_do_in_the_large_one(engine, rooms):
 def test_a_task_that_saw_no_label_is_left_out(engine):
     sums = MetricSums(engine.module.tasks)
     assert sums.compute(sums.vector) == {}
+
+
+def test_losses_are_means_over_the_labels_of_the_split(engine, rooms):
+    module = engine.module
+    tasks = [task.name for task in module.tasks]
+    losses = evaluate_losses(engine, batches(rooms, module.tasks, batch_size=5), HEADS)
+    assert module.training  # as it was before
+    other = evaluate_losses(engine, batches(rooms, module.tasks, batch_size=12), HEADS)
+    assert losses.tolist() == pytest.approx(other.tolist(), rel=1e-5)
+    values = []
+    for batch in batches(rooms, module.tasks, batch_size=12):
+        with torch.no_grad():
+            outputs = module.eval()(batch.images, module.select(HEADS))["predictions"]
+        target, mask = task_targets(module, batch)["has_sphere"]
+        logits = outputs["has_sphere"][mask, 0].double()
+        values += binary_cross_entropy_with_logits(
+            logits, target[mask].double(), reduction="none"
+        ).tolist()
+    assert losses[tasks.index("has_sphere")] == pytest.approx(sum(values) / len(values), rel=1e-5)
+    (batch,) = batches(rooms, module.tasks, batch_size=64)
+    rows = batch.valid_rows.clone()
+    rows[tasks.index("has_sphere")] = False
+    bare = evaluate_losses(engine, [replace(batch, valid_rows=rows)], HEADS)
+    assert [name for name, loss in zip(tasks, bare, strict=True) if loss.isnan()] == ["has_sphere"]

@@ -50,8 +50,8 @@ def test_an_unknown_recipe():
     (line,) = error_of(recipe="best", lr=1)
     # Other tests may have registered more.
     assert line.startswith(
-        "grouping.recipe: found 'best'; allowed: affinity, evidence, fixed, grad_tag, multitask, published, "
-        "random, single_task, tag"
+        "grouping.recipe: found 'best'; allowed: affinity, evidence, fixed, grad_tag, hoa, "
+        "multitask, published, random, single_task, tag"
     )
 
 
@@ -61,7 +61,29 @@ def test_values_of_a_recipe_are_checked_with_the_others():
         "grouping.lr: found -1; allowed: a number above 0",
         "grouping.temperature.shape: found 'x'; allowed: linear or exponential",
     ]
-    assert error_of(recipe="fixed") == ["grouping.groups: required and not given; allowed: a path"]
+    assert error_of(recipe="fixed") == [
+        "grouping.groups: required and not given; allowed: a path or a list of groups, such as "
+        "[[task1, task3], [task2]]"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "found"),
+    [(3, "3"), (["a", "b"], "['a', 'b']"), ([["a", 3]], "[['a', 3]]"), ({"a": 1}, "{a: 1}")],
+)
+def test_what_is_no_path_and_no_list_of_groups(groups, found):
+    assert error_of(recipe="fixed", groups=groups) == [
+        f"grouping.groups: found {found}; allowed: a path or a list of groups, such as "
+        "[[task1, task3], [task2]]"
+    ]
+
+
+def test_groups_in_the_configuration_round_trip():
+    section = config_of(recipe="fixed", groups=[["a", "b"], ["c"]]).grouping
+    assert section.groups == (("a", "b"), ("c",))
+    assert config_of(**yaml.safe_load(yaml.safe_dump(section.model_dump(mode="json")))) == (
+        config_of(recipe="fixed", groups=[["a", "b"], ["c"]])
+    )
 
 
 def test_a_value_in_place_of_the_section():
@@ -86,6 +108,7 @@ SECTIONS = {
     "single_task": {},
     "tag": {"search_every": 3},
     "grad_tag": {"search_steps": 7, "projection": 8},
+    "hoa": {"search_steps": 7, "search_split": "test"},
 }
 
 

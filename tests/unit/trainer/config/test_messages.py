@@ -18,7 +18,7 @@ TREE = {
 COUNT = "a whole number from 1 to 10^12"
 SIZE = "[height, width], two whole numbers from 1 to 4096, or one number for both"
 ENCODERS = "backbone, mlp, residual64, timm, xception"
-RECIPES = "affinity, evidence, fixed, grad_tag, multitask, published, random, single_task, tag"
+RECIPES = "affinity, evidence, fixed, grad_tag, hoa, multitask, published, random, single_task, tag"
 SAMPLERS = "diagonal, gumbel, gumbel_per_sample, relaxed_one_hot, softmax, straight_through"
 KINDS = "binary, dense_classification, dense_regression, multiclass, regression"
 # Words of pydantic, of Python and of this program's classes.
@@ -145,7 +145,8 @@ WRONG = [
      "backbone, mlp, residual64, timm or xception"),
     ("model.encoder=null", "model.encoder.name: required and not given; allowed: backbone, mlp, "
      "residual64, timm or xception"),
-    ("grouping.recipe=fixed", "grouping.groups: required and not given; allowed: a path"),
+    ("grouping.recipe=fixed", "grouping.groups: required and not given; allowed: a path or a list "
+     "of groups, such as [[task1, task3], [task2]]"),
     ("optim.schedule={gamma: 0.1}", "optim.schedule.name: required and not given; allowed: "
      "constant, cosine, multistep, plateau"),
     ("data.shards=null", "data.shards: required by data.source 'shards' and not given"),

@@ -49,6 +49,49 @@ def test_random_groups_leave_no_branch_empty(num_tasks, num_branches):
     assert random_groups(num_tasks, num_branches, 3) == random_groups(num_tasks, num_branches, 3)
 
 
+def test_groups_in_the_configuration(rooms_config):
+    listed = f"[[{TASKS[5]}, {TASKS[1]}], [{', '.join((TASKS[0], *TASKS[2:5]))}]]"
+    config = rooms_config("grouping.recipe=fixed", f"grouping.groups={listed}")
+    assert given_groups(config, TASKS) == ((0, 2, 3, 4), (1, 5))
+    with pytest.raises(UserError, match=r"groups: the configuration: task 'other' is not a task"):
+        given_groups(rooms_config("grouping.recipe=fixed", "grouping.groups=[[other]]"), TASKS)
+    empty = f"[[{', '.join(TASKS)}], []]"
+    with pytest.raises(UserError, match=r"grouping\.groups: the configuration: group 1 is empty"):
+        given_groups(rooms_config("grouping.recipe=fixed", f"grouping.groups={empty}"), TASKS)
+
+
+def test_groups_of_a_run(rooms_config, train_here):
+    session = train_here(rooms_config("grouping.recipe=random", "run.steps=1"))
+    run = session.folder.out
+    assert not (run / "result.json").exists()
+    expected = random_groups(6, 3, seed=5)
+    assert read_groups(run, TASKS) == expected, "of the newest checkpoint"
+    other = [list(TASKS[3:]), list(TASKS[:3])]
+    write(run / "result.json", other)
+    assert read_groups(run, TASKS) == read_groups(run / "result.json", TASKS)
+    assert read_groups(run, TASKS) == ((0, 1, 2), (3, 4, 5))
+    with pytest.raises(
+        UserError, match=r"grouping\.groups: .*run/result\.json: task '.*' .* is not a t"
+    ):
+        read_groups(run, ("a", "b"))
+
+
+def test_folders_that_hold_no_groups(rooms_config, train_here, tmp_path):
+    with pytest.raises(UserError, match=r"grouping\.groups: .* holds no run \(config\.yaml is mis"):
+        read_groups(tmp_path, TASKS)
+    overrides = ("grouping.recipe=published", "run.steps=4", "run.checkpoint_every=1")
+    session = train_here(rooms_config(*overrides, "run.keep_last=9", "pruning.every=1"))
+    run = session.folder.out
+    assert len(read_groups(run, TASKS)) <= 3
+    for step in (2, 3, 4):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:09d}")
+    (run / "status.json").unlink(missing_ok=True)
+    with pytest.raises(
+        UserError, match=r"groups: .*run: 0 of 6 tasks are decided after step 1; let"
+    ):
+        read_groups(run, TASKS)
+
+
 def test_random_groups_are_uniform():
     """Two given tasks of many share one of four branches in a quarter of the draws."""
     together = Counter()
@@ -90,6 +133,9 @@ def test_files_that_are_no_groups(tmp_path):
     (tmp_path / "text.json").write_text("a, b")
     with pytest.raises(UserError, match=r"text\.json is not JSON"):
         read_groups(tmp_path / "text.json", ("a",))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"deep\.json is not JSON"):
+        read_groups(tmp_path / "deep.json", ("a",))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from trainer.recipes.learner import GroupLearner
 from trainer.recipes.searched import SearchedGroups
 
 BUILT_IN = (
-    "affinity", "evidence", "fixed", "grad_tag", "multitask", "published", "random", "single_task", "tag",
+    "affinity", "evidence", "fixed", "grad_tag", "hoa", "multitask", "published", "random",
+    "single_task", "tag",
 )  # fmt: skip
 ROOT = Path(trainer.recipes.__file__).parents[2]
 
@@ -36,7 +37,8 @@ def test_every_recipe_has_a_module_and_every_module_at_most_one():
 def test_the_facts_of_a_recipe(name):
     recipe = RECIPES[name]
     assert issubclass(recipe, GroupLearner) and issubclass(recipe.section, GroupingSection)
-    assert recipe.searches == issubclass(recipe, SearchedGroups) == (name in ("tag", "grad_tag"))
+    searching = ("tag", "grad_tag", "hoa")
+    assert recipe.searches == issubclass(recipe, SearchedGroups) == (name in searching)
     assert recipe.groups_given == issubclass(recipe, GivenGroups)
     assert recipe.groups_given == (name not in ("affinity", "evidence", "published"))
     assert recipe.collects_gradient_statistics == (name in ("affinity", "evidence"))

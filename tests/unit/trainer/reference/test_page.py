@@ -26,6 +26,7 @@ CHOICES = {
     "Recipe `affinity`": "grouping.recipe=affinity",
     "Recipe `fixed`": "grouping={recipe: fixed, groups: groups.json}",
     "Recipe `grad_tag`": "grouping.recipe=grad_tag",
+    "Recipe `hoa`": "grouping.recipe=hoa",
     "Recipe `multitask`": "grouping.recipe=multitask",
     "Recipe `published`": "grouping.recipe=published",
     "Recipe `random`": "grouping.recipe=random",
