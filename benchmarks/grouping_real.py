@@ -4,8 +4,8 @@ python benchmarks/grouping_real.py PROBLEM --out runs/real [--celeba DIR] [--see
 
 Makes the shards of a problem once, and trains all recipes with `dmtg compare`: with each seed they
 have the same initial weights and batches. Prints the verdict, and writes the tables to
-OUT/PROBLEM-kK. --celeba is the folder of the official download. docs/real_problems.md describes
-the problems.
+OUT/PROBLEM. --celeba is the folder of the official download. docs/real_problems.md describes the
+problems.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ class Problem:
     Attributes:
         config: Configuration file.
         shards: Makes the shards in a folder, from the folder of all data and that of CelebA.
-        branches: Numbers of branches; one comparison for each.
+        data: Name of their folder.
+        branches: Numbers of branches that are compared.
         recipes: As `dmtg compare --recipes`.
         overrides: `section.key=value` for all runs.
     """
 
     config: Path
     shards: Callable[[Path, Path, Path | None], None]
-    branches: tuple[int, ...]
+    data: str
+    branches: str
     recipes: str = ALL
     overrides: tuple[str, ...] = ()
 
@@ -127,20 +129,21 @@ def few_label_shards(out: Path, data: Path, celeba: Path | None) -> None:
 
 PROBLEMS = {
     "celeba9": Problem(
-        CONFIGS / "celeba.yaml", celeba_shards, (2, 3, 4), overrides=("tasks.preset=celeba9",)
+        CONFIGS / "celeba.yaml", celeba_shards, "celeba", "2,3,4",
+        overrides=("tasks.preset=celeba9",),
     ),
-    "celeba40": Problem(CONFIGS / "celeba.yaml", celeba_shards, (4, 8), FEW),
-    "domains": Problem(CONFIGS / "domains.yaml", mixed_shards, (4,), FEW),
-    "few_labels": Problem(CONFIGS / "few_labels.yaml", few_label_shards, (4,), FEW),
+    "celeba40": Problem(CONFIGS / "celeba.yaml", celeba_shards, "celeba", "4,8", FEW),
+    "domains": Problem(CONFIGS / "domains.yaml", mixed_shards, "domains", "4", FEW),
+    "few_labels": Problem(CONFIGS / "few_labels.yaml", few_label_shards, "few_labels", "4", FEW),
     "icons": Problem(
-        ROOT / "experiments" / "icons.yaml", synthetic_shards("icons"), (4,), FEW
+        ROOT / "experiments" / "icons.yaml", synthetic_shards("icons"), "icons", "4", FEW
     ),
     "rooms": Problem(
-        ROOT / "experiments" / "demo.yaml", synthetic_shards("rooms"), (3,),
+        ROOT / "experiments" / "demo.yaml", synthetic_shards("rooms"), "rooms", "3",
         overrides=("run.steps=300", "run.checkpoint_every=300", "eval.every=300"),
     ),
     "digits": Problem(
-        ROOT / "experiments" / "digits.yaml", synthetic_shards("digits"), (2,),
+        ROOT / "experiments" / "digits.yaml", synthetic_shards("digits"), "digits", "2",
         overrides=("run.steps=600", "run.checkpoint_every=600", "eval.every=600"),
     ),
 }  # fmt: skip
@@ -161,19 +164,17 @@ def main() -> None:
     parser.add_argument("--celeba", type=Path, help="folder of the official download")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--recipes", help="instead of those of the problem")
-    parser.add_argument("--k", type=int, action="append", help="instead of those of the problem")
+    parser.add_argument("--k", help="numbers of branches instead of those of the problem")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for all runs")
     given = parser.parse_args()
     problem, out = PROBLEMS[given.problem], given.out.resolve()
-    shards = out / "data" / ("celeba" if given.problem == "celeba9" else given.problem)
-    if given.problem == "celeba40":
-        shards = out / "data" / "celeba"
+    shards = out / "data" / problem.data
     make_once(shards, lambda folder: problem.shards(folder, out / "data", given.celeba))
-    for branches in given.k or problem.branches:
-        dmtg(
-            *("compare", problem.config, "--out", out / f"{given.problem}-k{branches}"),
-            *("--recipes", given.recipes or problem.recipes, "--seeds", given.seeds),
-            *(f"data.shards={shards}", f"model.branches={branches}", *problem.overrides),
-        )
+    dmtg(
+        *("compare", problem.config, "--out", out / given.problem, "--seeds", given.seeds),
+        *("--recipes", given.recipes or problem.recipes, "--k", given.k or problem.branches),
+        *(f"data.shards={shards}", *problem.overrides, *given.overrides),
+    )
 
 
 if __name__ == "__main__":
