@@ -20,7 +20,7 @@ def test_probabilities_and_affinities_are_written_with_three_digits(tmp_path):
     file.probabilities(5, PROBABILITIES)
     file.probabilities(7, PROBABILITIES)  # the last step of a run, between two records
     file.probabilities(10, torch.eye(3)[:2])  # each task is certain
-    file.affinity(8, np.array([[1.0, 0.12345], [0.12345, 1.0]]))
+    file.pairs(8, "affinity", np.array([[1.0, 0.12345], [0.12345, 1.0]]))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 5, "kind": "probabilities", "probabilities": [[0.333, 0.667, 0.0]]},
         {"step": 8, "kind": "affinity", "affinity": [[1.0], [0.123, 1.0]]},
