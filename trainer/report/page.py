@@ -41,6 +41,7 @@ _SCRIPTS = (
     "table.js",
     "summary.js",
     "grouping.js",
+    "evidence.js",
     "affinity.js",
     "training.js",
     "tasks.js",

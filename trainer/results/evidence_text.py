@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from model.grouping.margin import SIGNIFICANT
@@ -17,8 +17,13 @@ _LEAST_TASKS = 12  # shown of more tasks
 
 
 def describe_evidence(groups: RunGroups) -> list[str]:
+    """Return the sentences of `evidence_sentences` as lines."""
+    return [line for sentence in evidence_sentences(groups) for line in wrapped(sentence)]
+
+
+def evidence_sentences(groups: RunGroups) -> list[str]:
     """Return a sentence about the margins of all tasks, and one about the groups of the start."""
-    lines = []
+    sentences = []
     known = [task.evidence for task in groups.tasks if task.evidence.significant is not None]
     if known:
         better, worse = sum(e.significant is True for e in known), sum(e.worse for e in known)
@@ -26,15 +31,16 @@ def describe_evidence(groups: RunGroups) -> list[str]:
             f"margins: {better} of {counted(len(known), 'task')}: the chosen branch is better "
             f"than the best other one beyond chance ({SIGNIFICANT:g} standard errors)"
         )
-        lines += wrapped(sentence + (f"; {worse}: the best other one is better" if worse else ""))
+        sentences.append(sentence + (f"; {worse}: it is worse beyond chance" if worse else ""))
     if groups.start_agreement is not None:
-        lines += wrapped(_describe_agreement(groups.start_agreement))
-    return lines
+        sentences.append(_describe_agreement(groups.start_agreement))
+    return sentences
 
 
 def _describe_agreement(agreement: float) -> str:
+    shown = round(agreement, 2) + 0.0  # no negative zero
     agree = (
-        f"groups from resampled steps of the warm-up agree with them at {agreement:.2f} "
+        f"groups from resampled steps of the warm-up agree with them at {shown:.2f} "
         "(adjusted Rand index, 1 = always the same)"
     )
     if is_firm(agreement):
@@ -82,14 +88,18 @@ def evidence_columns(
     return {header: cells for header, cells in columns.items() if any(cells)}
 
 
-def describe_columns(columns: Collection[str]) -> list[str]:
-    """Return what the columns of `evidence_columns` are."""
+def describe_columns(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return what the columns of `evidence_columns` are, as far as a table has them."""
+    margin = "how far the loss is below that on the best other branch"
+    if any(cell.startswith("(") for cell in columns.get("margin", ())):
+        margin += "; in brackets: maybe by chance"
     meanings = {
-        "margin": "the loss is lower than on the best other branch by this; (maybe by chance)",
+        "margin": margin,
         "error": "standard error of the margin",
-        "firm": "how much of the group is the same over resampled steps, from 0 to 1",
+        "firm": "how much of the task's group is the same over resampled steps, 0 to 1",
     }
-    return [f"  {name}: {text}" for name, text in meanings.items() if name in columns]
+    lines = [f"{name}: {text}" for name, text in meanings.items() if name in columns]
+    return [part for line in lines for part in wrapped(line, "  ", "    ")]
 
 
 def _margin(evidence: TaskEvidence) -> str:

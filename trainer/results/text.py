@@ -75,7 +75,7 @@ def _next_comparison(result: RunResult, run: str) -> list[str]:
     if agreement is None or is_firm(agreement):
         return []
     recipes = f"{result.recipe},random"
-    return [f"       dmtg compare {run}/config.yaml --recipes {recipes} --out {run}/compare"]
+    return [f"       dmtg compare {run}/config.yaml --recipes {recipes} --out {run}-compare"]
 
 
 def describe_scores(
