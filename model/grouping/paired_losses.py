@@ -161,19 +161,22 @@ class PairedLosses:
         self._heads, self._gone = self._heads[:, :, keep], self._gone[:, :, keep]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds: nothing before the first step."""
+        """Return what a checkpoint holds: nothing before the first step, and finite numbers."""
         if not self._steps:
             return {}
+        known = self._gone[:1].isfinite()
+        gone = torch.cat([torch.where(known, self._gone, 0.0), known.to(self._gone)])
         steps = torch.tensor(self._steps)
-        return {"pairs": self._pairs, "heads": self._heads, "gone": self._gone, "steps": steps}
+        return {"pairs": self._pairs, "heads": self._heads, "gone": gone, "steps": steps}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `tensors` returned."""
         device = self._pairs.device
         self._steps = int(tensors["steps"])
-        self._pairs, self._heads, self._gone = (
+        self._pairs, self._heads, gone = (
             tensors[name].to(device) for name in ("pairs", "heads", "gone")
         )
+        self._gone = torch.where(gone[3:] > 0, gone[:3], torch.inf)
 
 
 def _best(rivals: Tensor) -> Tensor:

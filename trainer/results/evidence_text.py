@@ -90,9 +90,9 @@ def evidence_columns(
 
 def describe_columns(columns: Mapping[str, Sequence[str]]) -> list[str]:
     """Return what the columns of `evidence_columns` are, as far as a table has them."""
-    margin = "how far the loss is below that on the best other branch"
+    margin = "loss below that of the best other branch"
     if any(cell.startswith("(") for cell in columns.get("margin", ())):
-        margin += "; in brackets: maybe by chance"
+        margin += "; in brackets: may be chance"
     meanings = {
         "margin": margin,
         "error": "standard error of the margin",

@@ -38,8 +38,9 @@ function evidenceMeanings({ margin, firmness, errors }) {
 function evidenceTable(run) {
   const { margin, error, significant, firmness, errors } = run.evidence;
   const half = (task) => (error[task] === null ? null : errors * error[task]);
-  const ends = margin.map((value, task) => (value === null ? 0 : Math.abs(value) + (half(task) ?? 0)));
-  const widest = Math.max(0, ...ends);
+  // A few tasks with large errors must not make the others too small to be seen.
+  const ends = margin.flatMap((value, task) => (value === null ? [] : [Math.abs(value) + (half(task) ?? 0)]));
+  const widest = 1.5 * (ends.sort((a, b) => a - b)[Math.floor(ends.length / 2)] ?? 0);
   const columns = [
     { title: "Task", value: (task) => run.specs[task].name, cell: nameButton },
     { title: "Branch", number: true, value: (task) => run.chosen[task], cell: (task) => String(run.chosen[task]) },
