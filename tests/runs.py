@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.grouping.paired_losses import PREFIX, PairedLosses
 from model.tasks.spec import TaskSpec
 from trainer.builders import build_network
 from trainer.checkpoints.checkpoint import Checkpoint, Progress, save_checkpoint
@@ -15,6 +16,7 @@ from trainer.config.config import Config
 from trainer.config.loading import parse_config
 
 STEPS, EVERY = 60, 5
+FIRMNESS, AGREEMENT = 0.9, 0.4  # of every task, of all groups
 
 
 def run_config(out: Path, branches: int, seed: int = 0, recipe: str = "affinity") -> Config:
@@ -43,7 +45,8 @@ def write_run(
 
     Args:
         errors: Primary metric of each task in the last evaluation; else 0.1.
-        recorded: Whether it has a `grouping.jsonl`, with affinity 0.8 within groups and 0.2 else.
+        recorded: Whether it has a `grouping.jsonl`, with affinity 0.8 within groups and 0.2 else,
+            co-assignment 0.95 and 0.05; and evidence, see `_evidence`.
     """
     config = run_config(out, branches, seed, recipe)
     out.mkdir(parents=True)
@@ -68,7 +71,7 @@ def write_run(
     _write_lines(out / "timing.jsonl", [_timing(step) for step in range(EVERY, STEPS + 1, EVERY)])
     if recorded:
         _write_lines(out / "grouping.jsonl", list(_grouping(len(tasks), branches)))
-    _write_checkpoint(out, config, tuple(tasks))
+    _write_checkpoint(out, config, tuple(tasks), recorded)
     return out
 
 
@@ -79,9 +82,11 @@ def probability_at(step: int, branches: int) -> float:
 
 def _grouping(num_tasks: int, branches: int):
     own = np.arange(num_tasks) % branches
-    same = np.where(own[:, None] == own[None, :], 0.8, 0.2)
-    rows = [row[: n + 1].tolist() for n, row in enumerate(same)]
-    yield {"step": 7, "kind": "affinity", "affinity": rows}
+    same = own[:, None] == own[None, :]
+    for kind, within, between in (("affinity", 0.8, 0.2), ("co_assignment", 0.95, 0.05)):
+        values = np.where(same, within, between)
+        rows = [row[: n + 1].tolist() for n, row in enumerate(values)]
+        yield {"step": 7, "kind": kind, kind: rows}
     for step in range(EVERY, STEPS + 1, EVERY):
         high = probability_at(step, branches)
         values = np.full((num_tasks, branches), (1 - high) / max(1, branches - 1))
@@ -99,7 +104,26 @@ def _timing(step: int) -> dict:
     }  # fmt: skip
 
 
-def _write_checkpoint(out: Path, config: Config, tasks: tuple[TaskSpec, ...]) -> None:
+def _evidence(own: torch.Tensor, branches: int) -> dict[str, torch.Tensor]:
+    """Evidence as a checkpoint has it: the loss on a task's branch is 0.6, and 0.8 on the others.
+
+    The margin is thus about 25 %. The differences of every second task vary by 0.1 from step to step,
+    those of the others by 2: of these one cannot say that the branch is better.
+    """
+    losses = PairedLosses(len(own), branches, torch.device("cpu"))
+    noise = torch.tensor([0.1, 2.0])[torch.arange(len(own)) % 2]
+    alive = torch.ones(len(own), branches, dtype=torch.bool)
+    for step in range(2 * STEPS):
+        row = (0.8 + (-1) ** step * noise)[:, None].repeat(1, branches)
+        row[torch.arange(len(own)), own] = 0.6
+        losses.add(row, torch.ones(len(own)), alive)
+    firmness = torch.tensor([*(len(own) * [FIRMNESS]), AGREEMENT])
+    return {"firmness": firmness, **{PREFIX + n: value for n, value in losses.tensors().items()}}
+
+
+def _write_checkpoint(
+    out: Path, config: Config, tasks: tuple[TaskSpec, ...], recorded: bool
+) -> None:
     network = build_network(config, tasks)
     own = torch.arange(len(tasks)) % config.model.branches
     alive = torch.nn.functional.one_hot(own, config.model.branches).bool()
@@ -108,6 +132,8 @@ def _write_checkpoint(out: Path, config: Config, tasks: tuple[TaskSpec, ...]) ->
     )
     state = NamedState(network.state_dict(), {"exp_avg": {}, "exp_avg_sq": {}}, STEPS)
     grouping = {"logits": torch.zeros(alive.shape), "alive": alive}
+    if recorded:
+        grouping |= _evidence(own, config.model.branches)
     save_checkpoint(out / "checkpoints", Checkpoint(progress, state, grouping), keep_last=1)
 
 

@@ -184,7 +184,8 @@ class Trainer:
         from trainer.results.result import RunResult
 
         num_steps = int(read_status(self.run).get("num_steps", stop.step))
-        return RunResult(self.run, stop.step, num_steps, self.branches, {}, {}, (), stop.cause)
+        recipe, branches = self.config.grouping.recipe, self.branches
+        return RunResult(self.run, recipe, stop.step, num_steps, branches, {}, {}, (), stop.cause)
 
     def evaluate(self, shards: str | Path | None = None, *, split: str | None = None) -> Evaluation:
         """Evaluate the newest checkpoint's pruned model beside the best constant predictions.

@@ -186,7 +186,7 @@ def _log_step(session: Session, result: StepResult, micro_batches: list[Batch]) 
         **session.guard.record(),
     }
     network = (session.engine.module, session.selection, micro_batches)
-    groups = groups_of(step, [task.name for task in session.tasks], grouping)
+    groups = groups_of(step, [task.name for task in session.tasks], session.learner)
     status = {**values, "losses": per_task, "grouping": groups.to_json()}
     pace = session.monitor.report(step, session.num_steps, network, status)
     progress = session.monitor.progress(step)

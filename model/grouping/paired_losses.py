@@ -1,49 +1,26 @@
 """Differences between the losses of a task's heads on the same batches, with standard errors.
 
 Every step adds its losses, weighted by the number of labels. The weight of a step also grows with
-a power of its number, so that about the last third of the steps counts: the branches change.
+the fifth power of its number, so that the last third of the steps has nine tenths of the weight:
+the branches change.
 
 Legend: N tasks, K branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-SIGNIFICANT = 3.0  # standard errors from which a difference is no chance
-_RECENT = 4  # the power of its number that weights a step
+from model.grouping.margin import Margin
+
+_RECENT = 4  # step t has the weight t (t + 1) ... (t + _RECENT)
 _FEWEST = 8.0  # steps of equal weight that a standard error needs
-_PAIRS = ("weight", "square_weight", "difference", "square_difference", "variation")
+_PAIRS = ("weight", "square_weight", "loss", "difference", "square_difference", "variation")
 
-
-@dataclass(frozen=True)
-class Margin:
-    """How much better a task's head is than the best of its other heads, in the task's loss.
-
-    Attributes:
-        mean: Mean difference of the losses on the same batches; above zero the head is better.
-        standard_error: Of this mean.
-        loss: Mean loss of the head on these batches.
-    """
-
-    mean: float
-    standard_error: float
-    loss: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the head is better beyond chance."""
-        return self.mean > SIGNIFICANT * self.standard_error
-
-    @property
-    def relative(self) -> float:
-        """The mean as a fraction of the other head's loss."""
-        other = self.loss + self.mean
-        return self.mean / other if other > 0 else 0.0
+PREFIX = "paired_losses."  # of the names of their tensors in a checkpoint
 
 
 class PairedLosses:
@@ -58,10 +35,35 @@ class PairedLosses:
     def __init__(self, num_tasks: int, num_branches: int, device: torch.device) -> None:
         shape = (num_tasks, num_branches)
         self._steps = 0
-        self._pairs = torch.zeros(len(_PAIRS), *shape, num_branches, device=device)
+        # Without memory before the first step: given groups have none, and perhaps a branch for
+        # each of a thousand tasks.
+        zero = torch.zeros((), device=device)
+        self._pairs = zero.expand(len(_PAIRS), *shape, num_branches)
         self._heads = torch.zeros(2, *shape, device=device)  # weight, and weighted loss
-        # Of every head against the best of the branches that are gone: mean, standard error.
-        self._gone = torch.full((2, *shape), torch.inf, device=device)
+        # Of every head against the best of the branches that are gone: mean, standard error, and
+        # the loss of the other.
+        self._gone = torch.full((3, *shape), torch.inf, device=device)
+
+    @classmethod
+    def of_checkpoint(
+        cls, tensors: Mapping[str, Tensor], shape: tuple[int, int], device: torch.device
+    ) -> PairedLosses:
+        """Return those of a checkpoint, without any step if it has none.
+
+        Args:
+            tensors: By name; those of `tensors` with `PREFIX` before their names.
+            shape: N and K.
+            device: Of the losses.
+        """
+        paired = {
+            name.removeprefix(PREFIX): value
+            for name, value in tensors.items()
+            if name.startswith(PREFIX)
+        }
+        losses = cls(*shape, device)
+        if paired:
+            losses.load(paired)
+        return losses
 
     def add(self, losses: Tensor, label_counts: Tensor, alive: Tensor) -> None:
         """Add the losses of a step.
@@ -82,15 +84,17 @@ class PairedLosses:
         weight = weight[:, :, None] * known[:, None, :]
         difference = losses[:, :, None] - losses[:, None, :]
         # Sums with squared weights lose the square of the past weight.
-        fades = torch.stack([live, live**2, live, live**2, live**2])
+        fades = torch.stack([live, live**2, live, live, live**2, live**2])
         square = weight**2
-        added = [weight, square, weight * difference, square * difference, square * difference**2]
+        weighted = weight * losses[:, :, None]
+        added = [weight, square, weighted, weight * difference]
+        added += [square * difference, square * difference**2]
         self._pairs = self._pairs * fades + torch.stack(added)
 
     def losses(self) -> Tensor:
         """Return the mean losses [N,K]; NaN for a head without any."""
         weight, total = self._heads
-        return torch.where(weight > 0, total / weight.clamp_min(1e-12), torch.nan)
+        return torch.where(weight > 0, total / weight, torch.nan)
 
     def compare(self, branches: Tensor) -> tuple[Tensor, Tensor]:
         """Return by how much the losses of all heads are above that of one head of each task.
@@ -102,13 +106,20 @@ class PairedLosses:
             Mean difference and standard error, both [N,K]. The error is infinite for a pair that
             was not computed often enough, and that of the head itself is zero.
         """
+        mean, error, _ = self._compare(branches)
+        return mean, error
+
+    def _compare(self, branches: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `compare` does, and the mean losses of all heads on the same batches."""
         index = branches[None, :, None, None].expand(len(_PAIRS), -1, self._pairs.shape[2], 1)
-        weight, square_weight, difference, square, variation = self._pairs.gather(3, index)[..., 0]
+        sums = self._pairs.gather(3, index)[..., 0]
+        weight, square_weight, loss, difference, square, variation = sums
         mean = difference / weight.clamp_min(1e-12)
         steps = weight**2 / square_weight.clamp_min(1e-12)
         spread = (variation - 2 * mean * square + mean**2 * square_weight).clamp_min(0.0)
         error = spread.sqrt() / weight.clamp_min(1e-12) * (steps / (steps - 1).clamp_min(1)).sqrt()
-        return mean, torch.where(steps >= _FEWEST, error, torch.inf)
+        error = torch.where(steps >= _FEWEST, error, torch.inf)
+        return mean, error, loss / weight.clamp_min(1e-12)
 
     def margins(self, branches: Sequence[int]) -> list[Margin | None]:
         """Return how much better each task's head is than the best other, on the host.
@@ -119,41 +130,56 @@ class PairedLosses:
         Returns:
             None for a task whose heads were not compared often enough.
         """
+        if not self._steps:
+            return [None] * len(branches)
         chosen = torch.tensor(branches, device=self._pairs.device)
-        mean, error = self.compare(chosen)
-        gone = self._gone.gather(2, chosen[None, :, None].expand(2, -1, 1))
-        mean, error = torch.cat([mean, gone[0]], dim=1), torch.cat([error, gone[1]], dim=1)
-        mean = torch.where(error.isfinite(), mean, torch.inf)
-        mean.scatter_(1, chosen[:, None], torch.inf)
-        best = mean.argmin(dim=1, keepdim=True)
-        loss = self.losses().gather(1, chosen[:, None])
-        rows = torch.cat([mean.gather(1, best), error.gather(1, best), loss], dim=1)
-        return [Margin(*row) if row[0] < float("inf") else None for row in rows.tolist()]
+        gone = self._gone.gather(2, chosen[None, :, None].expand(3, -1, 1))
+        rivals = torch.cat([self._rivals(chosen), gone], dim=2)
+        rivals[0].scatter_(1, chosen[:, None], torch.inf)
+        rows = _best(rivals).T.tolist()
+        return [Margin(*row) if row[0] < float("inf") else None for row in rows]
+
+    def _rivals(self, chosen: Tensor) -> Tensor:
+        """Return how all heads compare with one of each task: as `self._gone` [3,N,K].
+
+        The mean is infinite where a pair was not computed often enough.
+        """
+        mean, error, loss = self._compare(chosen)
+        return torch.stack([torch.where(error.isfinite(), mean, torch.inf), error, loss])
 
     def drop(self, kept: Sequence[int]) -> None:
         """Remove all branches but these, and remember the best of the others."""
         keep = list(kept)
         gone = [k for k in range(self._pairs.shape[2]) if k not in set(keep)]
         if gone:
-            for branch in range(self._pairs.shape[2]):
-                mean, error = self.compare(torch.full_like(self._gone[0, :, 0], branch).long())
-                mean = torch.where(error.isfinite(), mean, torch.inf)[:, gone]
-                best = mean.argmin(dim=1, keepdim=True)
-                rival = torch.stack([mean, error[:, gone]]).gather(2, best.expand(2, -1, 1))[..., 0]
+            for branch in keep:
+                chosen = torch.full_like(self._gone[0, :, 0], branch, dtype=torch.long)
+                rival = _best(self._rivals(chosen)[:, :, gone])
                 closer = rival[0] < self._gone[0, :, branch]
                 self._gone[:, :, branch] = torch.where(closer, rival, self._gone[:, :, branch])
         self._pairs = self._pairs[:, :, keep][..., keep]
         self._heads, self._gone = self._heads[:, :, keep], self._gone[:, :, keep]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds."""
+        """Return what a checkpoint holds: nothing before the first step, and finite numbers."""
+        if not self._steps:
+            return {}
+        known = self._gone[:1].isfinite()
+        gone = torch.cat([torch.where(known, self._gone, 0.0), known.to(self._gone)])
         steps = torch.tensor(self._steps)
-        return {"pairs": self._pairs, "heads": self._heads, "gone": self._gone, "steps": steps}
+        return {"pairs": self._pairs, "heads": self._heads, "gone": gone, "steps": steps}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `tensors` returned."""
         device = self._pairs.device
         self._steps = int(tensors["steps"])
-        self._pairs, self._heads, self._gone = (
+        self._pairs, self._heads, gone = (
             tensors[name].to(device) for name in ("pairs", "heads", "gone")
         )
+        self._gone = torch.where(gone[3:] > 0, gone[:3], torch.inf)
+
+
+def _best(rivals: Tensor) -> Tensor:
+    """Return for every task the rival with the smallest mean [3,N], of rivals [3,N,K]."""
+    best = rivals[0].argmin(dim=1)
+    return rivals.gather(2, best[None, :, None].expand(3, -1, 1))[..., 0]

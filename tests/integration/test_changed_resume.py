@@ -131,7 +131,7 @@ def test_groups_and_status_of_the_run(finished, dmtg):
     found = json.loads(end.stdout.splitlines()[-1])
     assert found["groups"] == json.loads((out / "result.json").read_text())["groups"]
     assert found["decided"] == 6 and found["step"] == 10
-    text = dmtg("groups", out).stdout
+    text = dmtg("groups", out).stdout.partition("\n\n")[0]
     assert text.startswith("after step 10\ngroups: 6 tasks on ")
     assert text.removeprefix("after step 10\n") in dmtg("status", out).stdout
     assert text.removeprefix("after step 10\n") in finished[1].stdout

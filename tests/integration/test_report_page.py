@@ -185,6 +185,68 @@ def test_pictures_are_read_with_the_arrow_keys(thousand, browser):
     assert " and " in browser.texts("#affinity-readout")[0]
 
 
+def rows_of(browser, table):
+    """The texts of a table by the first cell."""
+    rows = [
+        [cell.text for cell in row.find_elements("css selector", "th, td")]
+        for row in browser.all(f"{table} tbody tr")
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_evidence_of_a_thousand_tasks(thousand, browser):
+    """The tasks with even numbers have a margin of 25 % with a small error, the others a large."""
+    browser.open(thousand)
+    notes = browser.texts("#evidence-note p")
+    assert notes[0].startswith("Margins: 500 of 1000 tasks: the chosen branch is better")
+    assert notes[1].startswith("The groups are NOT firm") and "at 0.40" in notes[1]
+    assert "not that these groups beat others" in notes[2]
+    facts = dict(zip(browser.texts("#facts dt"), browser.texts("#facts dd"), strict=True))
+    assert facts["Firm groups"] == "noagreement with resampled steps 0.40, of at most 1"
+    browser.one("#search").send_keys("task 002")
+    rows = rows_of(browser, "#evidence-table")
+    assert len(rows) == 10
+    for name, (branch, margin, error, _, verdict, firmness) in rows.items():
+        number = int(name.split()[1])
+        assert int(branch) == number % 8 and firmness == "0.90"
+        assert float(margin.removesuffix(" %")) == pytest.approx(25, abs=7)
+        assert verdict == ("may be chance" if number % 2 else "better beyond chance")
+        assert (float(error.removesuffix(" %")) > 10) == bool(number % 2)
+    pictures = browser.all("#evidence-table .interval")
+    first, second = (p.find_element("css selector", ".range") for p in pictures[:2])
+    ends = [float(first.get_attribute(x)) for x in ("x1", "x2")]
+    assert 75 < ends[0] < ends[1] and float(second.get_attribute("x1")) > 0
+    header = browser.all("#evidence-table thead button")[-1]
+    header.send_keys(Keys.ENTER)
+    assert browser.problems() == []
+
+
+def test_the_heat_map_shows_co_assignments_too(thousand, browser):
+    browser.open(thousand)
+    affinity = browser.pixels("#affinity-map")
+    assert "combination" in browser.texts("#affinity-note")[0]
+    browser.one("#matrix").send_keys("co")
+    heat = browser.one("#affinity-map")
+    assert browser.pixels("#affinity-map") != affinity
+    assert browser.texts("#affinity-note")[0].startswith("How often two tasks shared a group")
+    assert browser.texts("#affinity-caption")[0].startswith("Co-assignment of 1000 tasks")
+    assert "Heat map of the co-assignments" in heat.get_attribute("aria-label")
+    assert browser.texts("#affinity-scale") == ["01"]
+    heat.send_keys(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert "0.95, on the same branch" in browser.texts("#affinity-readout")[0]
+    browser.one("#matrix").send_keys("aff")
+    assert "0.8, on the same branch" in browser.texts("#affinity-readout")[0]
+    assert browser.problems() == []
+
+
+def test_a_recipe_without_warm_up_has_no_firmness(page, browser):
+    """Its recipe has margins and no warm-up: no firmness, and one matrix at most."""
+    browser.open(page)
+    assert not browser.one("#matrix-label").is_displayed()
+    assert browser.texts("#evidence-table thead th")[-1] == "Verdict"
+    assert "Firm groups" not in browser.texts("#facts dt")
+
+
 def test_nothing_of_a_name_is_read_as_html(thousand, browser):
     browser.open(thousand)
     assert browser.texts("h1") == ["<b onclick=alert(1)>"]

@@ -28,23 +28,28 @@ def groups(
     Another run trains these groups with grouping.recipe=fixed grouping.groups=FILE. Of tasks that
     are not decided yet the file has the most probable branch.
     """
-    from trainer.results.groups import read_groups
+    from trainer.results.evidence_text import describe_tasks
+    from trainer.results.groups import groups_json, read_groups
     from trainer.results.text import describe_groups
 
     found = read_groups(run)
-    values = {"groups": found.groups, "decided": found.num_decided, **found.to_json()}
     if out is not None:
         try:
             check_outputs([(out, "the groups")], overwrite=overwrite)
         except ValueError as error:
             raise UserError(str(error)) from None
-        write_json(out, values, indent=1)
+        write_json(out, groups_json(found), indent=1)
         summary = {"tasks": len(found.tasks), "decided": found.num_decided, "step": found.step}
         finish(as_json, {"groups": str(out), **summary})
         return
     if as_json:
-        print_json(values)
+        print_json(groups_json(found))
         return
     echo(f"after step {found.step}")
     for line in describe_groups(found):
+        echo(line)
+    evidence = describe_tasks(found)
+    if evidence:
+        echo("")
+    for line in evidence:
         echo(line)

@@ -18,7 +18,7 @@ from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.group_start import GroupStart
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample, HeadSampler
-from model.grouping.paired_losses import PairedLosses
+from model.grouping.paired_losses import PREFIX, PairedLosses
 from model.grouping.pruning import harden, prune
 from model.heads.layout import Head, used_branches
 from trainer.config.config import Config
@@ -26,7 +26,6 @@ from trainer.config.grouping import GroupingSection, LearnedGroupingSection
 
 logger = logging.getLogger(__name__)
 
-_PAIRED = "paired_losses."  # prefix of their tensors
 _REFRESH = 10  # steps for which the choice of heads follows the same distributions
 
 
@@ -231,7 +230,7 @@ class GroupLearner(ABC):
         Those of shape [N,K] lose the columns of branches that are dropped.
         """
         sampled = {} if self._sampler is None else self._sampler.tensors()
-        paired = {_PAIRED + name: value for name, value in self.paired_losses.tensors().items()}
+        paired = {PREFIX + name: value for name, value in self.paired_losses.tensors().items()}
         logits = self.grouping.logits.detach()
         tensors = {"logits": logits, "alive": self.grouping.alive, **sampled, **paired}
         return tensors if self.firmness is None else {**tensors, "firmness": self.firmness}
@@ -248,14 +247,8 @@ class GroupLearner(ABC):
         if self._sampler is not None:
             self._sampler.load(tensors)
         self.firmness = tensors.get("firmness", self.firmness)
-        paired = {
-            name.removeprefix(_PAIRED): value
-            for name, value in tensors.items()
-            if name.startswith(_PAIRED)
-        }
-        self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
-        if paired:  # a checkpoint of an earlier version has none
-            self.paired_losses.load(paired)
+        shape = (num_tasks, num_branches)
+        self.paired_losses = PairedLosses.of_checkpoint(tensors, shape, self._device)
 
 
 def recipe_of(config: Config) -> type[GroupLearner]:

@@ -1,4 +1,4 @@
-"""The affinities of a run's tasks, in an order that shows blocks.
+"""The affinities and co-assignments of a run's tasks, in an order that shows blocks.
 
 Legend: N tasks.
 """
@@ -54,8 +54,9 @@ def read_affinities(run: Path, grouping_records: list[Record], names: list[str])
         if len(values) == len(names):
             return Affinities(
                 values,
-                "RV coefficient of the gradients of two tasks in the warm-up, from 0 to 1: how "
-                "similar the features are that they need. The groups started from it.",
+                "How much each task's gradient in the warm-up is a combination of the other's: the "
+                "size of its coefficients among those of all tasks (ridge least squares in "
+                "whitened features), from 0 to 1. The groups started from it.",
             )
     path = run / "search" / "groups.json"
     try:
@@ -72,6 +73,18 @@ def read_affinities(run: Path, grouping_records: list[Record], names: list[str])
         raise ValueError(f"{path} holds no affinities ({error!r})") from None
     values = np.nan_to_num((values + values.T) / 2)
     return Affinities(values, _OF_PAIRS if "losses" in tree else _OF_STEPS)
+
+
+def read_co_assignment(
+    grouping_records: list[Record], num_tasks: int
+) -> NDArray[np.float64] | None:
+    """Return how often two tasks share a group over resampled steps [N,N], from 0 to 1.
+
+    None if the run has not recorded it.
+    """
+    recorded = [r["co_assignment"] for r in grouping_records if r["kind"] == "co_assignment"]
+    values = _from_rows(recorded[-1]) if recorded else None
+    return values if values is not None and len(values) == num_tasks else None
 
 
 def block_order(affinity: NDArray[np.float64], labels: list[int]) -> list[int]:

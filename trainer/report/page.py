@@ -28,7 +28,7 @@ from trainer.scoring.summary import CHANGE, Metrics
 MAX_BYTES = 5_000_000
 MAX_RUNS = 30
 # Of all runs of a page together. The page must stay below `MAX_BYTES`, with 0.9 MB of library.
-_PROBABILITIES = 900_000
+_PROBABILITIES = 500_000
 _CURVE_VALUES = 150_000
 _AFFINITIES = 600_000
 _PICTURE_BYTES = 700_000
@@ -41,6 +41,7 @@ _SCRIPTS = (
     "table.js",
     "summary.js",
     "grouping.js",
+    "evidence.js",
     "affinity.js",
     "training.js",
     "tasks.js",

@@ -25,8 +25,9 @@ from trainer.errors import UserError
 from trainer.json_file import to_number
 from trainer.monitoring.grouping_file import read_grouping_file
 from trainer.monitoring.status import read_status
-from trainer.report.affinities import block_order, read_affinities
+from trainer.report.affinities import block_order, read_affinities, read_co_assignment
 from trainer.report.data_facts import DataFacts, read_data_facts
+from trainer.report.evidence import describe_evidence
 from trainer.report.history import History, given_heads, read_history, switched_off_steps, thinned
 from trainer.report.problems import list_problems
 from trainer.report.records import Record, of_kind, read_constants, read_metrics, read_timing
@@ -37,6 +38,7 @@ _SCALARS = ("loss", "heads", "branches", "temperature", "lr")  # of a training r
 _SPEED = ("samples_per_second", "step_seconds", "share_of_peak")
 _MAXIMA = ("data_seconds", "process_gib", "device_gib")
 _SCALAR_POINTS = 500  # of a curve of the whole run
+_TWENTIETHS = 20  # steps of a probability that is written as a letter
 _DIGITS = 5  # significant ones of a number in the page
 
 
@@ -132,6 +134,7 @@ def read_run(run: Path, name: str, budget: Budget, *, use_data: bool, progress: 
         "chosen": groups,
         "history": None if given_heads(records) is not None else _history(history),
         "affinity": _affinity(run, grouping_records, names, groups, budget),
+        "evidence": describe_evidence(run, names),
         "curves": _curves(training, evaluations, tasks, budget),
         "metrics": [_rounded_values(metrics.get(name, {})) for name in names],
         "constants": [_primary(task, facts.constants) for task in tasks],
@@ -211,6 +214,12 @@ def packed(values: NDArray[np.float64], levels: int) -> str:
     return base64.b64encode(scaled.tobytes()).decode()
 
 
+def letters(values: NDArray[np.float64]) -> str:
+    """Return values from 0 to 1 as letters from A to U, twentieths, which take less than bytes."""
+    scaled = (_TWENTIETHS * values.clip(0.0, 1.0)).round().astype(np.uint8)
+    return (scaled + ord("A")).tobytes().decode()
+
+
 def _affinity(
     run: Path,
     grouping_records: list[Record],
@@ -218,7 +227,7 @@ def _affinity(
     groups: list[int],
     budget: Budget,
 ) -> dict[str, Any]:
-    """Return the heat map: its lower triangle with the diagonal, in the order of the rows."""
+    """Return the heat maps: their lower triangles with the diagonal, in the order of the rows."""
     try:
         affinities = read_affinities(run, grouping_records, names)
     except ValueError as error:
@@ -231,12 +240,16 @@ def _affinity(
     away = ordered[np.tril_indices(len(names), -1)]
     low, high = (float(away.min()), float(away.max())) if len(away) else (0.0, 1.0)
     scaled = (ordered - low) / max(high - low, 1e-12)
+    together = read_co_assignment(grouping_records, len(names))
+    if together is not None:
+        together = together[np.ix_(order, order)][lower]
     return {
         "order": order,
         "low": rounded(low),
         "high": rounded(high),
         "meaning": affinities.meaning,
         "values": packed(scaled[lower], 255),
+        "together": None if together is None else letters(together),
     }
 
 

@@ -1,4 +1,4 @@
-"""The grouping of a run: of a session, in `status.json`, and in a checkpoint.
+"""The grouping of a run: of a session, in `status.json`, in a checkpoint and in `groups.json`.
 
 Legend: N tasks, K branches.
 """
@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.errors import UserError
+from trainer.results.evidence import TaskEvidence, gather_evidence
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from model.grouping.grouping import Grouping
+    from model.grouping.paired_losses import PairedLosses
+    from trainer.recipes.learner import GroupLearner
 
+GROUPS = "groups.json"
 _STATUS = "status.json"
 _EVEN = 1e-3  # relative difference of probabilities that are taken to be equal
 
@@ -31,17 +34,42 @@ class TaskBranch:
         branch: Number of the branch, among those that the network has at that step.
         probability: Of this branch.
         choices: Branches on which the task still has a head; 1 once its branch is decided.
+        evidence: For this branch.
     """
 
     task: str
     branch: int
     probability: float
     choices: int
+    evidence: TaskEvidence = field(default_factory=TaskEvidence)
 
     @property
     def decided(self) -> bool:
         """Whether the task has one head."""
         return self.choices == 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values, of which `from_json` makes the same again."""
+        return {
+            "branch": self.branch,
+            "probability": round(self.probability, 4),
+            "choices": self.choices,
+            **self.evidence.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, task: str, values: dict[str, Any] | list[Any]) -> TaskBranch:
+        """Return the branch of a task of JSON values; earlier versions wrote a list.
+
+        Raises:
+            ValueError, TypeError, KeyError: They are not those of `to_json`.
+        """
+        if isinstance(values, list):
+            branch, probability, choices = values
+            return cls(task, int(branch), float(probability), int(choices))
+        evidence = TaskEvidence.from_json(values)
+        branch, choices = int(values["branch"]), int(values["choices"])
+        return cls(task, branch, float(values["probability"]), choices, evidence)
 
 
 @dataclass(frozen=True)
@@ -51,10 +79,13 @@ class RunGroups:
     Attributes:
         step: Optimizer steps done.
         tasks: In the order of the run.
+        agreement: Mean adjusted Rand index of the groups that the recipe started from and those
+            from resampled steps of the warm-up; None before, and for recipes without such a start.
     """
 
     step: int
     tasks: tuple[TaskBranch, ...]
+    agreement: float | None = None
 
     @property
     def branches(self) -> dict[int, list[TaskBranch]]:
@@ -82,13 +113,15 @@ class RunGroups:
         """Tasks whose branch is decided."""
         return sum(task.decided for task in self.tasks)
 
+    @property
+    def start_agreement(self) -> float | None:
+        """The agreement, or None where it says nothing: in one group, or with one for each task."""
+        return self.agreement if 1 < len(self.branches) < len(self.tasks) else None
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON values, of which `from_json` makes the same again."""
-        tasks = {
-            each.task: [each.branch, round(each.probability, 4), each.choices]
-            for each in self.tasks
-        }
-        return {"step": self.step, "tasks": tasks}
+        tasks = {each.task: each.to_json() for each in self.tasks}
+        return {"step": self.step, "agreement": self.agreement, "tasks": tasks}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> RunGroups:
@@ -97,16 +130,22 @@ class RunGroups:
         Raises:
             ValueError, TypeError, KeyError, AttributeError: They are not those of `to_json`.
         """
-        tasks = [
-            TaskBranch(str(name), int(branch), float(probability), int(choices))
-            for name, (branch, probability, choices) in values["tasks"].items()
-        ]
-        return cls(int(values["step"]), tuple(tasks))
+        tasks = [TaskBranch.from_json(str(name), task) for name, task in values["tasks"].items()]
+        agreement = values.get("agreement")
+        agreement = None if agreement is None else float(agreement)
+        return cls(int(values["step"]), tuple(tasks), agreement)
 
 
-def groups_of(step: int, names: Sequence[str], grouping: Grouping) -> RunGroups:
-    """Return the groups of a session's grouping after a step."""
-    return _groups(step, names, grouping.probabilities().detach(), grouping.alive)
+def groups_of(step: int, names: Sequence[str], learner: GroupLearner) -> RunGroups:
+    """Return the groups of a session's learner after a step."""
+    grouping = learner.grouping
+    heads = (grouping.probabilities().detach(), grouping.alive)
+    return _groups(step, names, heads, learner.paired_losses, learner.firmness)
+
+
+def groups_json(found: RunGroups) -> dict[str, Any]:
+    """Return what `groups.json` and `dmtg groups --json` hold, which `grouping.groups` takes."""
+    return {"groups": found.groups, "decided": found.num_decided, **found.to_json()}
 
 
 def read_groups(run: Path) -> RunGroups:
@@ -146,21 +185,37 @@ def _newest_step(run: Path) -> tuple[int, Path] | None:
 def _saved(checkpoint: Path) -> RunGroups:
     import torch
 
+    from model.grouping.paired_losses import PairedLosses
     from trainer.checkpoints.checkpoint import load_grouping
 
     progress, tensors = load_grouping(checkpoint)
     alive = tensors["alive"]
     probabilities = tensors["logits"].masked_fill(~alive, -torch.inf).softmax(dim=1)
     names = [str(task["name"]) for task in progress.network["tasks"]]
-    return _groups(progress.step, names, probabilities, alive)
+    paired_losses = PairedLosses.of_checkpoint(tensors, alive.shape, alive.device)
+    heads = (probabilities, alive)
+    return _groups(progress.step, names, heads, paired_losses, tensors.get("firmness"))
 
 
-def _groups(step: int, names: Sequence[str], probabilities: Tensor, alive: Tensor) -> RunGroups:
-    """Return the groups of probabilities and live heads [N,K]."""
+def _groups(
+    step: int,
+    names: Sequence[str],
+    heads: tuple[Tensor, Tensor],
+    paired_losses: PairedLosses,
+    firmness: Tensor | None,
+) -> RunGroups:
+    """Return the groups after a step.
+
+    Args:
+        heads: Probabilities and live heads [N,K].
+    """
     from model.grouping.pruning import harden
 
+    probabilities, alive = heads
     branches = harden(probabilities, alive).nonzero()[:, 1:]
     best = probabilities.gather(1, branches)[:, 0]
-    columns = (branches[:, 0].tolist(), best.tolist(), alive.sum(dim=1).tolist())
+    chosen = branches[:, 0].tolist()
+    evidence, agreement = gather_evidence(chosen, paired_losses, firmness)
+    columns = (chosen, best.tolist(), alive.sum(dim=1).tolist(), evidence)
     tasks = (TaskBranch(*values) for values in zip(names, *columns, strict=True))
-    return RunGroups(step, tuple(tasks))
+    return RunGroups(step, tuple(tasks), agreement)

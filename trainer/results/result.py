@@ -1,4 +1,4 @@
-"""The result of a run in memory and in `result.json`."""
+"""The result of a run in memory, in `result.json` and in `groups.json`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.json_file import write_json
-from trainer.results.groups import RunGroups, groups_of
+from trainer.results.evidence import TaskEvidence
+from trainer.results.groups import GROUPS, RunGroups, groups_json, groups_of
 from trainer.results.text import describe_result
 from trainer.scoring.scores import Score, make_scores, scores_json
 
@@ -24,9 +25,10 @@ class RunResult:
 
     Attributes:
         run: Folder of the run.
+        recipe: The method that decided the groups.
         step: Optimizer steps done.
         num_steps: Optimizer steps of the whole run.
-        branches: The branch of every task.
+        branches: The branch of every task, and the evidence for it.
         metrics: Of the last evaluation, by task and name; empty if the run was stopped before it.
         constants: Metrics of the best constant predictions on the same samples.
         scores: The primary metric of every task beside that of its constant.
@@ -35,6 +37,7 @@ class RunResult:
     """
 
     run: Path
+    recipe: str
     step: int
     num_steps: int
     branches: RunGroups
@@ -49,6 +52,16 @@ class RunResult:
         return self.branches.groups
 
     @property
+    def evidence(self) -> dict[str, TaskEvidence]:
+        """The evidence for the branch of every task, by its name."""
+        return {task.task: task.evidence for task in self.branches.tasks}
+
+    @property
+    def agreement(self) -> float | None:
+        """How firm the groups of the start are; see `RunGroups`."""
+        return self.branches.agreement
+
+    @property
     def finished(self) -> bool:
         """Whether the run is complete."""
         return self.stopped_by is None
@@ -59,6 +72,8 @@ class RunResult:
             "step": self.step,
             "num_steps": self.num_steps,
             "groups": self.groups,
+            "agreement": self.agreement,
+            "evidence": {name: evidence.to_json() for name, evidence in self.evidence.items()},
             "metrics": self.metrics,
             "constants": self.constants,
             "scores": scores_json(list(self.scores)),
@@ -71,10 +86,11 @@ class RunResult:
 def result_of(session: Session, metrics: Metrics) -> RunResult:
     """Return the result of a session after its last evaluation."""
     names = [task.name for task in session.tasks]
-    branches = groups_of(session.step, names, session.learner.grouping)
+    branches = groups_of(session.step, names, session.learner)
     branch_of = {task.task: task.branch for task in branches.tasks}
     return RunResult(
         run=session.folder.out,
+        recipe=session.config.grouping.recipe,
         step=session.step,
         num_steps=session.num_steps,
         branches=branches,
@@ -85,5 +101,6 @@ def result_of(session: Session, metrics: Metrics) -> RunResult:
 
 
 def write_result(result: RunResult) -> None:
-    """Write `result.json` into the folder of the run."""
+    """Write `result.json` and `groups.json` into the folder of the run."""
+    write_json(result.run / GROUPS, groups_json(result.branches), indent=1)
     write_json(result.run / RESULT, result.to_json(), indent=1)

@@ -97,9 +97,9 @@ function verdict({ half, mean }, better) {
   return element("span", { class: better > 0 ? "good" : "bad" }, better > 0 ? "better" : "worse");
 }
 
-/** Return a picture of an interval; the line in the middle is zero. */
+/** Return a picture of an interval; the line in the middle is zero. What is wider ends at its edge. */
 function intervalPicture({ mean, half }, widest) {
-  const x = (value) => (75 + (70 * value) / (widest || 1)).toFixed(1);
+  const x = (value) => Math.max(1, Math.min(149, 75 + (70 * value) / (widest || 1))).toFixed(1);
   const parts = [svg("line", { x1: 75, x2: 75, y1: 1, y2: 19 })];
   if (half !== null) parts.push(svg("line", { class: "range", x1: x(mean - half), x2: x(mean + half), y1: 10, y2: 10 }));
   parts.push(svg("circle", { cx: x(mean), cy: 10, r: 3.5 }));

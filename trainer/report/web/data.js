@@ -48,11 +48,21 @@ function likeliest(run, frame, task) {
   return [best, probability(run, frame, task, best)];
 }
 
+/** Return the place of two tasks in the lower triangle of a run that has affinities. */
+function pairPlace({ affinity }, a, b) {
+  const [row, column] = [affinity.position[a], affinity.position[b]].sort((x, y) => y - x);
+  return (row * (row + 1)) / 2 + column;
+}
+
 /** Return the affinity of two tasks of a run that has affinities. */
 function affinityOf(run, a, b) {
-  const { position, cells, low, high } = run.affinity;
-  const [row, column] = [position[a], position[b]].sort((x, y) => y - x);
-  return low + (high - low) * (cells[(row * (row + 1)) / 2 + column] / 255);
+  const { cells, low, high } = run.affinity;
+  return low + (high - low) * (cells[pairPlace(run, a, b)] / 255);
+}
+
+/** Return how often two tasks share a group over resampled steps, from 0 to 1, in twentieths. */
+function coAssignmentOf(run, a, b) {
+  return (run.affinity.together.charCodeAt(pairPlace(run, a, b)) - "A".charCodeAt(0)) / 20;
 }
 
 /** Return the last value of the primary metric of a task. */

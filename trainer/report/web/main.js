@@ -4,6 +4,7 @@ const SECTIONS = [
   ["summary", "Summary"],
   ["comparison", "Comparison"],
   ["groups", "Groups"],
+  ["evidence", "Evidence"],
   ["affinity", "Affinities"],
   ["training", "Training"],
   ["tasks", "Tasks"],
@@ -49,6 +50,7 @@ function showRun(run) {
   byId("config-text").textContent = run.config;
   filterTasks();
   showTasksOfRun();
+  showEvidenceOfRun();
   showFiltered();
 }
 
@@ -67,6 +69,7 @@ function filterTasks() {
 function showFiltered() {
   filterTasks();
   showGroups();
+  showEvidence?.();
   showAffinity();
   showTaskTable();
   showDetail();

@@ -8,6 +8,7 @@ function showSummary() {
     ["Recipe", run.recipe, `seed ${run.seed}`],
     ["Tasks", String(run.specs.length), kindsOf(run)],
     ["Groups", String(run.usedBranches.length), `of ${counted(run.branches, "branch")} at the start`],
+    ...firmGroups(run),
     ...changes(run),
     ["Data", run.dataset || "–", null],
   ];
@@ -35,6 +36,14 @@ function kindsOf(run) {
   const counts = new Map();
   for (const { kind } of run.specs) counts.set(kind, (counts.get(kind) ?? 0) + 1);
   return [...counts].map(([kind, count]) => `${count} ${kind.replaceAll("_", " ")}`).join(", ");
+}
+
+/** Return whether the groups are firm, if that is known. */
+function firmGroups({ evidence }) {
+  const { agreement, firm } = evidence;
+  if ((agreement ?? null) === null) return [];
+  const more = `agreement with resampled steps ${agreement.toFixed(2)}, of at most 1`;
+  return [["Firm groups", element("span", { class: firm ? "good" : "bad" }, firm ? "yes" : "no"), more]];
 }
 
 /** Return the mean changes against the constant prediction and against the reference. */

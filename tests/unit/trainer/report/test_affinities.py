@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from trainer.report.affinities import block_order, read_affinities
+from trainer.report.affinities import block_order, read_affinities, read_co_assignment
 
 NAMES = ["a", "b", "c"]
 
@@ -12,6 +12,14 @@ def test_recorded_rows_become_a_symmetric_matrix(tmp_path):
     records = [{"kind": "affinity", "step": 3, "affinity": [[1.0], [0.2, 1.0], [0.7, None, 1.0]]}]
     found = read_affinities(tmp_path, records, NAMES)
     np.testing.assert_array_equal(found.values, [[1, 0.2, 0.7], [0.2, 1, 0], [0.7, 0, 1]])
+
+
+def test_co_assignments_are_those_of_these_tasks():
+    rows = [[1.0], [0.25, 1.0], [0.5, 0.75, 1.0]]
+    records = [{"kind": "affinity"}, {"kind": "co_assignment", "step": 3, "co_assignment": rows}]
+    found = read_co_assignment(records, 3)
+    np.testing.assert_array_equal(found, [[1, 0.25, 0.5], [0.25, 1, 0.75], [0.5, 0.75, 1]])
+    assert read_co_assignment(records, 4) is None and read_co_assignment(records[:1], 3) is None
 
 
 def test_a_search_has_affinities_in_both_directions(tmp_path):

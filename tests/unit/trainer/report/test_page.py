@@ -46,6 +46,16 @@ def test_a_run_of_an_earlier_version(tmp_path):
     (run,) = content_of(tmp_path / "page.html")["runs"]
     assert run["history"]["steps"] == [0, 40, 60] and not run["history"]["recorded"]
     assert "has recorded no affinities" in run["affinity"]["missing"]
+    assert "has recorded no evidence" in run["evidence"]["missing"]
+
+
+def test_co_assignments_are_letters(tmp_path):
+    """Of the lower triangle in the order of the rows: a twentieth each, A is never, U is always."""
+    tasks = [TaskSpec(name, "binary") for name in "abc"]
+    write_run(tmp_path / "run", tasks, 2)  # c shares the branch of a
+    write_page([tmp_path / "run"], tmp_path / "page.html", use_data=False)
+    (run,) = content_of(tmp_path / "page.html")["runs"]
+    assert run["affinity"]["order"] == [0, 2, 1] and run["affinity"]["together"] == "TTTBBT"
 
 
 def test_constants_that_the_run_has_kept_need_no_data(tmp_path):

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from trainer.results.groups import RunGroups, TaskBranch
-from trainer.results.text import WIDTH, describe_groups, describe_scores
+from trainer.results.lines import WIDTH
+from trainer.results.text import describe_groups, describe_scores
 from trainer.scoring.scores import Score
 
 
