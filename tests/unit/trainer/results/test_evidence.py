@@ -148,8 +148,8 @@ def test_a_sentence_about_the_margins():
         (0.93, "The groups are firm: groups from resampled steps of the warm-up agree with them at "
          "0.93 (adjusted Rand index, 1 = always the same)."),
         (0.75, "The groups are firm: "),
-        (0.746, "The groups are firm: groups from resampled steps of the warm-up agree with them at "
-         "0.75"),
+        (0.746, "The groups are firm: groups from resampled steps of the warm-up agree with them "
+         "at 0.75"),
         (0.744, "The groups are NOT firm: groups from resampled steps of the warm-up agree with "
          "them at 0.74 (adjusted Rand index, 1 = always the same); other seeds will give other "
          "groups. Compare with random groups before you rely on them (dmtg compare)."),
