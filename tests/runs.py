@@ -17,7 +17,7 @@ from trainer.config.loading import parse_config
 STEPS, EVERY = 60, 5
 
 
-def run_config(out: Path, branches: int, seed: int = 0, recipe: str = "affinity") -> Config:
+def run_config(out: Path, branches: int, seed: int = 0, recipe: str = "evidence") -> Config:
     """A configuration of a run without data."""
     tree = {
         "run": {"out": str(out), "steps": STEPS, "seed": seed},
@@ -35,7 +35,7 @@ def write_run(
     branches: int,
     *,
     seed: int = 0,
-    recipe: str = "affinity",
+    recipe: str = "evidence",
     errors: Sequence[float] | None = None,
     recorded: bool = True,
 ) -> Path:
