@@ -111,7 +111,7 @@ class PairedLosses:
         return mean, torch.where(steps >= _FEWEST, error, torch.inf)
 
     def compare_through_others(self, branches: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `compare` does, by way of a third head where two were rarely computed together.
+        """Return what `compare` does, by way of a third head for two that rarely met in a step.
 
         With sampled heads, a task that has just moved has pairs with its former head only. The
         differences of two heads to a third come from different steps, so that their variances add.

@@ -180,7 +180,8 @@ def test_any_pattern(session_of, tmp_path_factory, labelled_tasks):
 def test_separate_shard_sets(session_of, tmp_path, accumulation, recipe):
     """Each shard is labelled for one task only; micro-batches then miss whole tasks.
 
-    The recipes `affinity` and `evidence` collect their statistics in the step, which must not show in the gradients.
+    The recipes `affinity` and `evidence` collect statistics in the step, which must not show in the
+    gradients.
     """
     labelled_tasks = [{TASKS[number // 4]} for number in range(4 * len(TASKS))]
     root = write(tmp_path / "data", labelled_tasks)

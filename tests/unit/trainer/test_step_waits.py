@@ -54,7 +54,7 @@ OPTIONS = {
     "famo-micro-batches": ("loss_weights=famo", "optim.gradient_accumulation_steps=2"),
     "famo-sampled": ("loss_weights=famo", "grouping.sampled_heads=1"),
 }
-# Steps until a warm-up is over, until tasks of `evidence` move, and until `plateau` has read a loss.
+# Steps until a warm-up is over, tasks of `evidence` may move, and `plateau` has read a loss.
 NUM_STEPS = {"affinity": 6, "evidence": 8, "evidence-sampled": 8, "plateau": 6}
 
 

@@ -50,8 +50,8 @@ def test_an_unknown_recipe():
     (line,) = error_of(recipe="best", lr=1)
     # Other tests may have registered more.
     assert line.startswith(
-        "grouping.recipe: found 'best'; allowed: affinity, evidence, fixed, grad_tag, multitask, published, "
-        "random, single_task, tag"
+        "grouping.recipe: found 'best'; allowed: affinity, evidence, fixed, grad_tag, multitask, "
+        "published, random, single_task, tag"
     )
 
 

@@ -14,7 +14,8 @@ from trainer.recipes.learner import GroupLearner
 from trainer.recipes.searched import SearchedGroups
 
 BUILT_IN = (
-    "affinity", "evidence", "fixed", "grad_tag", "multitask", "published", "random", "single_task", "tag",
+    "affinity", "evidence", "fixed", "grad_tag", "multitask", "published", "random", "single_task",
+    "tag",
 )  # fmt: skip
 ROOT = Path(trainer.recipes.__file__).parents[2]
 
