@@ -19,7 +19,7 @@ STEPS, EVERY = 60, 5
 FIRMNESS, AGREEMENT = 0.9, 0.4  # of every task, of all groups
 
 
-def run_config(out: Path, branches: int, seed: int = 0, recipe: str = "affinity") -> Config:
+def run_config(out: Path, branches: int, seed: int = 0, recipe: str = "evidence") -> Config:
     """A configuration of a run without data."""
     tree = {
         "run": {"out": str(out), "steps": STEPS, "seed": seed},
@@ -37,7 +37,7 @@ def write_run(
     branches: int,
     *,
     seed: int = 0,
-    recipe: str = "affinity",
+    recipe: str = "evidence",
     errors: Sequence[float] | None = None,
     recorded: bool = True,
 ) -> Path:

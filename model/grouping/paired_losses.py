@@ -121,6 +121,30 @@ class PairedLosses:
         error = torch.where(steps >= _FEWEST, error, torch.inf)
         return mean, error, loss / weight.clamp_min(1e-12)
 
+    def compare_through_others(self, branches: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `compare` does, by way of a third head for two that rarely met in a step.
+
+        With sampled heads, a task that has just moved has pairs with its former head only. The
+        differences of two heads to a third come from different steps, so that their variances add.
+        Of all third heads, the one that gives the smallest error is used.
+
+        Args:
+            branches: As for `compare`.
+        """
+        mean, error = self.compare(branches)
+        num_branches = self._pairs.shape[2]
+        thirds = torch.arange(num_branches, device=branches.device)
+        means, errors = torch.vmap(self.compare)(thirds[:, None].expand(-1, len(branches)))
+        index = branches[None, :, None].expand(num_branches, -1, 1)
+        means, variances = means - means.gather(2, index), errors.square()
+        variances = variances + variances.gather(2, index)
+        best = variances.argmin(dim=0, keepdim=True)
+        known = error.isfinite()
+        return (
+            torch.where(known, mean, means.gather(0, best)[0]),
+            torch.where(known, error, variances.gather(0, best)[0].sqrt()),
+        )
+
     def margins(self, branches: Sequence[int]) -> list[Margin | None]:
         """Return how much better each task's head is than the best other, on the host.
 

@@ -43,7 +43,7 @@ class Case:
         return Case(self.precision, 1, self.recipe).cell(PLAIN)
 
 
-RECIPES = ("published", "affinity")
+RECIPES = ("published", "affinity", "evidence")
 WHOLE = tuple(Case(p, 1, r) for p in TOLERANCE for r in RECIPES)
 ALL = (*WHOLE, *(Case(p, 4, r) for p in TOLERANCE for r in RECIPES))
 LAUNCHES = [Launch(engine, n) for engine in ENGINES for n in (1, 2)]

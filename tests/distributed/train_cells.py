@@ -33,6 +33,8 @@ from trainer.run import train_run
 from trainer.session import Session
 
 sys.path.append(str(TIMM))
+# What recipes keep of the losses and of the start, by the first letters of the names.
+LEARNED = ("average", "paired_losses.", "firmness")
 TORN_BYTES = 1000  # that are left of the weights in a torn checkpoint
 
 
@@ -142,10 +144,16 @@ def train_job(config_file: Path, job: dict[str, Any]) -> Accelerator:
         session, metrics = train_run(config, accelerator)
     if recorder is not None:
         recorder.save(out / f"updates-{rank}.npz")
-    average = session.learner.tensors().get("average")
+    learner = session.learner
+    margins = learner.paired_losses.margins([branch for _, branch in learner.chosen_heads()])
     record = {
-        "heads": session.learner.chosen_heads(),
-        "average": None if average is None else average.tolist(),
+        "heads": learner.chosen_heads(),
+        "learned": {
+            name: value.tolist()
+            for name, value in learner.tensors().items()
+            if name.startswith(LEARNED)
+        },
+        "margins": [margin and (margin.mean, margin.standard_error) for margin in margins],
         "metrics": metrics,
         "replaced": old_engines.replaced,
         "remains": old_engines.remains,

@@ -57,7 +57,8 @@ def reference(config_of, train):
 
 def undecided(recipe):
     """Overrides with which heads are switched off after the last step only."""
-    return (*LATE, "grouping.warmup=0.9") if recipe == "affinity" else LATE
+    warmup = {"affinity": "0.9", "evidence": "0.99"}.get(recipe)
+    return LATE if warmup is None else (*LATE, f"grouping.warmup={warmup}")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

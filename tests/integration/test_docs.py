@@ -113,7 +113,7 @@ def test_a_page(name, here, dmtg, like_a_process):
 def make_comparison(folder, dmtg):
     """A second run, and a comparison of two recipes."""
     shutil.copytree(folder / "runs" / "first", folder / "runs" / "second")
-    options = ("--recipes", "affinity,multitask", "--seeds", "1", "--out", "runs/compare")
+    options = ("--recipes", "evidence,multitask", "--seeds", "1", "--out", "runs/compare")
     end = dmtg("compare", "experiments/digits.yaml", *options)
     assert end.code == 0, end.stderr
 

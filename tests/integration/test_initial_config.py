@@ -49,7 +49,7 @@ def test_every_line_that_is_off_can_be_turned_on(dmtg, digits, here):
     on = [re.sub(r"# ", "", line, count=1) if n in off else line for n, line in enumerate(lines)]
     tree = parse_yaml("\n".join(on))
     config = parse_config(tree, "all on")
-    assert config.grouping.recipe == "affinity" and config.finetune.epochs and config.data.flip
+    assert config.grouping.recipe == "evidence" and config.finetune.epochs and config.data.flip
 
 
 def test_dense_labels_and_another_file(dmtg, rooms, here):

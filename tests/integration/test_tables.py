@@ -90,7 +90,7 @@ def test_compare_with_seven_recipes(capsys, tmp_path):
             "metrics": {LONG: {"error": 0.1234567 + seed / 99}, "sphere": {"error": 0.3}},
             "groups": [[LONG], ["sphere"]],
         }
-        for recipe in ("affinity", "published", "random", "multitask", "single_task", "grad_tag")
+        for recipe in ("evidence", "published", "random", "multitask", "single_task", "grad_tag")
         for seed in range(3)
     ]  # fmt: skip
     comparison = save_comparison(records, tmp_path, "Runs.")

@@ -26,7 +26,7 @@ def grouping(
     branches: Annotated[int, typer.Option(min=1, help="Number of branches.")] = 3,
     seeds: Annotated[int, typer.Option(min=1, help="Number of problems.")] = 3,
     seed_base: Annotated[int, typer.Option(min=0, help="Seed of the first problem.")] = 0,
-    recipe: Annotated[str, typer.Option(help="As grouping.recipe.")] = "affinity",
+    recipe: Annotated[str, typer.Option(help="As grouping.recipe.")] = "evidence",
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2000,
     batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 256,
     overrides: Annotated[

@@ -9,6 +9,7 @@ from typing import Any
 from dmtg.names import one_line
 from dmtg.yaml_text import YamlError, dump_yaml, parse_yaml
 from model.tasks.spec import TaskSpec
+from trainer.config.grouping import DEFAULT_RECIPE
 from trainer.config.keys import all_keys
 from trainer.initial_config.choices import Start
 
@@ -19,7 +20,7 @@ _CLASSES = 5  # names of classes that a comment lists
 _SUGGESTED: dict[str, dict[str, Any]] = {
     "run": {"max_minutes": 60},
     "data": {"flip": True, "crop": 0.5, "workers": 8},
-    "grouping": {"recipe": "affinity"},
+    "grouping": {"recipe": DEFAULT_RECIPE},
     "loss_weights": {"method": "uncertainty"},
     "finetune": {"epochs": 5, "lr": 1e-4},
     "log": {"trackers": ["tensorboard", "wandb"]},

@@ -139,7 +139,9 @@ class EvidenceGroups(GroupLearner):
         distribution, exp(z^2 / 2), where z is the mean difference in standard errors.
         """
         logits = self.grouping.logits.detach().masked_fill(~self.grouping.alive, -torch.inf)
-        mean, error = self.paired_losses.compare(logits.argmax(dim=1))
+        paired = self.paired_losses
+        compare = paired.compare if self._sampler is None else paired.compare_through_others
+        mean, error = compare(logits.argmax(dim=1))
         worse = torch.where(error > 0, mean / error.clamp_min(1e-30), 0.0)
         return self._prior - worse * worse.abs() / 2
 

@@ -175,17 +175,18 @@ def test_any_pattern(session_of, tmp_path_factory, labelled_tasks):
     check(start(session_of, root, run=run), labelled_tasks)
 
 
-@pytest.mark.parametrize("recipe", ["published", "affinity"])
+@pytest.mark.parametrize("recipe", ["published", "affinity", "evidence"])
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_separate_shard_sets(session_of, tmp_path, accumulation, recipe):
     """Each shard is labelled for one task only; micro-batches then miss whole tasks.
 
-    The recipe `affinity` collects its statistics in the step, which must not show in the gradients.
+    The recipes `affinity` and `evidence` collect statistics in the step, which must not show in the
+    gradients.
     """
     labelled_tasks = [{TASKS[number // 4]} for number in range(4 * len(TASKS))]
     root = write(tmp_path / "data", labelled_tasks)
     session = start(session_of, root, recipe, optim={"gradient_accumulation_steps": accumulation})
-    assert session.learner.collects(0) == (recipe == "affinity")
+    assert session.learner.collects(0) == (recipe != "published")
     check(session, labelled_tasks)
     sizes = [int(batch.valid_rows.any(dim=1).sum()) for batch in next(_batches(session))]
     assert max(sizes) <= BATCH // accumulation  # tasks with a label in a micro-batch

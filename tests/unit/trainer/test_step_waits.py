@@ -18,6 +18,11 @@ ALLOWED = ("_start_groups", "engines/plateau.py", "_refresh")
 
 RECIPES = {
     "affinity": ("grouping.recipe=affinity", "grouping.warmup=0.1"),
+    "evidence": ("grouping.recipe=evidence", "grouping.warmup=0.1", "pruning.end=0.3"),
+    "evidence-sampled": (
+        "grouping.recipe=evidence", "grouping.warmup=0.1", "pruning.end=0.3",
+        "grouping.sampled_heads=2", "model.branches=4",
+    ),
     "multitask": ("grouping.recipe=multitask",),
     **{
         f"published-{sampler}": (f"grouping.sampler={sampler}",)
@@ -49,8 +54,8 @@ OPTIONS = {
     "famo-micro-batches": ("loss_weights=famo", "optim.gradient_accumulation_steps=2"),
     "famo-sampled": ("loss_weights=famo", "grouping.sampled_heads=1"),
 }
-# Steps until the warm-up of `affinity` is over, and until `plateau` has read a loss.
-NUM_STEPS = {"affinity": 6, "plateau": 6}
+# Steps until a warm-up is over, tasks of `evidence` may move, and `plateau` has read a loss.
+NUM_STEPS = {"affinity": 6, "evidence": 8, "evidence-sampled": 8, "plateau": 6}
 
 
 def waits_of_steps(config, steps):

@@ -22,7 +22,7 @@ PROBLEM = PlantedProblem(8, 2, seed=3)
 
 
 def data(tmp_path, *overrides):
-    config = planted_config(tmp_path, 2, 3, "affinity", 6, 32, overrides)
+    config = planted_config(tmp_path, 2, 3, "evidence", 6, 32, overrides)
     return PlantedData(PROBLEM, config)
 
 
@@ -72,11 +72,11 @@ def test_a_problem_has_tasks_but_no_epochs(tmp_path):
 
 
 def test_configuration(tmp_path):
-    config = planted_config(tmp_path, 8, 3, "affinity", 100, 64, ["optim.lr=0.01"])
+    config = planted_config(tmp_path, 8, 3, "evidence", 100, 64, ["optim.lr=0.01"])
     assert config.model.encoder.options == {"widths": [32, 64, 4]}
     assert config.pruning.threshold == 0.05 and config.pruning.end == 0.8
     assert (config.run.seed, config.run.steps, config.optim.lr) == (3, 100, 0.01)
-    assert planted_config(tmp_path, 40, 3, "affinity", 9, 64).pruning.threshold < 1 / 40
+    assert planted_config(tmp_path, 40, 3, "evidence", 9, 64).pruning.threshold < 1 / 40
     published = planted_config(tmp_path, 2, 0, "published", 100, 64)
     assert published.pruning.begin == published.pruning.end == 1.0
     assert (published.grouping.lr, published.grouping.temperature.final) == (1e-3, 2.5)
@@ -118,7 +118,7 @@ def test_the_true_grouping_against_itself(tmp_path):
 
 def test_more_groups_than_tasks():
     with pytest.raises(UserError, match="--groups is 9, must be at most --tasks, 8"):
-        measure_grouping(8, 9, 2, [0], "affinity", progress=False)
+        measure_grouping(8, 9, 2, [0], "evidence", progress=False)
 
 
 def test_json_has_the_means():

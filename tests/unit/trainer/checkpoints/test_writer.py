@@ -127,7 +127,7 @@ def test_a_failed_write_does_not_hide_what_ended_the_training(writer_of, caplog)
     assert "step-000000001 cannot be written: weights of w" in caplog.text
 
 
-@pytest.mark.parametrize("recipe", ["published", "affinity"])
+@pytest.mark.parametrize("recipe", ["published", "affinity", "evidence"])
 def test_a_snapshot_is_not_changed_by_the_steps_that_follow(
     recipe, rooms_config, train_here, tmp_path, monkeypatch
 ):
@@ -136,7 +136,7 @@ def test_a_snapshot_is_not_changed_by_the_steps_that_follow(
         f"grouping.recipe={recipe}", "run.steps=5", "run.checkpoint_every=1", "run.keep_last=9",
         "pruning.end=0.8",
     )  # fmt: skip
-    options += ("grouping.warmup=0.3",) if recipe == "affinity" else ()
+    options += ("grouping.warmup=0.3",) if recipe != "published" else ()
     train_here(rooms_config(*options, "run.async_checkpoint=false", f"run.out={tmp_path / 'one'}"))
     save, step = checkpoint_writer.save_checkpoint, loop.train_step
     steps_made = []

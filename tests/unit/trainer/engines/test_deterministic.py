@@ -134,7 +134,7 @@ def test_positions_that_are_interpolated_raise(encoder):
 
 
 @pytest.mark.usefixtures("forget_accelerate")
-@pytest.mark.parametrize("recipe", ["affinity", "published", "tag", "grad_tag"])
+@pytest.mark.parametrize("recipe", ["affinity", "evidence", "published", "tag", "grad_tag"])
 def test_neither_recipes_nor_metrics_call_anything_else_that_raises(
     rooms_config, monkeypatch, recipe
 ):

@@ -109,7 +109,7 @@ def skips(folder):
     return [(r["step"], r["skipped"]) for r in records if r["kind"] == "skip"]
 
 
-@pytest.mark.parametrize("recipe", ["published", "affinity"])
+@pytest.mark.parametrize("recipe", ["published", "affinity", "evidence"])
 def test_a_bad_step_changes_nothing_but_the_count(recipe, rooms_config, train_here, spoil_steps):
     """Weights, moments and running statistics are as before it; the steps after it learn."""
     spoil_steps({3, 4})
@@ -133,11 +133,12 @@ def test_a_bad_step_changes_nothing_but_the_count(recipe, rooms_config, train_he
         assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
+@pytest.mark.parametrize("recipe", ["affinity", "evidence"])
 def test_a_bad_step_at_the_end_of_the_warm_up_does_not_stop_the_grouping(
-    rooms_config, train_here, spoil_steps
+    recipe, rooms_config, train_here, spoil_steps
 ):
     spoil_steps({3})
-    options = ("grouping.recipe=affinity", "grouping.warmup=0.5", "optim.skip_nonfinite=1")
+    options = (f"grouping.recipe={recipe}", "grouping.warmup=0.5", "optim.skip_nonfinite=1")
     session = train_here(rooms_config(*RUN, *options))
     assert skips(session.folder) == [(4, 1)]
     assert session.learner.finished and session.learner.updates == 3  # in steps 5, 6 and 7

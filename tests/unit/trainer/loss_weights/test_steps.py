@@ -138,7 +138,7 @@ def test_given_weights_scale_the_losses_and_not_what_is_reported(planted):
 def test_equal_weights_do_not_change_a_bit(planted):
     states = []
     for name, method in (("plain", "equal"), ("ones", "{method: given, weights: {}}")):
-        with planted(f"loss_weights={method}", name=name, recipe="affinity", branches=2) as session:
+        with planted(f"loss_weights={method}", name=name, recipe="evidence", branches=2) as session:
             steps(session)
             states.append({**session.engine.module.state_dict(), **session.learner.tensors()})
     assert states[0].keys() == states[1].keys()
@@ -152,6 +152,7 @@ def test_equal_weights_do_not_change_a_bit(planted):
         ("published", ("grouping.entropy=0.3", "grouping.sampler=gumbel_per_sample")),
         ("published", ("grouping.sampled_heads=2",)),
         ("affinity", ("grouping.warmup=0.5",)),
+        ("evidence", ("grouping.warmup=0.5",)),
     ],
 )
 def test_the_grouping_does_not_see_the_loss_weights(planted, recipe, overrides):

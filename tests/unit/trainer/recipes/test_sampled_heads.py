@@ -18,6 +18,7 @@ from trainer.config.loading import parse_config
 from trainer.engines.accelerator import make_accelerator
 from trainer.errors import UserError
 from trainer.recipes.affinity import AffinityGroups
+from trainer.recipes.evidence import EvidenceGroups
 from trainer.recipes.learner import LearnerInput
 from trainer.recipes.published import PublishedGroups
 from trainer.run import train_run
@@ -26,6 +27,7 @@ from trainer.step import train_step
 
 N, K, SAMPLES = 2, 4, 8
 PAIRS = list(itertools.combinations(range(K), 2))
+RECIPES = {AffinityGroups: "affinity", EvidenceGroups: "evidence", PublishedGroups: "published"}
 
 
 @pytest.fixture
@@ -102,8 +104,9 @@ def test_the_logits_of_a_task_without_a_baseline_stay(session):
     assert found["objective"][0] > 0.1, "its share of the objective is known all the same"
 
 
-def test_the_mean_step_of_the_default_recipe(session):
-    own = session(recipe="affinity")
+@pytest.mark.parametrize("recipe", ["affinity", "evidence"])
+def test_the_mean_step_of_a_recipe_without_noise(session, recipe):
+    own = session(recipe=recipe)
     expected, _ = step_of(own, None)
     mean = {name: torch.zeros_like(value) for name, value in expected.items()}
     for pairs in itertools.product(PAIRS, repeat=N):
@@ -134,15 +137,14 @@ def learner(kind, rank=0, size=1, num_tasks=6, **sections):
         "run": {"out": "out", "steps": 100, "seed": 3},
         "data": {"shards": "s", "image_size": [8, 8], "global_batch": 1},
         "model": {"encoder": {"name": "residual64"}, "branches": K},
-        "grouping": {
-            "recipe": "affinity" if kind is AffinityGroups else "published", "sampled_heads": size,
-        },
+        "grouping": {"recipe": RECIPES[kind], "sampled_heads": size},
         "pruning": {"begin": 0.2, "end": 0.6, "every": 5, "threshold": 0.1},
     }  # fmt: skip
     for name, values in sections.items():
         tree[name] |= values
     grouping = Grouping(num_tasks, K)
-    return kind(grouping, parse_config(tree, "test"), 100, torch.device("cpu"), rank)
+    config = parse_config(tree, "test")
+    return kind(grouping, config, config.run.steps, torch.device("cpu"), rank)
 
 
 def test_every_rank_chooses_the_same_heads_with_noise_of_its_own():
@@ -218,6 +220,117 @@ def test_averages_of_losses_that_are_seen_now_and_then():
     torch.testing.assert_close(own.weights(0, 1)[0], scaled.softmax(0), rtol=1e-3, atol=1e-6)
 
 
+def chunk_statistics(groups, chosen):
+    """Of a step of binary tasks that need two features of their group, for the chosen heads."""
+    products = torch.zeros(K, len(groups), 4)
+    needed = torch.randn(len(groups), 2, generator=torch.Generator().manual_seed(1))
+    for task, group in enumerate(groups):
+        products[chosen[task], task, 2 * group : 2 * group + 2] = needed[task]
+    return {
+        "count": torch.ones(K),
+        "features": torch.zeros(K, 1, 4),
+        "residuals": torch.zeros(K, len(groups), 1),
+        "products": products,
+        "second": torch.eye(4).expand(K, 4, 4).clone(),
+    }
+
+
+def learn_from(own, steps, losses_of, groups=(0, 1) * 6):
+    """The steps of the loop, as far as a learner of the recipe `evidence` sees them.
+
+    Returns:
+        The heads that each step computed, bool [T,N,K].
+    """
+    computed = []
+    for step in steps:
+        sample = own.sample_heads(step) or HeadSample.all_heads(
+            own.grouping.heads(), own.grouping.alive.shape, torch.device("cpu")
+        )
+        if own.collects(step):
+            statistics = chunk_statistics(groups, torch.from_numpy(sample.chosen))
+            own.collect(statistics, torch.arange(len(groups)))
+        losses = sample.computed_only(losses_of(step))
+        given = LearnerInput(step, torch.zeros(losses.shape), losses, 1.0, sample)
+        own.record_losses(given)
+        own.update(given)
+        own.prune(step + 1)
+        computed.append(sample.chosen)
+    return np.array(computed)
+
+
+@pytest.fixture
+def evidence_learner(forget_accelerate):
+    """Makes a learner of twelve tasks in two groups at the end of its warm-up of 100 steps."""
+    forget_accelerate()
+
+    def start(size, **grouping):
+        own = learner(
+            EvidenceGroups, size=size, num_tasks=12, run={"steps": 1000},
+            grouping={"warmup": 0.1, **grouping}, pruning={"begin": 0.9, "end": 0.9},
+        )  # fmt: skip
+        learn_from(own, range(own.warmup_end), lambda _: torch.ones(12, K))
+        return own
+
+    return start
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_groups_are_found_from_the_heads_that_steps_compute(evidence_learner, size):
+    own = evidence_learner(size)
+    branch = own.grouping.probabilities().argmax(dim=1).tolist()
+    assert branch == [branch[0], branch[1]] * 6 and branch[0] != branch[1]
+    assert own.take_group_start().labels in ([0, 1] * 6, [1, 0] * 6)
+
+
+def test_pairs_are_compared_where_a_step_computes_both_heads(evidence_learner):
+    """The noise of a batch is ten times the difference of the heads; it is the same for both."""
+    own = evidence_learner(2, num_groups="all")
+    first = own.grouping.probabilities().argmax(dim=1)
+    better = torch.arange(12) % 3 == 0  # these have a better head than that of their group
+    best = torch.where(better, (first + 1) % K, first)
+    rng = torch.Generator().manual_seed(0)
+
+    def losses(_):
+        values = torch.full((12, K), 1.05)
+        values[torch.arange(12), best] = 1.0
+        noise = torch.randn(12, 1, generator=rng), torch.randn(12, K, generator=rng)
+        return values + 0.5 * noise[0] + 0.01 * noise[1]
+
+    held = own.warmup_end + 400
+    computed = learn_from(own, range(own.warmup_end, held - 1), losses)
+    assert computed.sum(axis=2).max() == 2
+    assert computed[:, np.arange(12), first].all(), "the present head is in every pair"
+    mean, error = own.paired_losses.compare(first)
+    expected = torch.full((12, K), 0.05)
+    expected[torch.arange(12), first] = 0.0
+    expected[better] -= 0.05 * (torch.arange(K) != first[better][:, None])
+    expected[better, best[better]] = -0.05
+    rivals = torch.arange(K) != first[:, None]
+    assert (error[rivals] < 0.004).all() and (error[rivals] > 0).all()
+    assert ((mean - expected)[rivals].abs() < 4 * error[rivals]).all()
+    assert torch.equal(own.grouping.probabilities().argmax(dim=1), first), "it still holds"
+    learn_from(own, range(held - 1, held + 20), losses)
+    assert torch.equal(own.grouping.probabilities().argmax(dim=1), best)
+
+
+def test_with_one_head_in_a_step_the_start_decides(evidence_learner):
+    """No two heads are computed on the same batch, so there is no evidence for another branch."""
+    own = evidence_learner(1, num_groups="all")
+    before = own.grouping.probabilities()
+    first = before.argmax(dim=1)
+
+    def losses(_):
+        values = torch.full((12, K), 0.5)
+        values[torch.arange(12), first] = 1.0
+        return values
+
+    learn_from(own, range(own.warmup_end, own.finish_step - 1), losses)
+    torch.testing.assert_close(own.grouping.probabilities(), before)
+    assert own.paired_losses.margins(first.tolist()) == [None] * 12
+    learn_from(own, [own.finish_step - 1], losses)
+    assert own.finished and own.chosen_heads() == list(enumerate(first.tolist()))
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5])
 def test_what_the_key_allows(value):
     with pytest.raises(
@@ -251,7 +364,7 @@ def train_planted(tmp_path, forget_accelerate):
     return run
 
 
-@pytest.mark.parametrize("recipe", ["published", "affinity"])
+@pytest.mark.parametrize("recipe", ["published", "affinity", "evidence"])
 def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, recipe):
     plain = files(train_planted("plain", recipe=recipe))
     sampled = files(train_planted("sampled", "grouping.sampled_heads=5", recipe=recipe))
@@ -263,6 +376,7 @@ def test_a_run_of_all_branches_is_the_plain_run_to_the_last_bit(train_planted, r
 RUNS = {
     "published": ("published", "grouping.sampled_heads=2", "optim.gradient_accumulation_steps=2"),
     "affinity": ("affinity", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
+    "evidence": ("evidence", "grouping.sampled_heads=2", "grouping.warmup=0.4"),
     "one": ("published", "grouping.sampled_heads=1", "grouping.noise=shared"),
     "every sample": (
         "published", "grouping.sampled_heads=1", "grouping.sampler=gumbel_per_sample",
@@ -292,12 +406,13 @@ def test_an_interrupted_run_ends_as_the_whole_one(train_planted, name):
     def train(*options):
         return train_planted("run", *options, recipe=recipe)
 
-    # In the warm-up of the default recipe, and when some heads may be off.
+    # In the warm-up of the recipes that have one, and when some heads may be off.
     assert_resumes(train, options, steps=(6, 18))
 
 
-def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here):
-    options = ("run.steps=12", "grouping.sampled_heads=2", "grouping.recipe=affinity")
+@pytest.mark.parametrize("recipe", [pytest.param("affinity", marks=pytest.mark.slow), "evidence"])
+def test_a_run_of_dense_tasks_with_missing_labels(rooms_config, train_here, recipe):
+    options = ("run.steps=12", "grouping.sampled_heads=2", f"grouping.recipe={recipe}")
 
     def train(*options):
         return train_here(rooms_config(*options))

@@ -24,6 +24,7 @@ CHOICES = {
     "Method `given`": "loss_weights={method: given, weights: {has_box: 2}}",
     "Method `uncertainty`": "loss_weights.method=uncertainty",
     "Recipe `affinity`": "grouping.recipe=affinity",
+    "Recipe `evidence`": "grouping.recipe=evidence",
     "Recipe `fixed`": "grouping={recipe: fixed, groups: groups.json}",
     "Recipe `grad_tag`": "grouping.recipe=grad_tag",
     "Recipe `hoa`": "grouping.recipe=hoa",
