@@ -189,7 +189,8 @@ class PairedLosses:
         if not self._steps:
             return {}
         known = self._gone[:1].isfinite()
-        gone = torch.cat([torch.where(known, self._gone, 0.0), known.to(self._gone)])
+        finite = torch.where(known, self._gone, 0.0)
+        gone = torch.cat([finite, torch.where(known, 1.0, 0.0)])
         steps = torch.tensor(self._steps)
         return {"pairs": self._pairs, "heads": self._heads, "gone": gone, "steps": steps}
 

@@ -8,7 +8,7 @@ import pytest
 from trainer import Callback, Trainer
 
 RUN = (
-    "run.steps=60", "run.checkpoint_every=30", "run.keep_last=9", "grouping.recipe=affinity",
+    "run.steps=60", "run.checkpoint_every=30", "run.keep_last=9", "grouping.recipe=evidence",
     "grouping.warmup=0.2", "pruning.begin=0.5", "pruning.end=0.95", "finetune.steps=2",
 )  # fmt: skip
 

@@ -126,7 +126,7 @@ def test_an_alias_that_stands_for_itself(kind, refused):
     [
         "optim.lr=.inf", "optim.lr=.nan", "optim.weight_decay=.inf", "optim.max_grad_norm=.inf",
         "run.epochs=.inf", "run.max_minutes=.nan", "data.retry_seconds=.inf", "data.cache_gb=.inf",
-        "finetune.lr=.inf", "log.peak_tflops=.inf", "grouping.temperature=.inf",
+        "finetune.lr=.inf", "log.peak_tflops=.inf", "grouping={recipe: affinity, temperature: .inf}",
         "optim.schedule={name: multistep, milestones: [0.5], gamma: .inf}",
         "run.timeout_seconds=.inf",
     ],
