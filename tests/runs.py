@@ -107,8 +107,8 @@ def _timing(step: int) -> dict:
 def _evidence(own: torch.Tensor, branches: int) -> dict[str, torch.Tensor]:
     """Evidence as a checkpoint has it: the loss on a task's branch is 0.6, and 0.8 on the others.
 
-    The margin is thus about 25 %. The differences of every second task vary by 0.1 from step to step,
-    those of the others by 2: of these one cannot say that the branch is better.
+    The margin is thus about 25 %. The differences of every second task vary by 0.1 from step to
+    step, those of the others by 2: of these one cannot say that the branch is better.
     """
     losses = PairedLosses(len(own), branches, torch.device("cpu"))
     noise = torch.tensor([0.1, 2.0])[torch.arange(len(own)) % 2]
@@ -118,9 +118,7 @@ def _evidence(own: torch.Tensor, branches: int) -> dict[str, torch.Tensor]:
         row[torch.arange(len(own)), own] = 0.6
         losses.add(row, torch.ones(len(own)), alive)
     firmness = torch.tensor([*(len(own) * [FIRMNESS]), AGREEMENT])
-    return {
-        "firmness": firmness, **{PREFIX + n: value for n, value in losses.tensors().items()}
-    }
+    return {"firmness": firmness, **{PREFIX + n: v for n, v in losses.tensors().items()}}
 
 
 def _write_checkpoint(

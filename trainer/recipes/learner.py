@@ -105,7 +105,8 @@ class GroupLearner(ABC):
         self._device = device
         self.start_step = round(config.pruning.begin * num_steps)
         self.finish_step = round(config.pruning.end * num_steps)
-        self.paired_losses = PairedLosses(*self.grouping.logits.shape, device)
+        num_tasks, num_branches = self.grouping.logits.shape
+        self.paired_losses = PairedLosses(num_tasks, num_branches, device)
         self._switch(self.grouping.alive)
         size = sampled_heads(config)
         self._sampler = None

@@ -192,7 +192,8 @@ def _saved(checkpoint: Path) -> RunGroups:
     alive = tensors["alive"]
     probabilities = tensors["logits"].masked_fill(~alive, -torch.inf).softmax(dim=1)
     names = [str(task["name"]) for task in progress.network["tasks"]]
-    paired_losses = PairedLosses.of_checkpoint(tensors, alive.shape, alive.device)
+    num_tasks, num_branches = alive.shape
+    paired_losses = PairedLosses.of_checkpoint(tensors, (num_tasks, num_branches), alive.device)
     heads = (probabilities, alive)
     return _groups(progress.step, names, heads, paired_losses, tensors.get("firmness"))
 

@@ -132,4 +132,3 @@ def _percent(value: float) -> str:
 
 def _name(task: TaskBranch) -> str:
     return task.task if task.decided else f"{task.task} ({100 * task.probability:.0f} %)"
-

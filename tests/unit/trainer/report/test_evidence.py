@@ -27,7 +27,7 @@ def test_the_evidence_of_a_run(tmp_path):
 def test_of_a_running_run_the_status_is_newer_than_the_checkpoint(tmp_path):
     write_run(tmp_path / "run", TASKS, 2)
     task = {"branch": 0, "probability": 0.5, "choices": 2, "margin": 1.5, "standard_error": 2.5}
-    grouping = {"step": 70, "tasks": {name: task for name in NAMES[::-1]}}
+    grouping = {"step": 70, "tasks": dict.fromkeys(NAMES[::-1], task)}
     grouping["tasks"]["c"] = {**task, "margin": None, "standard_error": None}
     (tmp_path / "run" / "status.json").write_text(json.dumps({"grouping": grouping}))
     found = describe_evidence(tmp_path / "run", NAMES)

@@ -52,9 +52,7 @@ def test_margins_are_in_percent_of_the_best_other_loss():
     Of branch 1 the loss changes by 0.01, which gives the standard error.
     """
     sums = paired([[2.0, 1.0, 3.0], [1.0, 1.001, 9.0], [1.0, 0.5, 2.0]])
-    evidence, agreement = gather_evidence(
-        [1, 0, 0], sums, torch.tensor([0.25, 0.5, 1.0, 0.875])
-    )
+    evidence, agreement = gather_evidence([1, 0, 0], sums, torch.tensor([0.25, 0.5, 1.0, 0.875]))
     assert agreement == 0.875 and [each.firmness for each in evidence] == [0.25, 0.5, 1.0]
     margins = [each.margin for each in evidence]
     # The last steps count most, so the mean of alternating values is not exactly their middle.
@@ -150,8 +148,8 @@ def test_a_sentence_about_the_margins():
         (0.93, "The groups are firm: groups from resampled steps of the warm-up agree with them at "
          "0.93 (adjusted Rand index, 1 = always the same)."),
         (0.75, "The groups are firm: "),
-        (0.746, "The groups are firm: groups from resampled steps of the warm-up agree with them at "
-         "0.75"),
+        (0.746, "The groups are firm: groups from resampled steps of the warm-up agree with them "
+         "at 0.75"),
         (0.744, "The groups are NOT firm: groups from resampled steps of the warm-up agree with "
          "them at 0.74 (adjusted Rand index, 1 = always the same); other seeds will give other "
          "groups. Compare with random groups before you rely on them (dmtg compare)."),
