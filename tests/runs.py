@@ -118,7 +118,7 @@ def _evidence(own: torch.Tensor, branches: int) -> dict[str, torch.Tensor]:
         row[torch.arange(len(own)), own] = 0.6
         losses.add(row, torch.ones(len(own)), alive)
     firmness = torch.tensor([*(len(own) * [FIRMNESS]), AGREEMENT])
-    return {"firmness": firmness, **{PREFIX + n: value for n, value in losses.tensors().items()}}
+    return {"firmness": firmness, **{PREFIX + n: v for n, v in losses.tensors().items()}}
 
 
 def _write_checkpoint(

@@ -35,12 +35,10 @@ def describe_evidence(run: Path, names: list[str]) -> dict[str, Any]:
             "missing": "This run has recorded no evidence: its groups were given, its tasks have "
             "not been compared in enough steps yet, or an earlier version of dmtg trained it."
         }
-    agreement = found.start_agreement
+    agreement, sentences = found.start_agreement, evidence_sentences(found)
     return {
         "step": found.step,
-        "sentences": [
-            f"{text[0].upper()}{text[1:].rstrip('.')}." for text in evidence_sentences(found)
-        ],
+        "sentences": [f"{text[0].upper()}{text[1:].rstrip('.')}." for text in sentences],
         "agreement": agreement,
         "firm": None if agreement is None else is_firm(agreement),
         "errors": SIGNIFICANT,

@@ -193,8 +193,7 @@ def _saved(checkpoint: Path) -> RunGroups:
     probabilities = tensors["logits"].masked_fill(~alive, -torch.inf).softmax(dim=1)
     names = [str(task["name"]) for task in progress.network["tasks"]]
     num_tasks, num_branches = alive.shape
-    shape = (num_tasks, num_branches)
-    paired_losses = PairedLosses.of_checkpoint(tensors, shape, alive.device)
+    paired_losses = PairedLosses.of_checkpoint(tensors, (num_tasks, num_branches), alive.device)
     heads = (probabilities, alive)
     return _groups(progress.step, names, heads, paired_losses, tensors.get("firmness"))
 
