@@ -107,7 +107,7 @@ def test_a_run_that_is_stopped_shows_it_and_writes_no_result(rooms_yaml, dmtg, t
     """Its groups may still change; `dmtg groups` has them at any time."""
     overrides = [f"run.out={tmp_path / 'run'}", *RUN]
     result = Trainer(rooms_yaml, overrides, callbacks=[StopAt()]).train()
-    assert not result.finished and result.recipe == "affinity"
+    assert not result.finished and result.recipe == "evidence"
     assert all(each.firmness is not None for each in result.evidence.values())
     assert -1 <= result.agreement <= 1
     assert not (tmp_path / "run" / "groups.json").exists()
