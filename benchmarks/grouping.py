@@ -3,7 +3,7 @@
 python benchmarks/grouping.py [--quick]
 
 Writes docs/results/planted.json, planted.md and planted.png; the exit code is 1 if a claim does not
-hold. Without --quick it takes about ten minutes on two cores.
+hold. Without --quick it takes about twenty minutes on two cores.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 python benchmarks/sampled.py [--quick]
 
 Writes docs/results/sampled.json and sampled.md; the exit code is 1 if a claim does not hold.
-Without --quick it takes about ten minutes on one core.
+Without --quick it takes about twenty minutes on one core.
 
 Legend: N tasks, K branches.
 """
