@@ -7,8 +7,9 @@ import pytest
 
 from trainer import Callback, Trainer
 
+RECIPE = "affinity"
 RUN = (
-    "run.steps=60", "run.checkpoint_every=30", "run.keep_last=9", "grouping.recipe=affinity",
+    "run.steps=60", "run.checkpoint_every=30", "run.keep_last=9", f"grouping.recipe={RECIPE}",
     "grouping.warmup=0.2", "pruning.begin=0.5", "pruning.end=0.95", "finetune.steps=2",
 )  # fmt: skip
 
@@ -107,7 +108,7 @@ def test_a_run_that_is_stopped_shows_it_and_writes_no_result(rooms_yaml, dmtg, t
     """Its groups may still change; `dmtg groups` has them at any time."""
     overrides = [f"run.out={tmp_path / 'run'}", *RUN]
     result = Trainer(rooms_yaml, overrides, callbacks=[StopAt()]).train()
-    assert not result.finished and result.recipe == "affinity"
+    assert not result.finished and result.recipe == RECIPE
     assert all(each.firmness is not None for each in result.evidence.values())
     assert -1 <= result.agreement <= 1
     assert not (tmp_path / "run" / "groups.json").exists()
