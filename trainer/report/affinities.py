@@ -16,6 +16,15 @@ from scipy.spatial.distance import squareform
 
 from trainer.report.records import Record
 
+_COEFFICIENTS = (
+    "How much each task's gradient in the warm-up is a combination of the other's: the size of its "
+    "coefficients among those of all tasks (ridge least squares in whitened features), from 0 to "
+    "1. The groups started from it."
+)
+_RV = (
+    "RV coefficient of the gradients of two tasks in the warm-up, from 0 to 1: how similar the "
+    "features are that they need. The groups started from it."
+)
 _MAX_OPTIMAL = 300  # tasks for which the order of the leaves is optimised; the time is cubic
 
 
@@ -52,12 +61,9 @@ def read_affinities(run: Path, grouping_records: list[Record], names: list[str])
     if recorded:
         values = _from_rows(recorded[-1])
         if len(values) == len(names):
-            return Affinities(
-                values,
-                "How much each task's gradient in the warm-up is a combination of the other's: the "
-                "size of its coefficients among those of all tasks (ridge least squares in "
-                "whitened features), from 0 to 1. The groups started from it.",
-            )
+            # Recipes whose affinities are RV coefficients resample nothing.
+            together = read_co_assignment(grouping_records, len(names))
+            return Affinities(values, _RV if together is None else _COEFFICIENTS)
     path = run / "search" / "groups.json"
     try:
         tree = json.loads(path.read_text())

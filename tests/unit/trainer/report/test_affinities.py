@@ -12,6 +12,10 @@ def test_recorded_rows_become_a_symmetric_matrix(tmp_path):
     records = [{"kind": "affinity", "step": 3, "affinity": [[1.0], [0.2, 1.0], [0.7, None, 1.0]]}]
     found = read_affinities(tmp_path, records, NAMES)
     np.testing.assert_array_equal(found.values, [[1, 0.2, 0.7], [0.2, 1, 0], [0.7, 0, 1]])
+    assert found.meaning.startswith("RV coefficient")
+    rows = [[1.0], [0.0, 1.0], [1.0, 0.0, 1.0]]
+    records.append({"kind": "co_assignment", "step": 3, "co_assignment": rows})
+    assert "combination" in read_affinities(tmp_path, records, NAMES).meaning
 
 
 def test_co_assignments_are_those_of_these_tasks():
