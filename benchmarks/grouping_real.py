@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import random
 import shlex
 import subprocess
@@ -22,7 +23,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
 from data_pipelines.shards.manifest import MANIFEST_NAME
+from trainer.config.grouping import DEFAULT_RECIPE
+from trainer.figures import figure_file
+from trainer.report.affinities import block_order
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = Path(__file__).resolve().parent / "real"
@@ -170,11 +176,48 @@ def main() -> None:
     problem, out = PROBLEMS[given.problem], given.out.resolve()
     shards = out / "data" / problem.data
     make_once(shards, lambda folder: problem.shards(folder, out / "data", given.celeba))
+    folder = out / given.problem
     dmtg(
-        *("compare", problem.config, "--out", out / given.problem, "--seeds", given.seeds),
+        *("compare", problem.config, "--out", folder, "--seeds", given.seeds),
         *("--recipes", given.recipes or problem.recipes, "--k", given.k or problem.branches),
         *(f"data.shards={shards}", *problem.overrides, *given.overrides),
     )
+    draw_groups(folder)
+
+
+def draw_groups(folder: Path) -> None:
+    """Draw how often two tasks share a branch over the seeds, for each row of the default recipe.
+
+    The tasks are in the order of the groups of the seed that agrees best with the others.
+    """
+    cells = json.loads((folder / "compare.json").read_text())["cells"]
+    rows: dict[str, list[list[list[str]]]] = {}
+    for cell in cells:
+        if cell["recipe"] == DEFAULT_RECIPE and cell["status"] == "done":
+            rows.setdefault(f"k{cell.get('branches') or ''}", []).append(cell["groups"])
+    for row, groupings in rows.items():
+        names = [name for group in groupings[0] for name in group]
+        labels = np.array([[label(name, groups) for name in names] for groups in groupings])
+        together = (labels[:, :, None] == labels[:, None, :]).mean(axis=0)
+        alike = (labels[:, :, None] == labels[:, None, :]).astype(float)
+        middle = int(np.abs(alike - together).sum(axis=(1, 2)).argmin())
+        order = block_order(together, labels[middle].tolist())
+        side = 3 + len(names) / 6
+        with figure_file(folder / f"groups-{row}.png", 1, 1, size=(side, side)) as axes:
+            axis = axes[0, 0]
+            axis.imshow(together[np.ix_(order, order)], cmap="Blues", vmin=0, vmax=1)
+            axis.set_xticks(range(len(names)), [names[task] for task in order], rotation=90)
+            axis.set_yticks(range(len(names)), [names[task] for task in order])
+            edges = np.flatnonzero(np.diff(labels[middle][order])) + 0.5
+            for edge in edges:
+                axis.axhline(edge, color="black", linewidth=0.8)
+                axis.axvline(edge, color="black", linewidth=0.8)
+            axis.set_title(f"share of {len(groupings)} runs in which two tasks share a branch")
+
+
+def label(name: str, groups: list[list[str]]) -> int:
+    """Return the number of the group of a task."""
+    return next(number for number, group in enumerate(groups) if name in group)
 
 
 if __name__ == "__main__":
