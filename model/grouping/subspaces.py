@@ -39,7 +39,7 @@ class TaskGradients:
     """The tasks' gradients in the whitened features of each branch, by chunks of steps.
 
     Attributes:
-        rows: Sums over the samples of a chunk, float64 [C,K,R,F].
+        rows: Sums over the samples of the chunks that have some, float64 [C,K,R,F].
         tasks: The task of every residual, long [R].
         num_tasks: N.
     """
@@ -53,12 +53,14 @@ class TaskGradients:
         """Whiten the features of every branch over all chunks.
 
         Args:
-            chunks: Sums over samples from `statistic_sums`, stacked over C and K; a chunk may be
-                empty.
+            chunks: Sums over samples from `statistic_sums`, stacked over C and K; those without
+                samples, of a short warm-up, are left out.
             tasks: The task of every residual, long [R].
         """
         # Replace non-finite statistics by zero; LossGuard reports divergence.
         sums = {name: value.double().cpu().nan_to_num(0, 0, 0) for name, value in chunks.items()}
+        filled = sums["count"].flatten(1).sum(dim=1) > 0
+        sums = {name: value[filled] for name, value in sums.items()}
         whole = {name: value.sum(dim=0) for name, value in sums.items()}
         count = whole["count"].clamp_min(1.0).view(-1, 1, 1)
         mean = whole["features"] / count  # [K,P,F]

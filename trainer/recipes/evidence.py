@@ -1,4 +1,4 @@
-"""The recipe `evidence`: groups from the tasks' gradients, which only evidence changes.
+"""The recipe `evidence`: groups from the tasks' gradients, and moves on significant differences.
 
 1. Warm-up: every task trains on every branch, and the gradient statistics of all heads are summed.
 2. Tasks of high affinity start on the same branch; branches beyond the number of groups go.

@@ -138,6 +138,19 @@ def test_chunks_count_as_often_as_they_are_drawn():
     np.testing.assert_allclose(found, expected / np.outer(size, size), rtol=1e-4)
 
 
+def test_chunks_without_samples_are_left_out():
+    """A warm-up of fewer steps than chunks; drawn again, they would stand for steps without tasks."""
+    rows = np.random.default_rng(0).normal(size=(3, 6, 9))
+    filled, padded = chunks_of(rows), chunks_of(np.concatenate([rows, 0 * rows]))
+    for name, value in padded.items():
+        value = value.clone()
+        value[3:] = 0
+        padded[name] = value
+    found, expected = (TaskGradients.of(chunks, torch.arange(6), 6) for chunks in (padded, filled))
+    assert len(found.rows) == 3 and found.noise == expected.noise
+    assert np.array_equal(found.resampled_groups(2), expected.resampled_groups(2))
+
+
 def test_resampled_groups_show_which_tasks_are_a_coin_toss():
     """Two clear groups, and a task whose chunks pull it to one or the other."""
     rng = np.random.default_rng(0)
