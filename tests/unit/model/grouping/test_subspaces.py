@@ -139,7 +139,7 @@ def test_chunks_count_as_often_as_they_are_drawn():
 
 
 def test_chunks_without_samples_are_left_out():
-    """A warm-up of fewer steps than chunks; drawn again, they would stand for steps without tasks."""
+    """Of a warm-up with fewer steps than chunks; drawn again, they would be steps without tasks."""
     rows = np.random.default_rng(0).normal(size=(3, 6, 9))
     filled, padded = chunks_of(rows), chunks_of(np.concatenate([rows, 0 * rows]))
     for name, value in padded.items():
