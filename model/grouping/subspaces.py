@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class TaskGradients:
         ratio = torch.where(norm > 0, energy / norm.clamp_min(1e-300), 0.0)
         return ratio.sqrt().clamp_max(1.0).numpy()
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """The noise per signal in the squared gradients, the median of the tasks with labels.
 
