@@ -1,12 +1,13 @@
 """The recipe `evidence`: groups from the tasks' gradients, and moves on significant differences.
 
 1. Warm-up: every task trains on every branch, and the gradient statistics of all heads are summed.
-2. Tasks of high affinity start on the same branch; branches beyond the number of groups go.
+2. Tasks of high affinity form a group, and every group gets a branch; branches beyond the number of
+   groups go. A task whose group is firm, that is the same when the steps are resampled, starts on
+   the branch of its group. The others start with equal weights on all branches.
 3. The Categorical is a posterior. Its prior is the start. Its likelihood comes from the differences
-   between the losses of a task's heads on the same batches. Tasks move from half of the time to
-   `pruning.end` on: by then the branches differ by their groups rather than by their first weights.
-   Heads that have become unlikely are switched off on the way, those of tasks whose groups are
-   firm before that.
+   between the losses of a task's heads on the same batches. Tasks with a firm group move from half
+   of the time to `pruning.end` on: by then the branches differ by their groups rather than by their
+   first weights. Heads that have become unlikely are switched off on the way.
 
 Legend: N tasks, K branches, C chunks of the warm-up.
 """
@@ -37,9 +38,8 @@ logger = logging.getLogger(__name__)
 _IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
 _MAX_COLLECTED_STEPS = 200  # steps whose statistics are summed, a small fraction of a long run
 _CHUNKS = 8  # of the collected steps, which the bootstrap resamples
-_HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which tasks keep their first branch
-_FIRM = 0.8  # firmness from which evidence may switch off a task's other heads before that
-_LOWEST_TEMPERATURE = 1e-3
+_HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which firm groups stay as they are
+_FIRM = 0.8  # least firmness of a group that the affinities decide
 _STATISTICS = "gradient_statistics."  # prefix of their tensors
 
 
@@ -52,7 +52,7 @@ class EvidenceSection(LearnedGroupingSection):
     """`all` makes as many groups as there are branches, `estimate` fewer if the affinities suggest
     fewer."""
     initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.97
-    """Prior probability of a task on the branch of its group."""
+    """Prior probability of a task on the branch of its group, if that is firm."""
 
 
 @register_recipe("evidence")
@@ -87,16 +87,13 @@ class EvidenceGroups(GroupLearner):
         with torch.no_grad():
             self.grouping.logits.zero_()
 
+    @override
     def temperature(self, step: int) -> float:
-        """Return the temperature of the weights of the heads in `step`; it falls from 1 to zero."""
-        length = max(1, self.finish_step - self.warmup_end)
-        left = 1 - min(1.0, max(0.0, (step - self.warmup_end) / length))
-        return (1 - _LOWEST_TEMPERATURE) * left**2 + _LOWEST_TEMPERATURE
+        return 1.0
 
     @override
     def weights(self, step: int, num_samples: int) -> Tensor:
-        logits = self.grouping.logits.detach() / self.temperature(step)
-        return logits.masked_fill(~self.grouping.alive, -torch.inf).softmax(dim=1)
+        return self.grouping.probabilities()
 
     def collects(self, step: int) -> bool:
         """Return whether `collect` needs the gradient statistics of `step`."""
@@ -124,8 +121,10 @@ class EvidenceGroups(GroupLearner):
             self._start_groups()
             return
         self.updates += 1
-        if done > self._held_until:
-            self._set_logits(self._posterior())
+        posterior = self._posterior()
+        if done <= self._held_until:
+            posterior = torch.where(self._is_firm(), self._prior, posterior)
+        self._set_logits(posterior)
 
     def leave_out(self, step: int) -> None:
         """Set the logits from the affinities even if the step in which that is due is left out."""
@@ -145,9 +144,14 @@ class EvidenceGroups(GroupLearner):
         worse = torch.where(error > 0, mean / error.clamp_min(1e-30), 0.0)
         return self._prior - worse * worse.abs() / 2
 
+    def _is_firm(self) -> Tensor:
+        """Return which tasks have a firm group, bool [N,1]."""
+        assert self.firmness is not None, "the groups have started"
+        return (self.firmness[:-1, None] >= _FIRM).to(self._device)
+
     def _set_logits(self, logits: Tensor) -> None:
         with torch.no_grad():
-            # The best is zero, so that no logit overflows as the temperature falls.
+            # The best is zero, so that no logit overflows as the evidence grows.
             best = logits.masked_fill(~self.grouping.alive, -torch.inf).amax(dim=1, keepdim=True)
             self.grouping.logits.copy_((logits - best).clamp_min(-1e4))
 
@@ -165,15 +169,16 @@ class EvidenceGroups(GroupLearner):
         found, labels = broadcast_object_list(decided)
         self._group_start = found
         self.firmness = torch.tensor([*found.firmness, found.agreement])
-        branches = torch.tensor(labels, device=self._device)
         num_groups = len(set(labels))
         text = "affinities: %d groups on %d branches, agreement with resampled steps %.2f"
         logger.info(text, num_groups, num_branches, found.agreement)
+        branches = torch.tensor(labels, device=self._device)
         probability = self._section.initial_probability
         log_odds = math.log(probability / (1 - probability) * max(1, num_groups - 1))
         logits = torch.full_like(self._prior, -1e4)
         logits[:, branches.unique()] = 0.0
-        logits[torch.arange(num_tasks, device=self._device), branches] = log_odds
+        firm = self._is_firm()[:, 0]
+        logits[firm, branches[firm]] = log_odds
         self._set_logits(logits)
         self._prior = self.grouping.logits.detach().clone()
         self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
@@ -193,8 +198,6 @@ class EvidenceGroups(GroupLearner):
         posterior = self._posterior().masked_fill(~alive, -torch.inf).softmax(dim=1)
         # The prior alone switches nothing off.
         unlikely = posterior < self._config.pruning.threshold * prior
-        if step <= self._held_until and self.firmness is not None:
-            unlikely &= (self.firmness[:-1, None] >= _FIRM).to(unlikely.device)
         return (alive & ~unlikely) | harden(probabilities, alive)
 
     def tensors(self) -> dict[str, Tensor]:
