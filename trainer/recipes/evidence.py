@@ -15,8 +15,7 @@ Legend: N tasks, K branches, C chunks of the warm-up.
 from __future__ import annotations
 
 import logging
-import math
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,41 +29,29 @@ from model.grouping.grouping import Grouping
 from model.grouping.paired_losses import PairedLosses
 from model.grouping.pruning import harden
 from trainer.config.config import Config
-from trainer.config.grouping import GroupingSection, LearnedGroupingSection
-from trainer.recipes.learner import GroupLearner, LearnerInput
+from trainer.config.grouping import GroupingSection
+from trainer.recipes.learner import LearnerInput
+from trainer.recipes.warmup import WarmupLearner, WarmupSection
 
 logger = logging.getLogger(__name__)
 
-_IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
-_MAX_COLLECTED_STEPS = 200  # steps whose statistics are summed, a small fraction of a long run
 _CHUNKS = 8  # of the collected steps, which the bootstrap resamples
-_HELD_FRACTION = 0.5  # of the time from warm-up to finish, in which firm groups stay as they are
 _FIRM = 0.8  # least firmness of a group that the affinities decide
-_STATISTICS = "gradient_statistics."  # prefix of their tensors
 
 
-class EvidenceSection(LearnedGroupingSection):
+class EvidenceSection(WarmupSection):
     """The keys of the recipe `evidence`."""
 
-    warmup: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """Fraction of the run in which all tasks train on all branches."""
-    num_groups: Literal["estimate", "all"] = "estimate"
-    """`all` makes as many groups as there are branches, `estimate` fewer if the affinities suggest
-    fewer."""
     initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.97
     """Prior probability of a task on the branch of its group, if that is firm."""
 
 
 @register_recipe("evidence")
-class EvidenceGroups(GroupLearner):
-    """Logits set from affinities first and from paired losses afterwards, without sampling.
-
-    Attributes:
-        warmup_end: Steps of the warm-up.
-    """
+class EvidenceGroups(WarmupLearner):
+    """Logits set from affinities first and from paired losses afterwards, without sampling."""
 
     section: ClassVar[type[GroupingSection]] = EvidenceSection
-    collects_gradient_statistics: ClassVar[bool] = True
+    held_fraction: ClassVar[float] = 0.5
 
     def __init__(
         self, grouping: Grouping, config: Config, num_steps: int, device: torch.device, rank: int
@@ -72,34 +59,13 @@ class EvidenceGroups(GroupLearner):
         super().__init__(grouping, config, num_steps, device, rank)
         assert isinstance(config.grouping, EvidenceSection), "the recipe has this section"
         self._section = config.grouping
-        self.warmup_end = max(1, round(self._section.warmup * num_steps))
-        self.finish_step = min(max(self.finish_step, self.warmup_end + 1), num_steps)
-        self._held_until = self.warmup_end + round(
-            _HELD_FRACTION * (self.finish_step - self.warmup_end)
-        )
         self.start_step = max(self.start_step, self.warmup_end)
-        self._first_collected = int(_IGNORED_FRACTION * self.warmup_end)
-        self._collect_every = -(-(self.warmup_end - self._first_collected) // _MAX_COLLECTED_STEPS)
         self._collected = 0
-        self._statistics: GradientStatistics = {}
-        self._tasks = torch.empty(0, dtype=torch.long)
         self._prior = torch.zeros_like(self.grouping.logits.detach())
-        with torch.no_grad():
-            self.grouping.logits.zero_()
 
     @override
     def temperature(self, step: int) -> float:
         return 1.0
-
-    @override
-    def weights(self, step: int, num_samples: int) -> Tensor:
-        return self.grouping.probabilities()
-
-    def collects(self, step: int) -> bool:
-        """Return whether `collect` needs the gradient statistics of `step`."""
-        offset = step - self._first_collected
-        in_time = 0 <= offset < self.warmup_end - self._first_collected
-        return in_time and not self.finished and offset % self._collect_every == 0
 
     def collect(self, statistics: GradientStatistics, tasks: Tensor) -> None:
         """Add the statistics of a step, summed over ranks, to one of C chunks [C,...]."""
@@ -126,11 +92,6 @@ class EvidenceGroups(GroupLearner):
             posterior = torch.where(self._is_firm(), self._prior, posterior)
         self._set_logits(posterior)
 
-    def leave_out(self, step: int) -> None:
-        """Set the logits from the affinities even if the step in which that is due is left out."""
-        if not self.finished and step + 1 == self.warmup_end:
-            self._start_groups()
-
     def _posterior(self) -> Tensor:
         """Return the log of prior times likelihood, up to a constant for each task [N,K].
 
@@ -149,44 +110,27 @@ class EvidenceGroups(GroupLearner):
         assert self.firmness is not None, "the groups have started"
         return (self.firmness[:-1, None] >= _FIRM).to(self._device)
 
-    def _set_logits(self, logits: Tensor) -> None:
-        with torch.no_grad():
-            # The best is zero, so that no logit overflows as the evidence grows.
-            best = logits.masked_fill(~self.grouping.alive, -torch.inf).amax(dim=1, keepdim=True)
-            self.grouping.logits.copy_((logits - best).clamp_min(-1e4))
-
     def _start_groups(self) -> None:
         from accelerate.utils import broadcast_object_list
 
-        num_tasks, num_branches = self.grouping.logits.shape
-        estimate = self._section.num_groups == "estimate"
+        shape = self.grouping.logits.shape
         decided: list[Any] = [None, None]
         if self._rank == 0:  # the others take its result: eigenvectors are not bitwise portable
-            start = find_groups(
-                self._statistics, self._tasks, num_tasks, num_branches, estimate=estimate
-            )
+            start = find_groups(self._statistics, self._tasks, *shape, estimate=self._estimates)
             decided = [start, branches_of_groups(start.labels, self.paired_losses.losses())]
         found, labels = broadcast_object_list(decided)
         self._group_start = found
         self.firmness = torch.tensor([*found.firmness, found.agreement])
-        num_groups = len(set(labels))
         text = "affinities: %d groups on %d branches, agreement with resampled steps %.2f"
-        logger.info(text, num_groups, num_branches, found.agreement)
+        logger.info(text, len(set(labels)), shape[1], found.agreement)
         branches = torch.tensor(labels, device=self._device)
-        probability = self._section.initial_probability
-        log_odds = math.log(probability / (1 - probability) * max(1, num_groups - 1))
-        logits = torch.full_like(self._prior, -1e4)
-        logits[:, branches.unique()] = 0.0
-        firm = self._is_firm()[:, 0]
-        logits[firm, branches[firm]] = log_odds
+        logits = self._logits_of_start(
+            branches, self._section.initial_probability, self._is_firm()[:, 0]
+        )
         self._set_logits(logits)
         self._prior = self.grouping.logits.detach().clone()
-        self.paired_losses = PairedLosses(num_tasks, num_branches, self._device)
+        self.paired_losses = PairedLosses(shape[0], shape[1], self._device)
         self._statistics, self._collected = {}, 0
-
-    def prunes_at(self, step: int) -> bool:
-        """Return whether heads may be switched off; after the warm-up those of no group are."""
-        return super().prunes_at(step) or (step == self.warmup_end and not self.finished)
 
     def _kept(self, step: int) -> Tensor:
         alive, probabilities = self.grouping.alive, self.grouping.probabilities()
@@ -202,21 +146,13 @@ class EvidenceGroups(GroupLearner):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return logits, mask and prior [N,K], and in the warm-up the statistics [C,...]."""
-        collected = {f"{_STATISTICS}{name}": value for name, value in self._statistics.items()}
-        if collected:
-            collected["residual_tasks"] = self._tasks
-            collected["collected_steps"] = torch.tensor(self._collected)
-        return {**super().tensors(), "prior": self._prior, **collected}
+        tensors = {**super().tensors(), "prior": self._prior}
+        if self._statistics:
+            tensors["collected_steps"] = torch.tensor(self._collected)
+        return tensors
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Restore `tensors`."""
         super().load(tensors, updates)
-        tensors = {name: value.to(self._device) for name, value in tensors.items()}
-        self._prior = tensors["prior"]
-        self._statistics = {
-            name.removeprefix(_STATISTICS): value
-            for name, value in tensors.items()
-            if name.startswith(_STATISTICS)
-        }
-        self._tasks = tensors.get("residual_tasks", self._tasks)
+        self._prior = tensors["prior"].to(self._device)
         self._collected = int(tensors.get("collected_steps", 0))
