@@ -13,6 +13,7 @@ from data_pipelines.errors import DataError
 from data_pipelines.reading.mixed_order import mixed_order
 from data_pipelines.reading.order import TrainBatches, spread_samples
 from data_pipelines.shards.manifest import Shard, Split
+from tests.batches import steps_of
 
 SEEDS = st.integers(0, 2**31)
 WEIGHTS = st.floats(0.05, 20.0)
@@ -40,27 +41,6 @@ def split_of(**sizes):
 def source_of(split):
     """The source of each sample, by id."""
     return [shard.source for shard in split.shards for _ in range(shard.samples)]
-
-
-def steps_of(order, global_batch, num_steps, world_size=1, accumulation=1, start_step=0):
-    """Per step, the samples joined over micro-batches and ranks."""
-    ranks = []
-    for rank in range(world_size):
-        batches = TrainBatches(
-            order,
-            global_batch=global_batch,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-            gradient_accumulation_steps=accumulation,
-            start_step=start_step,
-        )
-        micro = list(batches)
-        assert {len(batch) for batch in micro} <= {global_batch // world_size // accumulation}
-        ranks.append(
-            [list(chain(*micro[n : n + accumulation])) for n in range(0, len(micro), accumulation)]
-        )
-    return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
 
 def offset(step):
@@ -96,7 +76,7 @@ def test_batches_have_the_samples_of_a_naive_systematic_sampling(weights, seed):
     order = mixed_order(split, dict(zip(names, weights, strict=True)), seed=seed, num_streams=8)
     counts = [
         [sum(sources[sample] == name for _, sample in step) for name in names]
-        for step in steps_of(order, 16, 20)
+        for step in steps_of(order, num_steps=20)
     ]
     assert counts == naive_counts(weights, 16, 20)
     shares = [16 * weight / sum(weights) for weight in weights]
@@ -130,7 +110,7 @@ def test_no_sample_is_repeated_before_all_of_its_source_were_used(
     split = split_of(a=first, b=second)
     sources = source_of(split)
     order = mixed_order(split, {"a": weight}, seed=seed, num_streams=streams)
-    used = list(chain(*steps_of(order, 8, 60)))
+    used = list(chain(*steps_of(order, num_steps=60, global_batch=8)))
     assert len(set(used)) == len(used)  # a sample has another pass each time: another augmentation
     for name, size in (("a", sum(first)), ("b", sum(second))):
         own = [(number, sample) for number, sample in used if sources[sample] == name]
@@ -146,14 +126,14 @@ def test_no_sample_is_repeated_before_all_of_its_source_were_used(
 def test_processes_accumulation_and_resumes_leave_the_order_as_it_is(first, second, seed, data):
     split = split_of(a=[16, *first], b=[16, *second])
     weights = {"a": data.draw(WEIGHTS), "b": data.draw(WEIGHTS)}
-    expected = steps_of(mixed_order(split, weights, seed=seed, num_streams=8), 16, 24)
+    expected = steps_of(mixed_order(split, weights, seed=seed, num_streams=8), num_steps=24)
     stops = sorted({0, 24, *data.draw(st.lists(st.integers(1, 23), max_size=4))})
     steps = []
     for start, stop in pairwise(stops):
         world_size = data.draw(st.sampled_from([1, 2, 4, 8]))
         accumulation = data.draw(st.sampled_from([1, 2]))
         order = mixed_order(split, weights, seed=seed, num_streams=8)
-        steps += steps_of(order, 16, stop, world_size, accumulation, start)
+        steps += steps_of(order, world_size, accumulation, start, num_steps=stop)
     assert steps == expected
 
 
@@ -174,7 +154,7 @@ def test_seeds_and_passes_shuffle():
 
     def passes(seed):
         order = mixed_order(split, {}, seed=seed, num_streams=2)
-        used = [pair for step in steps_of(order, 10, 20) for pair in step]
+        used = [pair for step in steps_of(order, num_steps=20, global_batch=10) for pair in step]
         return [[s for n, s in used if n == number and s < 50] for number in range(2)]
 
     orders = [*passes(0), *passes(1)]

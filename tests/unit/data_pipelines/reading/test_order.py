@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +14,10 @@ from hypothesis import strategies as st
 from data_pipelines.errors import DataError
 from data_pipelines.reading.order import EpochOrder, EvalBatches, TrainBatches, default_num_streams
 from data_pipelines.shards.manifest import Field, IndexFile, Manifest, Shard, Split
+from tests.batches import steps_of
 
 SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=8).map(tuple)
 SEEDS = st.integers(0, 2**31)
-
-
-def steps_of(order, world_size=1, accumulation=1, start_step=0, num_steps=9, global_batch=16):
-    """Per step, the samples joined over micro-batches and ranks."""
-    ranks = []
-    for rank in range(world_size):
-        batches = TrainBatches(
-            order,
-            global_batch=global_batch,
-            num_steps=num_steps,
-            rank=rank,
-            world_size=world_size,
-            gradient_accumulation_steps=accumulation,
-            start_step=start_step,
-        )
-        micro = list(batches)
-        assert len(micro) == len(batches) == (num_steps - start_step) * accumulation
-        assert {len(batch) for batch in micro} <= {global_batch // world_size // accumulation}
-        ranks.append(
-            [list(chain(*micro[n : n + accumulation])) for n in range(0, len(micro), accumulation)]
-        )
-    return [list(chain(*parts)) for parts in zip(*ranks, strict=True)]
 
 
 @settings(max_examples=50, deadline=None)
