@@ -15,6 +15,8 @@ from model.grouping.affinity import Affinity
 from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.subspaces import TaskGradients, group_tasks
 
+FIRM = 0.8  # least firmness of a group that is kept as the affinities made it
+
 
 @dataclass(frozen=True)
 class GroupStart:
@@ -45,6 +47,29 @@ class GroupStart:
         both = np.where(same, self.co_assignment, 0.0).sum(axis=1)
         either = np.where(same, 1.0, self.co_assignment).sum(axis=1)
         return [float(value) for value in both / either]
+
+    @property
+    def balanced(self) -> list[int]:
+        """The groups with tasks that are not firm spread over them, for every task.
+
+        Tasks with a firm group stay in it. The others fill the smallest groups, so that the sizes
+        become as equal as possible. Which of them fill which has the highest sum of the mean
+        co-assignments of these tasks with the group as it is in `labels` (Hungarian method, scipy).
+        """
+        from scipy.optimize import linear_sum_assignment
+
+        assert self.co_assignment is not None, "the recipe resamples the steps"
+        groups = np.array(self.labels)
+        firm = np.array(self.firmness) >= FIRM
+        members = np.eye(groups.max() + 1)[groups]  # [N,G]
+        mean = self.co_assignment @ members / members.sum(axis=0)
+        sizes, places = members[firm].sum(axis=0), []
+        for _ in range(int((~firm).sum())):
+            places.append(int(sizes.argmin()))
+            sizes[places[-1]] += 1
+        loose, chosen = linear_sum_assignment(mean[~firm][:, places], maximize=True)
+        groups[np.flatnonzero(~firm)[loose]] = np.array(places, dtype=int)[chosen]
+        return [int(group) for group in groups]
 
 
 def find_groups(

@@ -1,13 +1,14 @@
 """The recipe `evidence`: groups from the tasks' gradients, and moves on significant differences.
 
 1. Warm-up: every task trains on every branch, and the gradient statistics of all heads are summed.
-2. Tasks of high affinity form a group, and every group gets a branch; branches beyond the number of
-   groups go. A task whose group is firm, that is the same when the steps are resampled, starts on
-   the branch of its group. The others start with equal weights on all branches.
+2. Tasks of high affinity form a group, and tasks whose group is not firm, that is another one when
+   the steps are resampled, make the sizes of the groups equal. Every group starts on one branch;
+   branches beyond the number of groups go.
 3. The Categorical is a posterior. Its prior is the start. Its likelihood comes from the differences
-   between the losses of a task's heads on the same batches. Tasks with a firm group move from half
-   of the time to `pruning.end` on: by then the branches differ by their groups rather than by their
-   first weights. Heads that have become unlikely are switched off on the way.
+   between the losses of a task's heads on the same batches. Tasks move from half of the time to
+   `pruning.end` on: by then the branches differ by their groups rather than by their first weights.
+   Heads that have become unlikely are switched off on the way, those of tasks whose groups are
+   firm before that.
 
 Legend: N tasks, K branches, C chunks of the warm-up.
 """
@@ -24,7 +25,7 @@ from typing_extensions import override
 
 from dmtg.plugins import register_recipe
 from model.grouping.gradient_statistics import GradientStatistics
-from model.grouping.group_start import branches_of_groups, find_groups
+from model.grouping.group_start import FIRM, branches_of_groups, find_groups
 from model.grouping.grouping import Grouping
 from model.grouping.paired_losses import PairedLosses
 from model.grouping.pruning import harden
@@ -36,14 +37,13 @@ from trainer.recipes.warmup import WarmupLearner, WarmupSection
 logger = logging.getLogger(__name__)
 
 _CHUNKS = 8  # of the collected steps, which the bootstrap resamples
-_FIRM = 0.8  # least firmness of a group that the affinities decide
 
 
 class EvidenceSection(WarmupSection):
     """The keys of the recipe `evidence`."""
 
     initial_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.97
-    """Prior probability of a task on the branch of its group, if that is firm."""
+    """Prior probability of a task on the branch of its group."""
 
 
 @register_recipe("evidence")
@@ -87,10 +87,8 @@ class EvidenceGroups(WarmupLearner):
             self._start_groups()
             return
         self.updates += 1
-        posterior = self._posterior()
-        if done <= self._held_until:
-            posterior = torch.where(self._is_firm(), self._prior, posterior)
-        self._set_logits(posterior)
+        if done > self._held_until:
+            self._set_logits(self._posterior())
 
     def _posterior(self) -> Tensor:
         """Return the log of prior times likelihood, up to a constant for each task [N,K].
@@ -105,11 +103,6 @@ class EvidenceGroups(WarmupLearner):
         worse = torch.where(error > 0, mean / error.clamp_min(1e-30), 0.0)
         return self._prior - worse * worse.abs() / 2
 
-    def _is_firm(self) -> Tensor:
-        """Return which tasks have a firm group, bool [N,1]."""
-        assert self.firmness is not None, "the groups have started"
-        return (self.firmness[:-1, None] >= _FIRM).to(self._device)
-
     def _start_groups(self) -> None:
         from accelerate.utils import broadcast_object_list
 
@@ -117,17 +110,14 @@ class EvidenceGroups(WarmupLearner):
         decided: list[Any] = [None, None]
         if self._rank == 0:  # the others take its result: eigenvectors are not bitwise portable
             start = find_groups(self._statistics, self._tasks, *shape, estimate=self._estimates)
-            decided = [start, branches_of_groups(start.labels, self.paired_losses.losses())]
+            decided = [start, branches_of_groups(start.balanced, self.paired_losses.losses())]
         found, labels = broadcast_object_list(decided)
         self._group_start = found
         self.firmness = torch.tensor([*found.firmness, found.agreement])
         text = "affinities: %d groups on %d branches, agreement with resampled steps %.2f"
         logger.info(text, len(set(labels)), shape[1], found.agreement)
         branches = torch.tensor(labels, device=self._device)
-        logits = self._logits_of_start(
-            branches, self._section.initial_probability, self._is_firm()[:, 0]
-        )
-        self._set_logits(logits)
+        self._set_logits(self._logits_of_start(branches, self._section.initial_probability))
         self._prior = self.grouping.logits.detach().clone()
         self.paired_losses = PairedLosses(shape[0], shape[1], self._device)
         self._statistics, self._collected = {}, 0
@@ -142,6 +132,8 @@ class EvidenceGroups(WarmupLearner):
         posterior = self._posterior().masked_fill(~alive, -torch.inf).softmax(dim=1)
         # The prior alone switches nothing off.
         unlikely = posterior < self._config.pruning.threshold * prior
+        if step <= self._held_until and self.firmness is not None:
+            unlikely &= (self.firmness[:-1, None] >= FIRM).to(unlikely.device)
         return (alive & ~unlikely) | harden(probabilities, alive)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -89,23 +89,18 @@ class WarmupLearner(GroupLearner):
             best = logits.masked_fill(~self.grouping.alive, -torch.inf).amax(dim=1, keepdim=True)
             self.grouping.logits.copy_((logits - best).clamp_min(-1e4))
 
-    def _logits_of_start(
-        self, branches: Tensor, probability: float, placed: Tensor | None = None
-    ) -> Tensor:
+    def _logits_of_start(self, branches: Tensor, probability: float) -> Tensor:
         """Return logits [N,K] that are equal on all branches in use but for the tasks' own.
 
         Args:
             branches: The branch of every task [N].
             probability: Of a task on its branch.
-            placed: Tasks that have this probability, bool [N]; the others have none of their own.
         """
         used = branches.unique()
         log_odds = math.log(probability / (1 - probability) * max(1, len(used) - 1))
         logits = torch.full_like(self.grouping.logits.detach(), -1e4)
         logits[:, used] = 0.0
-        tasks = torch.arange(len(branches), device=self._device)
-        tasks = tasks if placed is None else tasks[placed]
-        logits[tasks, branches[tasks]] = log_odds
+        logits[torch.arange(len(branches), device=self._device), branches] = log_odds
         return logits
 
     def prunes_at(self, step: int) -> bool:

@@ -1,7 +1,7 @@
 """The first groups: how firm they are, and which branches they get."""
 # Legend: N tasks, K branches, C chunks, F features.
 
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -59,6 +59,40 @@ def test_firmness_against_sets():
         overlap = np.mean([len(own & group) for group in groups])
         union = np.mean([len(own | group) for group in groups])
         assert start.firmness[task] == pytest.approx(overlap / union)
+
+
+def test_firm_groups_stay_as_they_are():
+    truth, start = found(noise=0.05)
+    truth[0] = truth[1]
+    unequal = GroupStart(truth.tolist(), np.eye(24), np.equal.outer(truth, truth) * 1.0, 1.0)
+    assert start.balanced == start.labels and unequal.balanced == truth.tolist()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tasks_without_a_firm_group_balance_the_sizes_by_their_co_assignments(seed):
+    """Against all groupings in which all have three tasks."""
+    rng = np.random.default_rng(seed)
+    labels = [0, 0, 0, 1, 1, 2, 0, 0, 1]
+    together = np.equal.outer(labels, labels) * 1.0
+    drawn = rng.dirichlet(np.ones(9), size=3)
+    together[6:], together[:, 6:] = drawn, drawn.T
+    start = GroupStart(labels, np.eye(9), together, 0.0)
+    firm = np.array(start.firmness) >= 0.8
+    assert not firm[6:].any()
+    loose = np.flatnonzero(~firm)
+    mean = np.array([together[:, np.array(labels) == g].mean(axis=1) for g in range(3)]).T
+
+    candidates = []
+    for chosen in product(range(3), repeat=len(loose)):
+        groups = np.array(labels)
+        groups[loose] = chosen
+        candidates.append((np.var(np.bincount(groups, minlength=3)), groups))
+    least = min(spread for spread, _ in candidates)
+    best = max(mean[loose, groups[loose]].sum() for spread, groups in candidates if spread == least)
+    found = np.array(start.balanced)
+    assert np.array_equal(found[firm], np.array(labels)[firm])
+    assert np.var(np.bincount(found, minlength=3)) == least
+    assert mean[loose, found[loose]].sum() == pytest.approx(best)
 
 
 @pytest.mark.parametrize("seed", range(5))

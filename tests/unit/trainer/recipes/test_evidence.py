@@ -22,6 +22,7 @@ from tests.warmups import (
     started,
     statistics,
 )
+from trainer.recipes import evidence
 
 HELD = WARM + 70
 
@@ -82,7 +83,7 @@ def test_weights_are_the_probabilities_at_any_time():
     assert own.weights(FINISH, 7).amax(dim=1).allclose(torch.tensor(0.6))
 
 
-def test_tasks_with_a_firm_group_stay_in_it_for_half_of_the_time():
+def test_tasks_stay_where_they_start_for_half_of_the_time():
     own = started("evidence")
     before = own.grouping.probabilities()
     losses = torch.rand(N, K, generator=torch.Generator().manual_seed(0))
@@ -185,22 +186,34 @@ def started_with_doubts(monkeypatch, doubtful):
     return started("evidence")
 
 
-def test_a_task_whose_group_is_not_firm_starts_on_all_branches(monkeypatch):
-    own = started_with_doubts(monkeypatch, [0, 7])
-    own.prune(WARM)
-    weights = own.weights(WARM, 7)[:, :2]
-    for task in range(N):
-        expected = 0.5 if task in (0, 7) else 0.97
-        assert weights[task].amax().item() == pytest.approx(expected)
+def test_tasks_without_a_firm_group_make_the_groups_equal(monkeypatch):
+    def first_groups_are_larger(*_, **__):
+        labels = [0] * 8 + [1] * 4
+        together = np.equal.outer(labels, labels) * 1.0
+        together[5, 8:] = 0.4  # of the first group this one was most often with the second
+        together[3, 8:] = 0.3
+        return GroupStart(labels, np.eye(N), together, 1.0)
+
+    monkeypatch.setattr(evidence, "find_groups", first_groups_are_larger)
+    own = started_with_doubts(monkeypatch, [2, 3, 5])
+    weights = own.weights(WARM, 7)
+    torch.testing.assert_close(weights.amax(dim=1), torch.full((N,), 0.97))
+    branch = weights.argmax(dim=1)
+    assert (branch == branch[0]).tolist() == [n in {0, 1, 2, 4, 6, 7} for n in range(N)]
 
 
-def test_a_task_whose_group_is_not_firm_follows_the_evidence_at_once(monkeypatch):
+def test_a_task_without_a_firm_group_keeps_its_heads_for_half_of_the_time(monkeypatch):
     own = started_with_doubts(monkeypatch, [0])
     own.prune(WARM)
     branch = own.weights(WARM, 7).argmax(dim=1)
-    losses = torch.ones(N, K)
-    losses[torch.arange(N), 1 - branch] = 0.5  # all of them would rather be on the other one
     rng = torch.Generator().manual_seed(0)
-    advance(own, WARM, HELD, lambda _: losses + 0.1 * torch.rand(N, K, generator=rng))
-    assert own.grouping.heads()[0] == (0, 1 - branch[0])
-    assert torch.equal(own.weights(HELD, 7).argmax(dim=1)[1:], branch[1:])
+
+    def losses(_):
+        values = 1 + 0.1 * torch.rand(N, K, generator=rng)
+        values[torch.arange(N), 1 - branch] += 1.0
+        return values
+
+    advance(own, WARM, HELD, losses)
+    assert own.grouping.alive.sum(dim=1).tolist() == [2] + [1] * (N - 1)
+    advance(own, HELD, HELD + 1, losses)
+    assert own.finished
