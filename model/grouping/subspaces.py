@@ -30,6 +30,7 @@ _NOISE_RIDGE = 3.0  # added to it for every unit of noise per signal
 _SHARPNESS = 2  # power of the affinities: separates close from distant neighbours
 _SAME_GROUP = 2.05  # of the background, the affinity from which two clusters are one group
 _CLEARLY_SAME = 3.5  # of the background, where that saves one branch only
+_LIKE_INSIDE = 0.67  # of the affinity inside the looser cluster of the two, in the same case
 _FAR_BELOW = 0.45  # of the affinity of the first pair
 _FEWEST_HALVED = 4  # tasks of a cluster that is tested for being two groups
 _REPLICATES = 20
@@ -171,15 +172,18 @@ def _joined(affinity: Affinity, labels: NDArray[np.int_]) -> NDArray[np.int_]:
     background = _background(affinity, clusters)
     limit = _SAME_GROUP * background
     closest: list[float] = []
+    inside = 0.0  # of the pair that was joined last
     while len(clusters) > 1:
         between = _between(affinity, clusters)
         np.fill_diagonal(between, 0.0)
         first, second = sorted(np.unravel_index(between.argmax(), between.shape))
         if between[first, second] <= max([limit, *(_FAR_BELOW * each for each in closest)]):
             break
+        inside = min(_inside(affinity, clusters[first]), _inside(affinity, clusters[second]))
         closest.append(float(between[first, second]))
         clusters[first] = np.concatenate([clusters[first], clusters.pop(second)])
-    unclear = len(closest) == 1 and closest[0] <= _CLEARLY_SAME * background
+    clearly = max(_CLEARLY_SAME * background, _LIKE_INSIDE * inside)
+    unclear = len(closest) == 1 and closest[0] <= clearly
     if not closest or unclear or len(clusters) == 1:
         return labels
     fewer = _cluster(affinity, len(clusters))
@@ -211,6 +215,12 @@ def _between(affinity: Affinity, clusters: Sequence[NDArray[np.int_]]) -> Affini
     squares = affinity**2
     rows = [[squares[np.ix_(one, other)].mean() for other in clusters] for one in clusters]
     return np.sqrt(np.array(rows))
+
+
+def _inside(affinity: Affinity, members: NDArray[np.int_]) -> float:
+    """Return the root of the mean squared affinity between the tasks of a cluster; 0 for one."""
+    pairs = affinity[np.ix_(members, members)][np.triu_indices(len(members), 1)]
+    return float(np.sqrt((pairs**2).mean())) if len(pairs) else 0.0
 
 
 def _cluster(affinity: Affinity, num_groups: int) -> NDArray[np.int_]:

@@ -182,3 +182,11 @@ def test_one_group_less_needs_stronger_evidence_than_several():
     assert len(set(group_tasks(affinity, 8))) == 3
     assert len(set(group_tasks(affinity, 4))) == 4
     assert len(set(group_tasks(blocks(9, 9, 9), 4))) == 3
+
+
+@pytest.mark.parametrize(("near", "expected"), [(0.2, 4), (0.25, 4), (0.32, 3), (0.4, 3)])
+def test_two_groups_that_are_near_stay_apart_if_each_is_denser_inside(near, expected):
+    affinity = blocks(9, 9, 9, 9, within=0.4, between=0.05)
+    affinity[:9, 9:18] *= near / 0.05
+    affinity[9:18, :9] *= near / 0.05
+    assert len(set(group_tasks(affinity, 4))) == expected
