@@ -71,7 +71,7 @@ def measure(config: str, shards: Path, steps: int, seed: int, out: Path) -> dict
     seconds, session, metrics = run(config, [*common, f"run.out={out / 'found'}"])
     names = [task.name for task in session.tasks]
     groups = out / "groups.json"
-    write_json(groups, {"groups": groups_of(steps, names, session.learner.grouping).groups})
+    write_json(groups, {"groups": groups_of(steps, names, session.learner).groups})
     given = [f"run.out={out / 'given'}", "grouping.recipe=fixed", f"grouping.groups={groups}"]
     given_seconds, _, given_metrics = run(config, [*common, *given])
     change = relative_change(session.tasks, metrics, given_metrics).mean
