@@ -15,7 +15,7 @@ from model.grouping.affinity import Affinity
 from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.subspaces import TaskGradients, group_tasks
 
-FIRM = 0.8  # least firmness of a group that is kept as the affinities made it
+FIRM_TASK = 0.8  # least firmness of a task that keeps the group of its affinities
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,25 @@ class GroupStart:
         """The groups with tasks that are not firm spread over them, for every task.
 
         Tasks with a firm group stay in it. The others fill the smallest groups, so that the sizes
-        become as equal as possible. Which of them fill which has the highest sum of the mean
-        co-assignments of these tasks with the group as it is in `labels` (Hungarian method, scipy).
+        become as equal as possible, in the way with the highest sum of their mean co-assignments
+        with the groups of `labels` (Hungarian method, scipy).
         """
         from scipy.optimize import linear_sum_assignment
 
         assert self.co_assignment is not None, "the recipe resamples the steps"
         groups = np.array(self.labels)
-        firm = np.array(self.firmness) >= FIRM
+        firm = np.array(self.firmness) >= FIRM_TASK
         members = np.eye(groups.max() + 1)[groups]  # [N,G]
-        mean = self.co_assignment @ members / members.sum(axis=0)
-        sizes, places = members[firm].sum(axis=0), []
-        for _ in range(int((~firm).sum())):
-            places.append(int(sizes.argmin()))
-            sizes[places[-1]] += 1
-        loose, chosen = linear_sum_assignment(mean[~firm][:, places], maximize=True)
-        groups[np.flatnonzero(~firm)[loose]] = np.array(places, dtype=int)[chosen]
+        mean = (self.co_assignment @ members / members.sum(axis=0))[~firm]
+        sizes, places, filled = members[firm].sum(axis=0), list[int](), 0
+        while len(places) < len(mean):  # a round adds a place to each of the smallest groups
+            smallest, filled = np.flatnonzero(sizes == sizes.min()), len(places)
+            sizes[smallest] += 1
+            places += smallest.tolist()
+        value = mean[:, places]
+        value[:, :filled] += len(groups)  # only places of the last round may stay empty
+        tasks, chosen = linear_sum_assignment(value, maximize=True)
+        groups[np.flatnonzero(~firm)[tasks]] = np.array(places, dtype=int)[chosen]
         return [int(group) for group in groups]
 
 

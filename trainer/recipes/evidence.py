@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from dmtg.plugins import register_recipe
 from model.grouping.gradient_statistics import GradientStatistics
-from model.grouping.group_start import FIRM, branches_of_groups, find_groups
+from model.grouping.group_start import FIRM_TASK, branches_of_groups, find_groups
 from model.grouping.grouping import Grouping
 from model.grouping.paired_losses import PairedLosses
 from model.grouping.pruning import harden
@@ -133,7 +133,7 @@ class EvidenceGroups(WarmupLearner):
         # The prior alone switches nothing off.
         unlikely = posterior < self._config.pruning.threshold * prior
         if step <= self._held_until and self.firmness is not None:
-            unlikely &= (self.firmness[:-1, None] >= FIRM).to(unlikely.device)
+            unlikely &= (self.firmness[:-1, None] >= FIRM_TASK).to(unlikely.device)
         return (alive & ~unlikely) | harden(probabilities, alive)
 
     def tensors(self) -> dict[str, Tensor]:

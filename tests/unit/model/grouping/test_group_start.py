@@ -68,30 +68,38 @@ def test_firm_groups_stay_as_they_are():
     assert start.balanced == start.labels and unequal.balanced == truth.tolist()
 
 
-@pytest.mark.parametrize("seed", range(6))
+def test_groups_whose_sizes_are_as_equal_as_possible_stay():
+    labels = [0, 0, 1, 1, 1]
+    together = np.where(np.equal.outer(labels, labels), 0.7, 0.2)
+    np.fill_diagonal(together, 1.0)
+    assert GroupStart(labels, np.eye(5), together, 0.0).balanced == labels
+
+
+@pytest.mark.parametrize("seed", range(30))
 def test_tasks_without_a_firm_group_balance_the_sizes_by_their_co_assignments(seed):
-    """Against all groupings in which all have three tasks."""
+    """Against all groupings in which the tasks without a firm group may be anywhere."""
     rng = np.random.default_rng(seed)
-    labels = [0, 0, 0, 1, 1, 2, 0, 0, 1]
-    together = np.equal.outer(labels, labels) * 1.0
-    drawn = rng.dirichlet(np.ones(9), size=3)
-    together[6:], together[:, 6:] = drawn, drawn.T
-    start = GroupStart(labels, np.eye(9), together, 0.0)
-    firm = np.array(start.firmness) >= 0.8
-    assert not firm[6:].any()
-    loose = np.flatnonzero(~firm)
-    mean = np.array([together[:, np.array(labels) == g].mean(axis=1) for g in range(3)]).T
+    num_tasks = 6 + seed % 4
+    labels = np.concatenate([np.arange(3), rng.integers(3, size=num_tasks - 3)])
+    others = [np.where(rng.random(num_tasks) < 0.4, rng.permutation(labels), labels) for _ in "abc"]
+    together = np.mean([np.equal.outer(other, other) for other in others], axis=0)
+    start = GroupStart(labels.tolist(), np.eye(num_tasks), together, 0.0)
+    loose = np.flatnonzero(np.array(start.firmness) < 0.8)
+    mean = np.array([together[:, labels == group].mean(axis=1) for group in range(3)]).T
+
+    def spread(groups):
+        return np.var(np.bincount(groups, minlength=3))
 
     candidates = []
     for chosen in product(range(3), repeat=len(loose)):
-        groups = np.array(labels)
+        groups = labels.copy()
         groups[loose] = chosen
-        candidates.append((np.var(np.bincount(groups, minlength=3)), groups))
-    least = min(spread for spread, _ in candidates)
-    best = max(mean[loose, groups[loose]].sum() for spread, groups in candidates if spread == least)
+        candidates.append((spread(groups), mean[loose, groups[loose]].sum()))
     found = np.array(start.balanced)
-    assert np.array_equal(found[firm], np.array(labels)[firm])
-    assert np.var(np.bincount(found, minlength=3)) == least
+    assert np.array_equal(np.delete(found, loose), np.delete(labels, loose))
+    least = min(each for each, _ in candidates)
+    assert spread(found) == pytest.approx(least)
+    best = max(value for each, value in candidates if each == pytest.approx(least))
     assert mean[loose, found[loose]].sum() == pytest.approx(best)
 
 
