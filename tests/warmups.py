@@ -8,6 +8,7 @@ from dmtg.plugins import RECIPES
 from model.grouping.grouping import Grouping
 from model.grouping.head_sampling import HeadSample
 from trainer.config.loading import parse_config
+from trainer.recipes.evidence import EvidenceGroups
 from trainer.recipes.learner import LearnerInput
 
 N, K, STEPS = 12, 5, 200
@@ -30,8 +31,11 @@ def learner(
     return RECIPES[recipe](grouping, config, steps, torch.device("cpu"), 0)
 
 
-def statistics(num_tasks=N, num_branches=K, seed=0):
-    """Of one binary task each, which need two features of their group, as each branch has them."""
+def statistics(num_tasks=N, num_branches=K, seed=0, alike=True):
+    """Of one binary task each, which need two features of their group.
+
+    As each branch has them: tasks that are alike need nearly the same combination of the two.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.zeros(num_branches, num_tasks, 4)
     needed = 1 + 0.2 * torch.randn(num_tasks, 2, generator=torch.Generator().manual_seed(9))
@@ -39,6 +43,10 @@ def statistics(num_tasks=N, num_branches=K, seed=0):
         maps = torch.randn(num_branches, 2, 2, generator=generator)
         tasks = [task for task in range(num_tasks) if 2 * (task % 2) == group]
         rows[:, tasks, group : group + 2] = needed[tasks] @ maps
+        if not alike:
+            rows[:, tasks, group : group + 2] = torch.randn(
+                num_branches, len(tasks), 2, generator=generator
+            )
     return {
         "count": torch.ones(num_branches),
         "features": torch.zeros(num_branches, 1, 4),
@@ -66,7 +74,8 @@ def advance(own, first, last, losses=None):
     shape = own.grouping.logits.shape
     for step in range(first, last):
         if own.collects(step):
-            own.collect(statistics(*shape), torch.arange(shape[0]))
+            given = statistics(*shape, alike=isinstance(own, EvidenceGroups))
+            own.collect(given, torch.arange(shape[0]))
         given = torch.ones(shape) if losses is None else losses(step)
         learn(own, inputs(step, torch.full(shape, torch.nan), given))
         own.prune(step + 1)

@@ -106,7 +106,7 @@ class AffinityGroups(WarmupLearner):
         from accelerate.utils import broadcast_object_list
 
         num_tasks, num_branches = self.grouping.logits.shape
-        affinity = task_affinity(self._statistics, self._tasks, num_tasks)
+        affinity = task_affinity(self._collected_statistics(), self._tasks, num_tasks)
         decided = [group_tasks(affinity, num_branches, estimate=self._estimates)]
         # Broadcast rank 0's labels: eigenvectors are not bitwise portable.
         groups = broadcast_object_list(decided)[0]

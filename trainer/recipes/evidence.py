@@ -107,9 +107,10 @@ class EvidenceGroups(WarmupLearner):
         from accelerate.utils import broadcast_object_list
 
         shape = self.grouping.logits.shape
+        statistics = self._collected_statistics()
         decided: list[Any] = [None, None]
         if self._rank == 0:  # the others take its result: eigenvectors are not bitwise portable
-            start = find_groups(self._statistics, self._tasks, *shape, estimate=self._estimates)
+            start = find_groups(statistics, self._tasks, *shape, estimate=self._estimates)
             decided = [start, branches_of_groups(start.balanced, self.paired_losses.losses())]
         found, labels = broadcast_object_list(decided)
         self._group_start = found

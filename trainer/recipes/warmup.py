@@ -18,6 +18,7 @@ from model.grouping.gradient_statistics import GradientStatistics
 from model.grouping.grouping import Grouping
 from trainer.config.config import Config
 from trainer.config.grouping import LearnedGroupingSection
+from trainer.errors import UserError
 from trainer.recipes.learner import GroupLearner
 
 _IGNORED_FRACTION = 0.25  # of the warm-up, in which the features change fastest
@@ -82,6 +83,14 @@ class WarmupLearner(GroupLearner):
     @abstractmethod
     def _start_groups(self) -> None:
         """Set the logits from the statistics, the same on every rank, and delete these."""
+
+    def _collected_statistics(self) -> GradientStatistics:
+        if not self._statistics:
+            raise UserError(
+                "grouping.warmup: every step in which gradients were to be collected was left out "
+                "because of losses or gradients that are not finite; lower optim.lr"
+            )
+        return self._statistics
 
     def _set_logits(self, logits: Tensor) -> None:
         with torch.no_grad():

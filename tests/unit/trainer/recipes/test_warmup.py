@@ -100,6 +100,14 @@ def test_as_many_groups_as_branches_where_that_is_asked_for(recipe):
     assert not own.prune(WARM)
 
 
+def test_a_warm_up_without_any_step_says_so(recipe):
+    own = learner(recipe)
+    for step in range(WARM - 1):
+        own.leave_out(step)
+    with pytest.raises(UserError, match=r"grouping\.warmup: every step .* was left out"):
+        own.leave_out(WARM - 1)
+
+
 def test_the_scale_of_a_tasks_losses_does_not_matter(recipe):
     own, scaled = started(recipe), started(recipe)
     rng = torch.Generator().manual_seed(0)
